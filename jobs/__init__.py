@@ -1,0 +1,1 @@
+"""Jobs: what gets run or submitted, each as `python -m jobs.NAME`."""

@@ -1,0 +1,233 @@
+"""Settings: typed models, loaded from a YAML file and the command line.
+
+Settings models live beside the code that they configure; this file only loads, checks and prints them.
+
+    settings = load(PretrainJob, ["--config", "run.yaml", "--optimiser.learning_rate", "1e-3"])
+
+Values given on the command line win over the file, the file wins over defaults.
+"""
+
+import argparse
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import pydantic
+import yaml
+from pydantic_core import PydanticUndefined
+
+from pipeline.errors import SettingsError
+
+
+class Settings(pydantic.BaseModel):
+    """Base of all settings: unknown keys are refused, instances are immutable, field docstrings become the help."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+SettingsT = TypeVar("SettingsT", bound=pydantic.BaseModel)
+
+
+def load(
+    settings_type: type[SettingsT], argv: Sequence[str] | None = None, prog: str = "", description: str = ""
+) -> SettingsT:
+    """Settings from `--config FILE.yaml` and `--some.setting value` arguments.
+
+    argv: arguments without the program's name; None takes the process's own.
+    Raises SettingsError with one line for each setting that is wrong. `--help` prints and exits with 0.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(settings_type, prog, description)
+    flags = {path: field for path, field in _leaves(settings_type)}
+    arguments = vars(parser.parse_args(_normalised(argv, flags)))
+    config_file = arguments.pop("config")
+    values = _read_yaml(config_file) if config_file else {}
+    for path, text in arguments.items():
+        if text is not None:
+            _assign(values, path, _parse_value(text))
+    try:
+        return settings_type.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise SettingsError("\n".join(_describe(settings_type, item) for item in error.errors())) from None
+
+
+def to_yaml(settings: pydantic.BaseModel) -> str:
+    """The resolved settings as YAML; `load` reads it back through `--config`."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def flatten(settings: pydantic.BaseModel) -> dict[str, Any]:
+    """Nested settings as one flat mapping: {"optimiser.learning_rate": 0.001, ...}."""
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else str(key), item)
+        else:
+            yield prefix, value
+
+    return dict(walk("", settings.model_dump(mode="json")))
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(message)
+
+
+def _parser(settings_type: type[pydantic.BaseModel], prog: str, description: str) -> argparse.ArgumentParser:
+    parser = _OneLineParser(
+        prog=f"python -m {prog}" if prog else None,
+        description=description,
+        usage="%(prog)s [--config FILE.yaml] [--setting value ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings file; the command line wins over it")
+    groups: dict[str, Any] = {}
+    for path, field in _leaves(settings_type):
+        section = path.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section or "settings")
+        required = field.is_required()
+        default = "required" if required else f"default: {_show(field.get_default(call_default_factory=True))}"
+        text = " ".join((field.description or "").split()).replace("%", "%%")
+        groups[section].add_argument(
+            f"--{path}", dest=path, metavar=_type_name(field), help=f"{text} ({default.replace('%', '%%')})".strip()
+        )
+    return parser
+
+
+def _leaves(model: type[pydantic.BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting that can be given on the command line, with its dotted path."""
+    for name, field in model.model_fields.items():
+        nested = _settings_class(field.annotation)
+        if nested is not None:
+            yield from _leaves(nested, f"{prefix}{name}.")
+        if nested is None or _is_optional(field.annotation):
+            yield f"{prefix}{name}", field
+
+
+def _settings_class(annotation: Any) -> type[pydantic.BaseModel] | None:
+    """The settings model behind an annotation (also behind `Model | None`), if there is exactly one."""
+    candidates = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    models = [c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel)]
+    return models[0] if len(models) == 1 else None
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _is_optional(annotation: Any) -> bool:
+    return _is_union(annotation) and type(None) in typing.get_args(annotation)
+
+
+def _type_name(field: Any) -> str:
+    annotation = field.annotation
+    if typing.get_origin(annotation) is typing.Literal:
+        return "|".join(str(a) for a in typing.get_args(annotation))
+    if _is_union(annotation):
+        names = [getattr(a, "__name__", str(a)) for a in typing.get_args(annotation)]
+        return "|".join("none" if n == "NoneType" else n for n in names)
+    return getattr(annotation, "__name__", None) if not typing.get_args(annotation) else _show(annotation)
+
+
+def _show(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump_json()
+    return "none" if value is None else str(value).replace("typing.", "")
+
+
+def _normalised(argv: list[str], flags: dict[str, Any]) -> list[str]:
+    """Every argument as `--setting=value`, unknown settings refused with a hint at the one probably meant.
+
+    `--models.mine URI`, where `models` is a mapping, becomes part of one `--models={mine: URI}`.
+    """
+    result: list[str] = []
+    mappings: dict[str, dict[str, Any]] = {}
+    remaining = iter(argv)
+    for argument in remaining:
+        if argument in ("--help", "-h"):
+            return ["--help"]
+        if not argument.startswith("--"):
+            raise SettingsError(f"unexpected argument '{argument}'; settings are given as --some.setting value")
+        name, has_value, value = argument[2:].partition("=")
+        parent, _, key = name.rpartition(".")
+        in_mapping = parent in flags and typing.get_origin(flags[parent].annotation) is dict
+        if name != "config" and name not in flags and not in_mapping:
+            close = difflib.get_close_matches(name, flags, n=1)
+            hint = f"did you mean --{close[0]}?" if close else "--help lists the settings there are"
+            raise SettingsError(f"unknown setting '{name}'; {hint}")
+        if not has_value:
+            value = next(remaining, "--")
+            if value.startswith("--"):
+                raise SettingsError(f"setting '{name}' needs a value")
+        if name in flags or name == "config":
+            result.append(f"--{name}={value}")
+        else:
+            mappings.setdefault(parent, {})[key] = _parse_value(value)
+    for parent, mapping in mappings.items():
+        result.append(f"--{parent}={yaml.safe_dump(mapping, default_flow_style=True, width=100_000).strip()}")
+    return result
+
+
+def _parse_value(text: str) -> Any:
+    """Command-line text: YAML for lists, mappings and null; plain text otherwise (pydantic converts numbers)."""
+    if text.lower() in ("none", "null"):
+        return None
+    if text[:1] in ("[", "{"):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise SettingsError(f"'{text}' is not a valid YAML list or mapping") from None
+    return text
+
+
+def _assign(values: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            values[parent] = {}
+        values = values[parent]
+    values[last] = value
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"setting 'config': cannot read '{path}': {error.strerror}") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise SettingsError(f"setting 'config': '{path}' is not valid YAML{line}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"setting 'config': '{path}' must hold a mapping of settings")
+    return values
+
+
+def _describe(settings_type: type[pydantic.BaseModel], error: Any) -> str:
+    """One line for one pydantic error: the setting, the value, what is allowed."""
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"setting '{path}' is required"
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(path, [p for p, _ in _leaves(settings_type)], n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        return f"unknown setting '{path}'{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    value = error["input"]
+    if not path:
+        return message
+    shown = "none" if value is None else f"{value!r}"
+    return f"setting '{path}' = {shown}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,1 @@
+"""The data plane: frame sets, how they are made and how they are streamed."""

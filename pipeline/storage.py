@@ -1,0 +1,307 @@
+"""Every path is a URI: a local path, `file://...` or `s3://bucket/key`.
+
+Data moves through pyarrow file systems. Credentials, region and endpoint come from the environment the way the AWS SDK
+reads them (AWS_*, AWS_ENDPOINT_URL); they are never part of a URI or a setting.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow.fs as pafs
+
+from pipeline.errors import StorageError
+
+_COPY_THREADS = 16
+
+
+def is_local(uri: str) -> bool:
+    """True for plain paths and file:// URIs."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow file system that serves a URI, and the path inside it. Raises StorageError for a bad URI."""
+    if is_local(uri):
+        return pafs.LocalFileSystem(), local_path(uri)
+    scheme, bucket = urlsplit(uri)[:2]
+    if scheme != "s3":
+        raise StorageError(f"{uri}: unknown scheme '{scheme}://'; use a local path, file:// or s3://")
+    if not bucket:
+        raise StorageError(f"{uri}: no bucket named; write s3://bucket/key")
+    return _s3(_s3_endpoint()), uri[len("s3://") :].rstrip("/")
+
+
+def local_path(uri: str) -> str:
+    """The absolute path of a local URI."""
+    if not is_local(uri):
+        raise StorageError(f"{uri}: a local path is needed here")
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def absolute(uri: str) -> str:
+    """The URI made independent of the working directory (jobs and Ray workers run elsewhere)."""
+    return local_path(uri) if is_local(uri) else uri.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with path components appended."""
+    return "/".join([uri.rstrip("/") or "/", *(part.strip("/") for part in parts)])
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    with _named_errors(uri):
+        filesystem, path = resolve(uri)
+        return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def is_file(uri: str) -> bool:
+    """Whether the URI names a file (not a folder)."""
+    with _named_errors(uri):
+        filesystem, path = resolve(uri)
+        return filesystem.get_file_info(path).type == pafs.FileType.File
+
+
+def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
+    """All files below a folder, recursively and sorted, as URIs. A missing folder gives an empty list."""
+    with _named_errors(uri):
+        filesystem, path = resolve(uri)
+        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+        found = [info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+    prefix = "" if is_local(uri) else "s3://"
+    return sorted(prefix + name for name in found if name.lower().endswith(suffix))
+
+
+def size(uri: str) -> int:
+    """Bytes of one file."""
+    with _named_errors(uri):
+        filesystem, path = resolve(uri)
+        info = filesystem.get_file_info(path)
+        if info.type != pafs.FileType.File:
+            raise StorageError(f"{uri}: no such file")
+        return info.size
+
+
+def read_bytes(uri: str) -> bytes:
+    """A whole file."""
+    with _named_errors(uri):
+        filesystem, path = resolve(uri)
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return stream.readall()
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole file, atomically: a reader sees the old content or the new, never a part of it."""
+    with _named_errors(uri):
+        filesystem, path = resolve(uri)
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        else:
+            with filesystem.open_output_stream(path, compression=None) as stream:  # an S3 object appears on close
+                stream.write(data)
+
+
+def read_json(uri: str) -> Any:
+    """A JSON file. Raises StorageError where it is not valid JSON."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise StorageError(f"{uri}: not valid JSON ({error})") from None
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write JSON, atomically."""
+    write_bytes(uri, json.dumps(value, indent=1, allow_nan=False).encode())
+
+
+def delete(uri: str) -> None:
+    """Remove a file or a whole folder; a missing one is fine."""
+    with _named_errors(uri):
+        filesystem, path = resolve(uri)
+        kind = filesystem.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            filesystem.delete_file(path)
+
+
+def copy_to_local(uri: str, local: str | Path) -> None:
+    """Copy a file, or a folder with all below it, to a local path."""
+    _copy(uri, str(local))
+
+
+def copy_from_local(local: str | Path, uri: str) -> None:
+    """Copy a local file, or a folder with all below it, to a URI."""
+    _copy(str(local), uri)
+
+
+def copy_tree(source: str, target: str) -> None:
+    """Copy a file, or a folder with all below it, between any two URIs."""
+    _copy(source, target)
+
+
+@contextmanager
+def as_local_file(uri: str) -> Iterator[str]:
+    """A local path to the file: itself where it is local, else a temporary copy (for libraries that want a path)."""
+    if is_local(uri):
+        yield local_path(uri)
+        return
+    folder = tempfile.mkdtemp(prefix="equihand-")
+    try:
+        target = os.path.join(folder, os.path.basename(uri))
+        copy_to_local(uri, target)
+        yield target
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def preflight(*uris: str, write: bool = False) -> None:
+    """Check that each URI can be reached (and written) before any long work; about ten seconds at most.
+
+    Raises StorageError with one clear line: missing bucket, no permission, wrong endpoint, bad credentials, missing
+    local folder.
+    """
+    for uri in uris:
+        resolve(uri)
+        if is_local(uri):
+            _preflight_local(uri, write)
+        else:
+            _preflight_s3(uri, write)
+
+
+def _preflight_local(uri: str, write: bool) -> None:
+    path = Path(local_path(uri))
+    if not write:
+        if not path.exists():
+            raise StorageError(f"{uri}: no such file or folder")
+        if not os.access(path, os.R_OK):
+            raise StorageError(f"{uri}: no permission to read")
+        return
+    parent = next(p for p in (path, *path.parents) if p.exists())
+    if not parent.is_dir():
+        raise StorageError(f"{uri}: '{parent}' is a file, not a folder")
+    if not os.access(parent, os.W_OK):
+        raise StorageError(f"{uri}: no permission to write to '{parent}'")
+
+
+def _preflight_s3(uri: str, write: bool) -> None:
+    """One small request, with short timeouts and no retries, so that a mistake shows in seconds."""
+    import boto3
+    from botocore import exceptions
+    from botocore.config import Config
+
+    bucket, key = urlsplit(uri).netloc, urlsplit(uri).path.strip("/")
+    endpoint = _s3_endpoint()
+    at = f" at endpoint {endpoint}" if endpoint else ""
+    started = time.monotonic()
+    try:
+        client = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            config=Config(connect_timeout=3, read_timeout=4, retries={"total_max_attempts": 1}),
+        )
+        if write:
+            probe = f"{key}/.write-check-{uuid.uuid4().hex}".lstrip("/")
+            client.put_object(Bucket=bucket, Key=probe, Body=b"")
+            client.delete_object(Bucket=bucket, Key=probe)
+        else:
+            listed = client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+            if not listed.get("KeyCount"):
+                raise StorageError(f"{uri}: nothing there (bucket '{bucket}' exists{at})")
+    except exceptions.ClientError as error:
+        raise StorageError(f"{uri}: {_s3_reason(error, bucket, write, at)}") from None
+    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
+        raise StorageError(
+            f"{uri}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        ) from None
+    except (exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError):
+        waited = time.monotonic() - started
+        target = endpoint or "the AWS S3 endpoint"
+        raise StorageError(
+            f"{uri}: no answer from {target} within {waited:.0f} s; check AWS_ENDPOINT_URL, AWS_REGION and the network"
+        ) from None
+    except (exceptions.BotoCoreError, exceptions.HTTPClientError, ValueError) as error:
+        raise StorageError(f"{uri}: {' '.join(str(error).split())}{at}") from None
+
+
+def _s3_reason(error: Any, bucket: str, write: bool, at: str) -> str:
+    code = error.response.get("Error", {}).get("Code", "")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if code in ("NoSuchBucket", "404", "NotFound"):
+        return f"bucket '{bucket}' does not exist{at}; create it or correct the URI"
+    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "InvalidClientTokenId"):
+        return f"the credentials were refused ({code}){at}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
+    if code in ("AccessDenied", "403", "AllAccessDisabled") or status == 403:
+        return f"no permission to {'write to' if write else 'read'} bucket '{bucket}'{at} ({code})"
+    if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "301") or status == 301:
+        return f"bucket '{bucket}' is in another region; set AWS_REGION to the bucket's region"
+    return f"{code or status}: {error.response.get('Error', {}).get('Message', 'request failed')}{at}"
+
+
+def _s3_endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+@lru_cache(maxsize=8)
+def _s3(endpoint: str | None) -> pafs.S3FileSystem:
+    return pafs.S3FileSystem(
+        endpoint_override=endpoint,
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+        connect_timeout=10,
+        request_timeout=60,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=8),
+    )
+
+
+def _copy(source: str, target: str) -> None:
+    with _named_errors(f"{source} -> {target}"):
+        (source_fs, source_path), (target_fs, target_path) = resolve(source), resolve(target)
+        info = source_fs.get_file_info(source_path)
+        if info.type == pafs.FileType.NotFound:
+            raise StorageError(f"{source}: no such file or folder")
+        if info.type == pafs.FileType.File:
+            pairs = [(source_path, target_path)]
+        else:
+            selector = pafs.FileSelector(source_path, recursive=True)
+            names = [f.path for f in source_fs.get_file_info(selector) if f.type == pafs.FileType.File]
+            pairs = [(name, target_path + name[len(source_path) :]) for name in names]
+        if isinstance(target_fs, pafs.LocalFileSystem):
+            for folder in {os.path.dirname(path) for _, path in pairs}:
+                os.makedirs(folder, exist_ok=True)
+        with ThreadPoolExecutor(_COPY_THREADS) as pool:
+            copies = [
+                pool.submit(pafs.copy_files, a, b, source_filesystem=source_fs, destination_filesystem=target_fs)
+                for a, b in pairs
+            ]
+            for copy in copies:
+                copy.result()
+
+
+@contextmanager
+def _named_errors(uri: str) -> Iterator[None]:
+    """Turn the file systems' errors into StorageErrors that name the URI."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StorageError(f"{uri}: no such file or folder") from None
+    except PermissionError:
+        raise StorageError(f"{uri}: no permission") from None
+    except OSError as error:
+        raise StorageError(f"{uri}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,180 @@
+"""MLflow: runs, settings, metrics and pictures. The only file that imports it.
+
+A run is created in the driver. Its handle (`Run`) is small and picklable, so that workers and callbacks can log to it
+through the client API (the fluent API keeps global state and is not safe across processes).
+"""
+
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pipeline.config import Settings, flatten, to_yaml
+from pipeline.errors import EquihandError
+from pipeline.storage import absolute, is_local
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# MLflow reads these when it is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+_RUN_ID_TAG = "equihand.run_id"
+_MAX_PARAM_LENGTH = 500
+
+
+class TrackingSettings(Settings):
+    """Where runs are recorded."""
+
+    uri: str = "sqlite:///mlflow.db"
+    """MLflow tracking URI: sqlite:///FILE, or http(s):// of a tracking server (credentials from MLFLOW_TRACKING_*)."""
+    experiment: str = Field(default="equihand", min_length=1)
+    """MLflow experiment that the run belongs to."""
+    artifacts: str | None = None
+    """URI below which a new experiment keeps its artifacts; none leaves it to MLflow (./mlruns, or the server)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A handle on one MLflow run; every method may be called from any process that reaches the tracking URI."""
+
+    tracking_uri: str
+    mlflow_run_id: str
+    experiment_id: str
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log finite numbers at an optimiser step; what is not finite is left out (MLflow stores refuse it)."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        rows = [Metric(name, float(value), now, step) for name, value in metrics.items() if math.isfinite(value)]
+        _client(self.tracking_uri).log_batch(self.mlflow_run_id, metrics=rows)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags on the run."""
+        for name, value in tags.items():
+            _client(self.tracking_uri).set_tag(self.mlflow_run_id, name, value)
+
+    def log_bytes(self, name: str, data: bytes) -> None:
+        """Store bytes as the artifact `name` (for example "pictures/views.png")."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            path.write_bytes(data)
+            self.log_file(path, str(Path(name).parent))
+
+    def log_text(self, name: str, text: str) -> None:
+        """Store text as the artifact `name`."""
+        self.log_bytes(name, text.encode())
+
+    def log_file(self, path: str | Path, folder: str = "") -> None:
+        """Store a local file as an artifact, below `folder`."""
+        _client(self.tracking_uri).log_artifact(self.mlflow_run_id, str(path), folder if folder != "." else None)
+
+    def history(self) -> dict[str, list[tuple[int, float]]]:
+        """Every metric of the run as (step, value) pairs, in order of step."""
+        client = _client(self.tracking_uri)
+        names = client.get_run(self.mlflow_run_id).data.metrics
+        series = {name: client.get_metric_history(self.mlflow_run_id, name) for name in names}
+        # A resumed run logs some steps twice: the later entry counts.
+        return {
+            name: sorted({m.step: m.value for m in sorted(points, key=lambda m: m.timestamp)}.items())
+            for name, points in series.items()
+        }
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        _client(self.tracking_uri).set_terminated(self.mlflow_run_id, status)
+
+
+def start_run(
+    settings: TrackingSettings,
+    run_id: str,
+    kind: str,
+    resolved_settings: Settings,
+    tags: Mapping[str, str] | None = None,
+    parent: Run | None = None,
+) -> Run:
+    """Open the MLflow run of our run `run_id`; one that exists already (a resumed job) goes on.
+
+    kind: what the run does ("pretrain", "finetune", ...). The resolved settings become parameters and an artifact.
+    Raises EquihandError when the tracking server does not answer.
+    """
+    from mlflow.entities import Param
+    from mlflow.exceptions import MlflowException
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    uri = _prepared_uri(settings.uri)
+    client = _client(uri)
+    try:
+        experiment_id = _experiment(client, settings)
+        found = client.search_runs(
+            [experiment_id], f"tags.`{_RUN_ID_TAG}` = '{run_id}' and tags.`equihand.kind` = '{kind}'", max_results=1
+        )
+        if found:
+            handle = Run(uri, found[0].info.run_id, experiment_id)
+            client.update_run(handle.mlflow_run_id, status="RUNNING")
+            return handle
+        all_tags = {_RUN_ID_TAG: run_id, "equihand.kind": kind, **(tags or {})}
+        if parent is not None:
+            all_tags["mlflow.parentRunId"] = parent.mlflow_run_id
+        created = client.create_run(experiment_id, run_name=run_id, tags=all_tags)
+        handle = Run(uri, created.info.run_id, experiment_id)
+        params = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in flatten(resolved_settings).items()]
+        client.log_batch(handle.mlflow_run_id, params=params)
+        handle.log_text("settings.yaml", to_yaml(resolved_settings))
+        return handle
+    except (MlflowException, OSError) as error:
+        raise EquihandError(f"MLflow at {settings.uri}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _experiment(client: "MlflowClient", settings: TrackingSettings) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(settings.experiment)
+    if experiment is None:
+        location = absolute(settings.artifacts) if settings.artifacts else _artifacts_beside(settings.uri)
+        try:
+            return client.create_experiment(settings.experiment, artifact_location=location)
+        except MlflowException:  # another process was faster
+            experiment = client.get_experiment_by_name(settings.experiment)
+            if experiment is None:
+                raise
+    return experiment.experiment_id
+
+
+def _prepared_uri(uri: str) -> str:
+    """SQLite files get an absolute path and their folder, because workers run in other directories."""
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///")).absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{path}"
+    return absolute(uri) if is_local(uri) and uri != "databricks" else uri
+
+
+def _artifacts_beside(uri: str) -> str | None:
+    """A local database keeps its artifacts in the folder beside it."""
+    if uri.startswith("sqlite:///"):
+        return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+    return None
+
+
+_CLIENTS: dict[tuple[int, str], Any] = {}
+
+
+def _client(uri: str) -> "MlflowClient":
+    # One client per process: a client opened before a fork must not be shared.
+    key = (os.getpid(), uri)
+    if key not in _CLIENTS:
+        from mlflow import MlflowClient
+
+        _CLIENTS[key] = MlflowClient(tracking_uri=uri)
+    return _CLIENTS[key]

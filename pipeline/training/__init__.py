@@ -1,0 +1,1 @@
+"""Training loops, optimisers, checkpoints and process-group helpers."""
