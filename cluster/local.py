@@ -1,0 +1,260 @@
+"""A Ray cluster of one head and two worker nodes on this machine, to rehearse what runs on a real one.
+
+    python -m cluster.local up        start it (nothing happens when it already runs)
+    python -m cluster.local status    what runs
+    python -m cluster.local down      stop it, and nothing else
+
+Like a real cluster: the head takes no tasks, a submitted job's code reaches each node by itself, every node has its
+own folder for temporary files and its own object store, and two training workers of four CPUs land on two nodes. The
+nodes are processes in the background; they outlive the terminal. Which ones they are stands in .cluster/state.json,
+and `down` stops exactly those (`ray stop` would stop every Ray of the user).
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import zlib
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.errors import EquihandError
+
+ROOT = Path(__file__).resolve().parents[1]
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 15.0
+WORKER_OBJECT_STORE_MB = 256
+HEAD_OBJECT_STORE_MB = 100
+
+State = dict[
+    str, Any
+]  # {"address", "job_server", "num_workers", "cpus", "folder", "processes": [[pid, start time], ...]}
+
+
+class ClusterError(EquihandError):
+    """The local cluster could not be started."""
+
+
+def up(home: Path, num_workers: int = 2, cpus: int = 4, job_port: int = 8265) -> State:
+    """Start a cluster and wait until all of its nodes are there. One that runs already is left as it is.
+
+    home: folder of the state file and of the nodes' output.
+    cpus: logical CPUs of each worker node; more than the machine has is fine for a rehearsal.
+    job_port: port of the job server and dashboard, on loopback.
+    Raises ClusterError; whatever had been started is stopped then.
+    """
+    running = status(home)
+    if running is not None:
+        return running
+    down(home)  # remains of a cluster that died
+    if _port_in_use(job_port):
+        raise ClusterError(f"port {job_port} is in use, so the job server cannot have it; choose one with --port")
+    gcs_port = _free_ports(1)[0]
+    # Short, because the path of a Unix socket below it may have some hundred characters at most.
+    folder = Path("/tmp") / f"equihand-{os.getuid()}-{zlib.crc32(str(home.resolve()).encode()):08x}"
+    state: State = {
+        "address": f"127.0.0.1:{gcs_port}",
+        "job_server": f"http://127.0.0.1:{job_port}",
+        "num_workers": num_workers,
+        "cpus": cpus,
+        "folder": str(folder),
+        "processes": [],
+    }
+    home.mkdir(parents=True, exist_ok=True)
+    head = ["--head", f"--port={gcs_port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+    head += [f"--dashboard-port={job_port}", "--num-cpus=0", f"--object-store-memory={HEAD_OBJECT_STORE_MB << 20}"]
+    worker = [f"--address=127.0.0.1:{gcs_port}", f"--num-cpus={cpus}"]
+    worker += [f"--object-store-memory={WORKER_OBJECT_STORE_MB << 20}"]
+    deadline = time.monotonic() + START_TIMEOUT_S
+    try:
+        _start_node(home, state, "head", head)
+        _wait(state, home, lambda: _alive_nodes(state) >= 1, deadline)
+        for number in range(1, num_workers + 1):
+            _start_node(home, state, f"worker-{number}", worker)
+        _wait(state, home, lambda: _alive_nodes(state) >= 1 + num_workers, deadline)
+    except BaseException:
+        down(home)
+        raise
+    _record(home, state)
+    return state
+
+
+def status(home: Path) -> State | None:
+    """The state of the cluster when all of its nodes are alive, else None."""
+    state = _read(home)
+    if state is None or not state["processes"] or any(_process(*entry) is None for entry in state["processes"]):
+        return None
+    return state if _alive_nodes(state) >= 1 + state["num_workers"] else None
+
+
+def down(home: Path) -> bool:
+    """Stop the recorded processes and what they started, and remove the cluster's files. False: there was nothing."""
+    state = _read(home)
+    if state is None:
+        return False
+    roots = [process for entry in state["processes"] if (process := _process(*entry)) is not None]
+    family = _with_children(roots)
+    for process in reversed(roots):  # worker nodes first, so that the head sees them leave
+        _signal(process, signal.SIGTERM)
+    _, remaining = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
+    for process in _with_children(remaining):
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(remaining, timeout=STOP_TIMEOUT_S)
+    shutil.rmtree(state["folder"], ignore_errors=True)
+    (home / "state.json").unlink()
+    return True
+
+
+def _start_node(home: Path, state: State, name: str, options: list[str]) -> None:
+    agent_listen, agent_grpc, runtime_env, metrics, client = _free_ports(5)
+    command = [
+        *(sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"),
+        *("--node-ip-address=127.0.0.1", "--disable-usage-stats", "--log-style=record"),
+        # Several nodes on one host: the ports with fixed defaults must differ, workers bind to whatever is free.
+        f"--dashboard-agent-listen-port={agent_listen}",
+        f"--dashboard-agent-grpc-port={agent_grpc}",
+        f"--runtime-env-agent-port={runtime_env}",
+        f"--metrics-export-port={metrics}",
+        f"--temp-dir={state['folder']}/{name}",
+        f"--labels=node-name={name}",
+        *options,
+    ]
+    if "--head" in options:
+        command.append(f"--ray-client-server-port={client}")
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_JOB_ID")}
+    # A job's entry point says `python`: it shall be the one that has the dependencies.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+    Path(state["folder"], name).mkdir(parents=True, exist_ok=True)
+    with (home / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=state["folder"],  # not the checkout: nodes of a real cluster have only what a job brings
+            env=environment,
+            start_new_session=True,
+        )
+    state["processes"].append([process.pid, psutil.Process(process.pid).create_time()])
+    _record(home, state)
+
+
+def _wait(state: State, home: Path, ready: Any, deadline: float) -> None:
+    while not ready():
+        ended = [entry for entry in state["processes"] if _process(*entry) is None]
+        if ended or time.monotonic() > deadline:
+            what = "a node ended" if ended else f"not ready after {START_TIMEOUT_S:.0f} s"
+            raise ClusterError(f"the local cluster did not start: {what}; see {home}/*.log")
+        time.sleep(0.3)
+
+
+def _alive_nodes(state: State) -> int:
+    """Nodes that the job server reports as alive; 0 while it does not answer."""
+    # No proxy: the environment's proxy settings are not for loopback.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{state['job_server']}/nodes?view=summary", timeout=5) as answer:
+            nodes = json.load(answer)["data"]["summary"]
+    except (OSError, ValueError, KeyError):
+        return 0
+    return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+
+
+def _process(pid: int, start_time: float) -> psutil.Process | None:
+    """The process if it is still the one that was recorded (process ids are used again), else None."""
+    try:
+        process = psutil.Process(pid)
+        if abs(process.create_time() - start_time) > 1 or process.status() == psutil.STATUS_ZOMBIE:
+            return None
+    except psutil.NoSuchProcess:
+        return None
+    return process
+
+
+def _with_children(processes: list[psutil.Process]) -> list[psutil.Process]:
+    family: dict[int, psutil.Process] = {}
+    for process in processes:
+        try:
+            family |= {member.pid: member for member in [process, *process.children(recursive=True)]}
+        except psutil.NoSuchProcess:
+            continue
+    return list(family.values())
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def _free_ports(count: int) -> list[int]:
+    import socket
+
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _port_in_use(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _record(home: Path, state: State) -> None:
+    temporary = home / "state.json.tmp"
+    temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
+    temporary.replace(home / "state.json")
+
+
+def _read(home: Path) -> State | None:
+    path = home / "state.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m cluster.local", description="A local Ray cluster for rehearsals.")
+    parser.add_argument("action", choices=["up", "status", "down"])
+    parser.add_argument("--workers", type=int, default=2, help="worker nodes (default: 2)")
+    parser.add_argument("--cpus", type=int, default=4, help="logical CPUs of each worker node (default: 4)")
+    parser.add_argument("--port", type=int, default=8265, help="port of the job server (default: 8265)")
+    arguments = parser.parse_args()
+    home = ROOT / ".cluster"
+    if arguments.action == "down":
+        print("the local cluster is stopped" if down(home) else "no local cluster is running")
+        return 0
+    try:
+        state = (
+            status(home)
+            if arguments.action == "status"
+            else up(home, arguments.workers, arguments.cpus, arguments.port)
+        )
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if state is None:
+        print("no local cluster is running")
+        return 1
+    print(
+        f"local cluster: 1 head, {state['num_workers']} worker nodes of {state['cpus']} CPUs\n"
+        f"  submit:  python -m jobs.submit --address {state['job_server']} JOB [--setting value ...]\n"
+        f"  stop:    make cluster-down"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
