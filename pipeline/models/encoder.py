@@ -1,0 +1,87 @@
+"""The encoder: a ResNet up to its pooled features, with torchvision's parameter names.
+
+Any width of the first stage can be built, so that a laptop trains a narrow one and a cluster the published ones, and a
+state dict moves between this encoder and torchvision's `resnetXX` (without `fc`) as it is.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+
+from pipeline.config import Settings
+
+EncoderName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+
+_ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+class EncoderSettings(Settings):
+    """Which ResNet the encoder is."""
+
+    name: EncoderName = "resnet18"
+    """Depth of the ResNet. PeCLR's published encoders are resnet50 and resnet152."""
+    width: int = Field(default=64, ge=8, le=256, multiple_of=8)
+    """Channels of the first stage; 64 is the standard network, 32 has half the channels everywhere."""
+    small_stem: bool = False
+    """3x3 convolution with stride 1 and no max-pool, for images of 64 px or less; about 16 times the work."""
+
+
+class Encoder(nn.Module):
+    """ResNet (He et al. 2016, in torchvision's form) without its classifier.
+
+    `num_features` is the length F of the feature vector: 8 x width, times 4 for the bottleneck networks.
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        block, depths = _ARCHITECTURES[settings.name]
+        width = settings.width
+        if settings.small_stem:
+            self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+            self.maxpool: nn.Module = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(block, width, width, depths[0], stride=1)
+        self.layer2 = _stage(block, width * block.expansion, 2 * width, depths[1], stride=2)
+        self.layer3 = _stage(block, 2 * width * block.expansion, 4 * width, depths[2], stride=2)
+        self.layer4 = _stage(block, 4 * width * block.expansion, 8 * width, depths[3], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.num_features = 8 * width * block.expansion
+        self.settings = settings
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) ImageNet-normalised -> (B, F)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return torch.flatten(self.avgpool(x), 1)
+
+
+def build_encoder(settings: EncoderSettings) -> Encoder:
+    """An encoder with random weights (torch's global generator)."""
+    return Encoder(settings)
+
+
+def _stage(
+    block: type[BasicBlock | Bottleneck], in_channels: int, channels: int, num_blocks: int, stride: int
+) -> nn.Sequential:
+    out_channels = channels * block.expansion
+    downsample = None
+    if stride != 1 or in_channels != out_channels:
+        downsample = nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+    first = block(in_channels, channels, stride, downsample)
+    return nn.Sequential(first, *(block(out_channels, channels) for _ in range(num_blocks - 1)))

@@ -1,0 +1,178 @@
+"""The pose model: image and camera -> 21 joints in 2.5D and, through the bone equation, in 3D.
+
+A linear head on the encoder gives, for every joint, its place in the view and its depth relative to the root. The
+root's depth follows from one bone having length 1 (Iqbal et al. 2018, eq. 6-7) and is corrected by a small network
+(Spurr et al. 2020). Joints are in FreiHAND order, except that in the "palm" convention joint 0 is the palm.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import geometry
+from pipeline.config import Settings
+from pipeline.hands import MIDDLE_MCP, NUM_JOINTS
+from pipeline.models.encoder import Encoder
+
+DEFAULT_BONE_LENGTH_M = {"palm": 0.032, "wrist": 0.095}
+"""Reference bone of an average adult hand, metres, for models that were not told their training set's mean."""
+
+DEFAULT_FOCAL_LENGTH = 388.9 / 224
+"""Focal length in view sides, taken when no camera is known: that of PeCLR's released model."""
+
+
+@dataclass(frozen=True)
+class RootConvention:
+    """Which point is the root, and which bone has length 1."""
+
+    bone: str
+    depth_range: tuple[float, float]
+    """Root depths outside are clamped, in bone lengths: about 0.12 to 1.5 m for an adult hand."""
+
+
+CONVENTIONS = {
+    # Released PeCLR model: palm = midpoint of wrist and middle MCP, bone middle MCP-PIP (FreiHAND's own scale bone).
+    "palm": RootConvention(bone="middle", depth_range=(4.0, 50.0)),
+    # Open training code of PeCLR: wrist, and bone wrist - index MCP, which is about three times as long.
+    "wrist": RootConvention(bone="wrist-index", depth_range=(4.0 / 3, 50.0 / 3)),
+}
+
+
+class PoseSettings(Settings):
+    """What the pose head predicts."""
+
+    root: Literal["palm", "wrist"] = "palm"
+    """Root and scale bone: "palm" and middle MCP-PIP, as PeCLR's released model, or "wrist" and wrist - index MCP."""
+    refine_root: bool = True
+    """Correct the root depth of the bone equation by a small network (Spurr et al. 2020)."""
+
+
+class PoseOutput(NamedTuple):
+    """What the model says about a batch of views. FreiHAND order; joint 0 is the root (palm or wrist)."""
+
+    joints_25d: Tensor
+    """(B, 21, 3): u, v in pixels of the view, depth relative to the root in bone lengths."""
+    root_depth: Tensor
+    """(B,) depth of the root in bone lengths."""
+    joints_3d: Tensor
+    """(B, 21, 3) camera frame, in bone lengths."""
+
+
+class PoseTargets(NamedTuple):
+    """What the model should say about a labelled batch: the same representation, made from joints in metres."""
+
+    joints_25d: Tensor
+    root_depth: Tensor
+    bone_length: Tensor
+    """(B,) metres."""
+
+
+class RootRefinement(nn.Sequential):
+    """Residual on the root depth from [21 relative depths, 42 ray coordinates x0, y0, x1, ..., root depth]: (B, 64)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Linear(64, 128),
+            nn.BatchNorm1d(128),
+            nn.LeakyReLU(),
+            nn.Linear(128, 128),
+            nn.BatchNorm1d(128),
+            nn.LeakyReLU(),
+            nn.Linear(128, 1),
+        )
+
+
+class PoseModel(nn.Module):
+    """Encoder, linear 2.5D head and root-depth refinement.
+
+    The head's u, v are fractions of the view's side counted from its centre, so one model serves any view size.
+    `mean_bone_length` (metres) is that of the training labels, for hands whose scale is unknown.
+    """
+
+    mean_bone_length: Tensor
+
+    def __init__(self, encoder: Encoder, settings: PoseSettings | None = None) -> None:
+        super().__init__()
+        self.settings = settings or PoseSettings()
+        self.convention = CONVENTIONS[self.settings.root]
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.num_features, 3 * NUM_JOINTS)
+        self.refinement = RootRefinement() if self.settings.refine_root else None
+        self.register_buffer("mean_bone_length", torch.tensor(DEFAULT_BONE_LENGTH_M[self.settings.root]))
+
+    def forward(self, images: Tensor, camera: Tensor | None = None) -> PoseOutput:
+        """images: (B, 3, S, S) normalised views. camera: (B, 3, 3) of the view, pixels; None takes `default_camera`.
+
+        Depth and 3D joints are only as right as the camera; u, v and relative depth do not depend on it.
+        """
+        features = self.encoder(images)
+        side = images.shape[-1]
+        with torch.autocast(images.device.type, enabled=False):
+            features = features if features.dtype == torch.float64 else features.float()
+            joints_25d = self.joints_25d(features, side)
+            if camera is None:
+                camera = default_camera(len(images), side, images.device)
+            return self.lift(joints_25d, camera.to(joints_25d.dtype))
+
+    def joints_25d(self, features: Tensor, side: int) -> Tensor:
+        """(B, F) features -> (B, 21, 3) 2.5D joints in a view of `side` pixels."""
+        raw = self.head(features).view(-1, NUM_JOINTS, 3)
+        uv = (raw[..., :2] + 0.5) * side
+        relative_depth = torch.cat([torch.zeros_like(raw[:, :1, 2:]), raw[:, 1:, 2:]], dim=1)
+        return torch.cat([uv, relative_depth], dim=-1)
+
+    def lift(self, joints_25d: Tensor, camera: Tensor) -> PoseOutput:
+        """2.5D joints (B, 21, 3) and cameras (B, 3, 3) -> the full output, with joints in bone lengths.
+
+        The bone equation is ill-conditioned where the bone points at the camera, so no gradient flows through it, nor
+        through the refinement's input (released PeCLR code): 2D and relative depth learn from their own losses.
+        """
+        rays = geometry.rays(joints_25d[..., :2], camera)
+        bone, limits = self.convention.bone, self.convention.depth_range
+        given = joints_25d.detach()
+        root_depth = geometry.root_depth(given, camera, bone=bone, limits=limits)
+        if self.refinement is not None:
+            inputs = torch.cat([given[..., 2], rays.detach()[..., :2].flatten(1), root_depth[:, None]], dim=1)
+            root_depth = root_depth + self.refinement(inputs).squeeze(1)
+        joints_3d = rays * (joints_25d[..., 2:] + root_depth[:, None, None])
+        return PoseOutput(joints_25d, root_depth, joints_3d)
+
+    def targets(self, joints_3d: Tensor, camera: Tensor) -> PoseTargets:
+        """Labels in this model's representation.
+
+        joints_3d: (B, 21, 3) metres with the wrist as joint 0. camera: (B, 3, 3) of the view.
+        """
+        rooted = self.to_rooted(joints_3d)
+        joints_25d, bone_length = geometry.to_25d(rooted, camera, root=0, bone=self.convention.bone)
+        return PoseTargets(joints_25d, rooted[:, 0, 2] / bone_length, bone_length)
+
+    def to_rooted(self, joints: Tensor) -> Tensor:
+        """Joints (B, 21, C) with the wrist as joint 0 -> with this model's root as joint 0."""
+        if self.settings.root == "wrist":
+            return joints
+        return torch.cat([(joints[:, :1] + joints[:, MIDDLE_MCP : MIDDLE_MCP + 1]) / 2, joints[:, 1:]], dim=1)
+
+    def from_rooted(self, joints: Tensor) -> Tensor:
+        """The inverse of `to_rooted`: wrist = 2 palm - middle MCP."""
+        if self.settings.root == "wrist":
+            return joints
+        return torch.cat([2 * joints[:, :1] - joints[:, MIDDLE_MCP : MIDDLE_MCP + 1], joints[:, 1:]], dim=1)
+
+    def metric_joints(self, output: PoseOutput, bone_length: Tensor | None = None) -> Tensor:
+        """(B, 21, 3) metres, camera frame, FreiHAND order with the wrist.
+
+        bone_length: (B,) metres of each hand's reference bone; None takes the training set's mean for every hand, which
+        leaves the size and distance of the hand uncertain by as much as hands differ.
+        """
+        if bone_length is None:
+            bone_length = self.mean_bone_length.expand(len(output.joints_3d))
+        return self.from_rooted(output.joints_3d) * bone_length[:, None, None].to(output.joints_3d)
+
+
+def default_camera(batch_size: int, side: int, device: torch.device | None = None) -> Tensor:
+    """(B, 3, 3) camera of a `side` px view whose real camera is unknown: an ordinary lens, centred on the view."""
+    focal, centre = DEFAULT_FOCAL_LENGTH * side, side / 2
+    camera = torch.tensor([[focal, 0.0, centre], [0.0, focal, centre], [0.0, 0.0, 1.0]], device=device)
+    return camera.expand(batch_size, 3, 3)
