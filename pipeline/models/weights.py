@@ -104,6 +104,8 @@ def _read_file(uri: str) -> StateDict:
     try:
         if uri.endswith(".safetensors"):
             return safetensors.torch.load(data)
+        if not data.startswith((b"PK", b"\x80")):  # a zip file, or a pickle of torch before 1.6
+            raise ValueError("neither of torch.save's formats")
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise DataError(

@@ -39,6 +39,7 @@ def test_full_chain_equals_the_released_model(tag):
     model = tiny_model().double()
     layers = {name: value for name, value in data.items() if re.match(r"mlp_\d_", name)}
     state = {name.removeprefix("mlp_").replace("_", ".", 1): value for name, value in layers.items()}
+    assert model.refinement is not None
     model.refinement.load_state_dict(released_refinement(state))
 
     joints_25d = torch.cat([data[f"kp2d_{tag}"], data[f"zrel_{tag}"][..., None]], dim=-1)
