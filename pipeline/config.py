@@ -44,7 +44,7 @@ def load(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(settings_type, prog, description)
-    flags = {path: field for path, field in _leaves(settings_type)}
+    flags = dict(_leaves(settings_type))
     arguments = vars(parser.parse_args(_normalised(argv, flags)))
     config_file = arguments.pop("config")
     values = _read_yaml(config_file) if config_file else {}
@@ -135,7 +135,7 @@ def _type_name(field: Any) -> str:
     if _is_union(annotation):
         names = [getattr(a, "__name__", str(a)) for a in typing.get_args(annotation)]
         return "|".join("none" if n == "NoneType" else n for n in names)
-    return getattr(annotation, "__name__", None) if not typing.get_args(annotation) else _show(annotation)
+    return _show(annotation) if typing.get_args(annotation) else str(getattr(annotation, "__name__", annotation))
 
 
 def _show(value: Any) -> str:
@@ -153,8 +153,8 @@ def _normalised(argv: list[str], flags: dict[str, Any]) -> list[str]:
     """
     result: list[str] = []
     mappings: dict[str, dict[str, Any]] = {}
-    remaining = iter(argv)
-    for argument in remaining:
+    remaining = iter(enumerate(argv))
+    for position, argument in remaining:
         if argument in ("--help", "-h"):
             return ["--help"]
         if not argument.startswith("--"):
@@ -167,8 +167,13 @@ def _normalised(argv: list[str], flags: dict[str, Any]) -> list[str]:
             hint = f"did you mean --{close[0]}?" if close else "--help lists the settings there are"
             raise SettingsError(f"unknown setting '{name}'; {hint}")
         if not has_value:
-            value = next(remaining, "--")
-            if value.startswith("--"):
+            following = next(iter(argv[position + 1 : position + 2]), "--")
+            if not following.startswith("--"):
+                value = following
+                next(remaining)
+            elif name in flags and flags[name].annotation is bool:
+                value = "true"  # a switch: --fresh
+            else:
                 raise SettingsError(f"setting '{name}' needs a value")
         if name in flags or name == "config":
             result.append(f"--{name}={value}")

@@ -212,7 +212,7 @@ def _preflight_s3(uri: str, write: bool) -> None:
     at = f" at endpoint {endpoint}" if endpoint else ""
     started = time.monotonic()
     try:
-        client = boto3.client(
+        client = boto3.session.Session().client(  # a new session: the default one keeps old credentials
             "s3",
             endpoint_url=endpoint,
             config=Config(connect_timeout=3, read_timeout=4, retries={"total_max_attempts": 1}),

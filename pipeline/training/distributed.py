@@ -1,0 +1,79 @@
+"""Process-group helpers: gather with exact gradients, device and precision choices.
+
+Each worker holds its own n views and contrasts them with the views of all workers. DistributedDataParallel averages
+parameter gradients over workers, so a loss that is the mean over the local anchors has, after averaging, exactly the
+gradient of the global mean, as long as gradients that reach a view through other workers' losses come back to it: the
+backward of the gather sums them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def world() -> tuple[int, int]:
+    """(rank, world size); (0, 1) without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor, counts: tuple[int, ...]) -> torch.Tensor:
+        ctx.counts = counts
+        largest = max(counts)
+        # Collectives want equal shapes; uneven tails are padded and cut off again.
+        padded = local.new_zeros((largest, *local.shape[1:]))
+        padded[: local.shape[0]] = local
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)  # what every worker's loss says about my views
+        start = sum(ctx.counts[: dist.get_rank()])
+        return grad[start : start + ctx.counts[dist.get_rank()]], None
+
+
+def gather(local: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
+    """Rows of all workers, in order of rank; gradients from every worker's use of a row reach the row's owner.
+
+    local: (n, ...). counts: rows of each worker, asked for when None (costs one small exchange).
+    """
+    if world()[1] == 1:
+        return local
+    return _Gather.apply(local, tuple(counts if counts is not None else row_counts(local.shape[0], local.device)))
+
+
+def row_counts(count: int, device: torch.device) -> list[int]:
+    """Every worker's number of rows."""
+    if world()[1] == 1:
+        return [count]
+    mine = torch.tensor([count], device=device)
+    counts = [torch.zeros_like(mine) for _ in range(world()[1])]
+    dist.all_gather(counts, mine)
+    return [int(c) for c in counts]
+
+
+def gather_values(values: torch.Tensor) -> torch.Tensor:
+    """A vector of each worker -> (workers, length), without gradients, on the CPU."""
+    if world()[1] == 1:
+        return values[None].cpu()
+    parts = [torch.empty_like(values) for _ in range(world()[1])]
+    dist.all_gather(parts, values)
+    return torch.stack(parts).cpu()
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether bf16 autocast is faster than float32: CUDA from Ampere on, CPUs with AMX tiles."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+        return bool(probe and probe())
+    return False

@@ -1,0 +1,242 @@
+"""Run a training loop on workers with Ray Train, and keep its run: identity, settings, MLflow, failures, result.
+
+A run is named by its id. Same storage and same id: the run goes on from its last checkpoint, or, once finished, is simply
+returned. Another id: another run.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from pipeline.config import Settings, flatten, to_yaml
+from pipeline.errors import EquihandError, SettingsError, TrainingError
+from pipeline.progress import Progress
+from pipeline.storage import absolute, exists, is_local, join, preflight, read_bytes, read_json, write_bytes, write_json
+from pipeline.tracking import Run, TrackingSettings, start_run
+from pipeline.training.board import progress_board
+
+
+class WorkerSettings(Settings):
+    """The workers of a training run."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Training processes: one per GPU, or per few CPU cores."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """Logical CPUs that each worker reserves."""
+    use_gpu: bool | None = None
+    """Train on GPUs; none: if the cluster has one for each worker."""
+    threads: int | None = Field(default=None, ge=1)
+    """torch CPU threads per worker; none: the node's cores shared between its workers (1 with a GPU)."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often a run restarts from its last checkpoint after a worker was lost, before it gives up."""
+
+
+class RunSettings(Settings):
+    """Where a run is kept and what it is called."""
+
+    storage: str = "runs"
+    """URI of the folder that holds the runs."""
+    run_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")
+    """The run's name. Use it again to go on with the same run; none makes a new one."""
+
+
+# What may differ when a run goes on: where and how fast it runs, not what it computes.
+_MAY_CHANGE = ("run.", "workers.", "ray.", "tracking.", "num_readers")
+
+
+def new_run_id(kind: str) -> str:
+    """A fresh id such as pretrain-20260131-154501-a1b2."""
+    return f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, dict[str, Any] | None]:
+    """The run's folder, and its result where it has finished. Saves the settings; refuses other settings for an old id."""
+    preflight(run.storage, write=True)
+    folder = join(absolute(run.storage), run_id)
+    settings_uri, result_uri = join(folder, "settings.yaml"), join(folder, "result.json")
+    if exists(settings_uri):
+        old = yaml.safe_load(read_bytes(settings_uri))
+        flat = flatten(settings)
+        previous = dict(_flat(old))
+        changed = [
+            name
+            for name in sorted({*flat, *previous})
+            if not name.startswith(_MAY_CHANGE) and flat.get(name) != previous.get(name)
+        ]
+        if changed:
+            name = changed[0]
+            raise SettingsError(
+                f"run '{run_id}' in {run.storage} was started with {name} = {previous.get(name)!r}, now it is "
+                f"{flat.get(name)!r}; use the same settings to go on with it, or another run.run_id"
+            )
+    else:
+        write_bytes(settings_uri, to_yaml(settings).encode())
+    return folder, read_json(result_uri) if exists(result_uri) else None
+
+
+def train_on_workers(
+    worker_loop: Callable[[dict[str, Any]], Any],
+    config: dict[str, Any],
+    *,
+    settings: Settings,
+    run: RunSettings,
+    run_id: str,
+    kind: str,
+    workers: WorkerSettings,
+    tracking: TrackingSettings,
+    num_to_keep: int,
+    score: str,
+    total: int,
+    unit: str,
+    progress: Progress,
+    tags: dict[str, str],
+) -> dict[str, Any]:
+    """Run `worker_loop(config)` on every worker, and return the run's result (also written to result.json).
+
+    config gets "board" (a BoardHandle), "folder" (the run's URI) and "mlflow" (the MLflow run). The loop reports metrics
+    and checkpoints through ray.train.report; its return value may hold "error", which ends the run as a TrainingError.
+    score: metric of a checkpoint by which the best is kept (smaller is better).
+    """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    folder = join(absolute(run.storage), run_id)
+    use_gpu = check_resources(workers)
+    mlflow_run = start_run(tracking, run_id, kind, settings, tags)
+    status, started = "FAILED", time.monotonic()
+    try:
+        with progress_board(progress, kind, total, unit) as board:
+            trainer = TorchTrainer(
+                worker_loop,
+                train_loop_config={**config, "board": board, "folder": folder, "use_gpu": use_gpu},
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=workers.num_workers,
+                    use_gpu=use_gpu,
+                    resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+                ),
+                run_config=ray.train.RunConfig(
+                    name=run_id,
+                    storage_path=absolute(run.storage) if is_local(run.storage) else run.storage.rstrip("/"),
+                    failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+                    checkpoint_config=ray.train.CheckpointConfig(
+                        num_to_keep=num_to_keep, checkpoint_score_attribute=score, checkpoint_score_order="min"
+                    ),
+                    callbacks=[_mlflow_callback(mlflow_run, folder)],
+                ),
+            )
+            outcome = _fit(trainer)
+        returned = outcome.return_value or {}
+        if "error" in returned:
+            raise TrainingError(f"run '{run_id}': {returned['error']}")
+        best = outcome.get_best_checkpoint(score, "min") or outcome.checkpoint
+        result = {
+            "run_id": run_id,
+            "kind": kind,
+            "mlflow_run_id": mlflow_run.mlflow_run_id,
+            "best_checkpoint": _checkpoint_uri(folder, best),
+            "last_checkpoint": _checkpoint_uri(folder, outcome.checkpoint),
+            "wall_s": round(time.monotonic() - started, 1),
+            **returned,
+        }
+        write_json(join(folder, "result.json"), result)
+        status = "FINISHED"
+        return result
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        mlflow_run.finish(status)
+
+
+def check_resources(workers: WorkerSettings) -> bool:
+    """Whether to use GPUs. Raises SettingsError when the cluster can never hold the workers and a reader beside them."""
+    import ray
+
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0), int(total.get("GPU", 0))
+    use_gpu = gpus >= workers.num_workers if workers.use_gpu is None else workers.use_gpu
+    if use_gpu and gpus < workers.num_workers:
+        raise SettingsError(
+            f"setting 'workers.num_workers' = {workers.num_workers}: the cluster has {gpus} GPUs; use fewer workers or "
+            "workers.use_gpu false"
+        )
+    needed = workers.num_workers * workers.cpus_per_worker + 1
+    if cpus < needed:
+        raise SettingsError(
+            f"setting 'workers.num_workers' = {workers.num_workers}: {needed:g} logical CPUs are needed (one of them to "
+            f"read data), the cluster has {cpus:g}; use fewer workers, or a larger ray.num_cpus"
+        )
+    return use_gpu
+
+
+def _fit(trainer: Any) -> Any:
+    """trainer.fit() in a thread: on the main thread it would replace Ctrl-C's handler by one that exits with status 0."""
+    from ray.train import ControllerError, TrainingFailedError
+
+    outcome: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            outcome["result"] = trainer.fit()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=fit, daemon=True, name="ray-train")
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    if "error" in outcome:
+        error = outcome["error"]
+        if isinstance(error, ControllerError | TrainingFailedError):
+            raise TrainingError(_reason(error)) from error
+        raise error
+    return outcome["result"]
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause of Ray Train's error, in one line, preferring one of our own errors."""
+    failures = getattr(error, "worker_failures", None) or {}
+    causes: list[BaseException] = [*failures.values()] or [error]
+    for number, cause in enumerate(causes):
+        while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+            cause = inner
+        causes[number] = cause
+    own = next((cause for cause in causes if isinstance(cause, EquihandError)), causes[0])
+    rank = next((rank for rank, _ in failures.items()), None)
+    at = f"worker {rank}: " if rank is not None else ""
+    lines = [line for line in str(own).strip().splitlines() if line.strip()]
+    text = str(own) if isinstance(own, EquihandError) else f"{type(own).__name__}: {lines[-1] if lines else ''}"
+    return f"training failed, {at}{text}"
+
+
+def _mlflow_callback(mlflow_run: Run, folder: str) -> Any:
+    """Logs what the workers report, from the controller, which runs on the driver's node."""
+    from ray.train import UserCallback
+
+    class LogToMlflow(UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            first = metrics[0]
+            numbers = {k: float(v) for k, v in first.items() if isinstance(v, int | float) and k != "step"}
+            mlflow_run.log_metrics(numbers, step=int(first.get("step", 0)))
+            for name in first.get("pictures", []):
+                mlflow_run.log_bytes(f"pictures/{name}", read_bytes(join(folder, "pictures", name)))
+
+    return LogToMlflow()
+
+
+def _checkpoint_uri(folder: str, checkpoint: Any) -> str | None:
+    return None if checkpoint is None else join(folder, str(checkpoint.path).rstrip("/").rsplit("/", 1)[-1])
+
+
+def _flat(value: Any, prefix: str = "") -> Any:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

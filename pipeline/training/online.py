@@ -1,0 +1,108 @@
+"""What pretraining looks at while it runs: a probe of the frozen features, and pictures."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.config import Settings
+from pipeline.errors import DataError
+from pipeline.evaluation.probes import nearest_neighbours, ridge_probe
+from pipeline.frames.manifest import read_manifest
+from pipeline.frames.stream import Batch, load_frames
+from pipeline.views import ViewSettings, apply_views, denormalise, identity_views
+
+_BATCH = 256
+_NUM_QUERIES, _NUM_NEIGHBOURS = 6, 6
+
+
+class ProbeSettings(Settings):
+    """Ridge regression from frozen features to root-relative 3D joints, every few epochs, on a labelled frame set."""
+
+    enabled: bool = False
+    """Whether to probe; needs a frame set with joints."""
+    frame_set: str | None = None
+    """Labelled frame set; none takes the one that is pretrained on."""
+    every_epochs: int = Field(default=5, ge=1)
+    """Epochs between probes; the last epoch is always probed."""
+    train_split: str = "train"
+    """Split that the regression is fitted on."""
+    test_split: str = "val"
+    """Split that it is measured on."""
+    num_train: int = Field(default=2000, ge=50)
+    """Frames to fit on, at most."""
+    num_test: int = Field(default=1000, ge=10)
+    """Frames to measure on, at most."""
+
+
+class OnlineProbe:
+    """Holds the probe's frames in memory and measures an encoder on them."""
+
+    @staticmethod
+    def check(settings: ProbeSettings, frame_set: str) -> None:
+        """Raise DataError before any long work where the probe's frames are missing."""
+        if settings.enabled:
+            uri = settings.frame_set or frame_set
+            manifest = read_manifest(uri)
+            for split in (settings.train_split, settings.test_split):
+                if manifest.rows_in(split) == 0:
+                    raise DataError(f"{uri}: the probe needs split '{split}'; the set has {manifest.counts_text()}")
+            load_frames(uri, split=settings.test_split, limit=1, columns=("joints_3d",), manifest=manifest)
+
+    def __init__(self, settings: ProbeSettings, frame_set: str, views: ViewSettings, device: torch.device) -> None:
+        self.settings, self.views, self.device = settings, views, device
+        self._uri = settings.frame_set or frame_set
+        self._frames: tuple[Batch, Batch] | None = None
+
+    def due(self, epochs_done: int, last: bool) -> bool:
+        """Whether this epoch is probed."""
+        return self.settings.enabled and (last or epochs_done % self.settings.every_epochs == 0)
+
+    def run(self, model: torch.nn.Module, with_pictures: bool) -> tuple[dict[str, float], dict[str, bytes]]:
+        """Metrics named probe_*, in mm, and pictures by file name. model: has .encoder; its mode is left as it was."""
+        if self._frames is None:
+            self._frames = (
+                self._load(self.settings.train_split, self.settings.num_train),
+                self._load(self.settings.test_split, self.settings.num_test),
+            )
+        train, test = self._frames
+        was_training = model.training
+        model.eval()
+        features = [self._features(model, batch.frames) for batch in (train, test)]
+        model.train(was_training)
+        scores = ridge_probe(features[0], train.columns["joints_3d"], features[1], test.columns["joints_3d"])
+        pictures = {"neighbours.png": _neighbours_picture(features[1], test.frames)} if with_pictures else {}
+        return {f"probe_{name}": float(value) for name, value in scores.items()}, pictures
+
+    def _load(self, split: str, limit: int) -> Batch:
+        return load_frames(self._uri, split=split, limit=limit, columns=("joints_3d",))
+
+    @torch.inference_mode()
+    def _features(self, model: torch.nn.Module, frames: Tensor) -> Tensor:
+        parts = []
+        for start in range(0, len(frames), _BATCH):
+            part = frames[start : start + _BATCH].to(self.device)
+            images = apply_views(part, identity_views(len(part), self.device), self.views)
+            parts.append(model.encoder(images).float().cpu())  # type: ignore[operator]
+        return torch.cat(parts)
+
+
+def view_pairs_picture(first: Tensor, second: Tensor) -> bytes:
+    """PNG of pairs of views as the network saw them. first, second: (N, 3, S, S), normalised."""
+    from pipeline.evaluation.figures import view_pairs
+
+    return view_pairs(denormalise(first[:24].cpu()), denormalise(second[:24].cpu()))
+
+
+def _neighbours_picture(features: Tensor, frames: Tensor) -> bytes:
+    """PNG: frames and their nearest neighbours among the other frames, by cosine similarity of features."""
+    from pipeline.evaluation.figures import neighbours
+
+    queries = torch.linspace(0, len(frames) - 1, _NUM_QUERIES).round().long().unique()
+    found = nearest_neighbours(features, features[queries], _NUM_NEIGHBOURS + 1)
+    results = torch.stack(
+        [
+            frames[[i for i in row.tolist() if i != q][:_NUM_NEIGHBOURS]]
+            for q, row in zip(queries.tolist(), found, strict=True)
+        ]
+    )
+    return neighbours(frames[queries], results)

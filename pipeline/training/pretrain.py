@@ -1,0 +1,412 @@
+"""Pretraining with equivariant contrastive learning (PeCLR, Spurr et al. 2021) on any number of workers.
+
+A step: a batch of uint8 crops -> two views each, on the device -> both views through encoder and projection head in one
+pass -> each view's transform undone on its projection -> NT-Xent against the views of all workers.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pipeline.config import Settings
+from pipeline.errors import DataError, SettingsError
+from pipeline.frames.manifest import Manifest, read_manifest
+from pipeline.frames.stream import Batch, num_batches, stream_batches
+from pipeline.models.encoder import EncoderSettings, build_encoder
+from pipeline.models.projection import ProjectionHead
+from pipeline.objectives import ObjectiveSettings, latent, nt_xent_global, similarity_stats
+from pipeline.progress import SILENT, Progress
+from pipeline.storage import join, preflight, write_bytes
+from pipeline.tracking import TrackingSettings
+from pipeline.training.checkpoints import read_trainer_state, save_checkpoint
+from pipeline.training.distributed import bf16_pays, gather, gather_values
+from pipeline.training.launch import RunSettings, WorkerSettings, new_run_id, open_run, train_on_workers
+from pipeline.training.online import OnlineProbe, ProbeSettings, view_pairs_picture
+from pipeline.training.optim import (
+    OptimiserSettings,
+    build_optimiser,
+    learning_rate_at,
+    peak_learning_rate,
+    set_learning_rate,
+)
+from pipeline.views import ViewSettings, apply_views, generator_for, sample_views
+
+
+class ProjectionSettings(Settings):
+    """The projection head, used in pretraining only."""
+
+    hidden: int = Field(default=512, ge=1)
+    """Units of the hidden layer."""
+    outputs: int = Field(default=128, ge=4, multiple_of=2)
+    """Length of the projection; read as outputs / 2 points in the plane."""
+
+
+class CheckpointSettings(Settings):
+    """When checkpoints are written and which are kept."""
+
+    every_epochs: int = Field(default=1, ge=1)
+    """Epochs between checkpoints; the last epoch always gets one."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Also a checkpoint every so many steps within an epoch, for epochs that take long."""
+    keep: int = Field(default=3, ge=1)
+    """How many checkpoints are kept: the best ones, and always the newest."""
+
+
+class PretrainSettings(Settings):
+    """A pretraining run."""
+
+    frame_set: str
+    """URI of the frame set to learn from; labels in it are not used."""
+    split: str = "train"
+    """Split of the frame set."""
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the split (PeCLR: 100)."""
+    batch_size: int = Field(default=128, ge=2)
+    """Frames per worker and step; every frame gives two views."""
+    seed: int = Field(default=5, ge=0)
+    """Seed of initial weights, order and views."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Autocast of encoder and head; auto: bf16 where the device is faster with it. The loss is always float32."""
+    compile: bool = False
+    """torch.compile the network: slower start, faster steps on GPUs."""
+    sync_batch_norm: bool = False
+    """Batch statistics over all workers instead of each worker's own."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between logged metrics."""
+    num_readers: int | None = Field(default=None, ge=1)
+    """Reading and decoding tasks at a time per worker; none leaves it to Ray Data."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of unusable frames above which the run stops."""
+    views: ViewSettings = ViewSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    projection: ProjectionSettings = ProjectionSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    probe: ProbeSettings = ProbeSettings()
+    workers: WorkerSettings = WorkerSettings()
+    run: RunSettings = RunSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _views_fit(self) -> "PretrainSettings":
+        if self.views.size < 16:
+            raise ValueError(f"setting 'views.size' = {self.views.size}: must be at least 16 for a ResNet")
+        return self
+
+
+class PretrainModel(nn.Module):
+    """Encoder and projection head: images (N, 3, H, W) -> projections (N, P)."""
+
+    def __init__(self, encoder: EncoderSettings, projection: ProjectionSettings) -> None:
+        super().__init__()
+        self.encoder = build_encoder(encoder)
+        self.projection = ProjectionHead(self.encoder.num_features, projection.hidden, projection.outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images -> projections."""
+        return self.projection(self.encoder(images))
+
+
+def pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[str, Any]:
+    """Run pretraining on a Ray cluster (needs a running Ray); the result is also in <storage>/<run_id>/result.json."""
+    preflight(settings.frame_set)
+    manifest = read_manifest(settings.frame_set)
+    steps = _steps_per_epoch(settings, manifest)
+    run_id = settings.run.run_id or new_run_id("pretrain")
+    _, finished = open_run(settings, settings.run, run_id)
+    if finished is not None:
+        return finished
+    OnlineProbe.check(settings.probe, settings.frame_set)
+    global_batch = settings.batch_size * settings.workers.num_workers
+    return train_on_workers(
+        pretrain_worker,
+        {"settings": settings.model_dump(mode="json"), "manifest": manifest.model_dump_json()},
+        settings=settings,
+        run=settings.run,
+        run_id=run_id,
+        kind="pretrain",
+        workers=settings.workers,
+        tracking=settings.tracking,
+        num_to_keep=settings.checkpoint.keep,
+        score="score",
+        total=settings.epochs * steps * global_batch,
+        unit="frames",
+        progress=progress,
+        tags={"frame_set": settings.frame_set, "frame_set_digest": manifest.digest},
+    )
+
+
+def _steps_per_epoch(settings: PretrainSettings, manifest: Manifest) -> int:
+    rows, workers = manifest.rows_in(settings.split), settings.workers.num_workers
+    if rows == 0:
+        raise DataError(
+            f"{settings.frame_set}: split '{settings.split}' is empty; the set has {manifest.counts_text()}"
+        )
+    steps = num_batches(manifest, settings.split, settings.batch_size, workers, drop_last=True)
+    if steps == 0:
+        raise SettingsError(
+            f"setting 'batch_size' = {settings.batch_size}: {workers} workers need {workers * settings.batch_size} frames "
+            f"for one step, split '{settings.split}' has {rows}"
+        )
+    return steps
+
+
+def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """The loop of one Ray Train worker. Returns {"error": text} where training cannot go on, the same on all workers."""
+    import ray.train
+    import ray.train.torch
+
+    settings = PretrainSettings.model_validate(config["settings"])
+    manifest = Manifest.model_validate_json(config["manifest"])
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device() if config["use_gpu"] else torch.device("cpu")
+    local_workers = context.get_local_world_size()
+    torch.set_num_threads(
+        settings.workers.threads or (1 if device.type == "cuda" else max(1, (os.cpu_count() or 1) // local_workers))
+    )
+    torch.manual_seed(settings.seed)
+    torch.backends.cudnn.benchmark = True
+
+    model = PretrainModel(settings.encoder, settings.projection)
+    optimiser = build_optimiser(model, settings.optimiser)
+    steps_per_epoch = _steps_per_epoch(settings, manifest)
+    state = _resume(model, optimiser, device)
+    network = _distributed(model, settings, device, world_size)
+    steps = _Steps(network, optimiser, settings, device, rank, world_size, steps_per_epoch)
+    probe = OnlineProbe(settings.probe, settings.frame_set, settings.views, device) if rank == 0 else None
+
+    first_epoch, first_step = divmod(state["step"], steps_per_epoch)
+    stream = stream_batches(
+        settings.frame_set,
+        split=settings.split,
+        batch_size=settings.batch_size,
+        rank=rank,
+        world_size=world_size,
+        seed=settings.seed,
+        start_epoch=first_epoch,
+        start_step=first_step,
+        num_epochs=settings.epochs - first_epoch,
+        num_readers=settings.num_readers,
+        max_bad_fraction=settings.max_bad_fraction,
+        manifest=manifest,
+    )
+    metrics: dict[str, Any] = {}
+    probed: dict[str, float] = state["probed"]
+    for batch, waited in _timed(stream):
+        steps.run(batch, waited)
+        last_of_epoch = batch.step == steps_per_epoch - 1
+        if rank == 0:
+            done = (batch.epoch * steps_per_epoch + batch.step + 1) * settings.batch_size * world_size
+            config["board"].post("train", done, **steps.figures())
+        if not (last_of_epoch or (steps.number % settings.log_every == 0) or _due(settings, steps.number)):
+            continue
+        logged, problem = steps.interval_metrics()
+        if problem:
+            return {"error": problem}
+        metrics = {"step": steps.number, "epoch": (steps.number / steps_per_epoch), **logged}
+        pictures: dict[str, bytes] = {}
+        epochs_done = batch.epoch + 1
+        last = epochs_done == settings.epochs
+        if rank == 0 and last_of_epoch:
+            if probe is not None and probe.due(epochs_done, last):
+                probed, pictures = probe.run(model, last)
+                metrics |= probed
+            if epochs_done == 1 or last:
+                pictures["views.png"] = view_pairs_picture(*steps.last_views)
+        for name, data in pictures.items():
+            write_bytes(join(config["folder"], "pictures", name), data)
+        if pictures:
+            metrics["pictures"] = sorted(pictures)
+        if (last_of_epoch and (epochs_done % settings.checkpoint.every_epochs == 0 or last)) or _due(
+            settings, steps.number
+        ):
+            # The best checkpoint is the one with the best probe; without a probe, the one with the lowest loss.
+            metrics["score"] = probed.get("probe_pa_epe_mm", metrics["loss"])
+            _report_checkpoint(metrics, model, optimiser, settings, manifest, probed, rank)
+        else:
+            ray.train.report(metrics)
+    return {
+        "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)} | probed,
+        "frame_set": settings.frame_set,
+        "frame_set_digest": manifest.digest,
+        "world_size": world_size,
+    }
+
+
+class _Steps:
+    """Training steps, and the figures of those since the last log."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        settings: PretrainSettings,
+        device: torch.device,
+        rank: int,
+        world_size: int,
+        steps_per_epoch: int,
+    ) -> None:
+        self.network, self.optimiser, self.settings, self.device = network, optimiser, settings, device
+        self.rank, self.world_size, self.steps_per_epoch = rank, world_size, steps_per_epoch
+        self.total = settings.epochs * steps_per_epoch
+        self.peak = peak_learning_rate(settings.optimiser, settings.batch_size * world_size)
+        autocast = settings.precision == "bf16" or (settings.precision == "auto" and bf16_pays(device))
+        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast)
+        self.number = 0
+        self.learning_rate = 0.0
+        self.last_views: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+        self._stats: dict[str, Tensor] = {}
+        self._shown: dict[str, float] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self._losses: list[Tensor] = []
+        self._waited, self._frames, self._started = 0.0, 0, time.perf_counter()
+
+    def run(self, batch: Batch, waited: float) -> None:
+        """One optimiser step."""
+        settings = self.settings
+        step = batch.epoch * self.steps_per_epoch + batch.step
+        frames = batch.frames
+        if self.device.type == "cuda":
+            frames = frames.pin_memory().to(self.device, non_blocking=True)
+        count = frames.shape[0]
+        generator = generator_for(settings.seed, batch.epoch, batch.step, self.rank, self.device)
+        views = [sample_views(settings.views, count, generator=generator, device=self.device) for _ in range(2)]
+        images = [apply_views(frames, view, settings.views) for view in views]
+        self.learning_rate = learning_rate_at(step, self.total, settings.optimiser, self.peak)
+        set_learning_rate(self.optimiser, self.learning_rate)
+        with self.autocast:
+            projections = self.network(torch.cat(images).contiguous(memory_format=torch.channels_last))
+        first, second = (
+            latent(part, view, settings.objective)
+            for part, view in zip(projections.float().chunk(2), views, strict=True)
+        )
+        everyone = gather(torch.stack([first, second], dim=1), [count] * self.world_size)
+        loss = nt_xent_global(
+            first, second, everyone[:, 0], everyone[:, 1], self.rank * count, settings.objective.temperature
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if settings.optimiser.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), settings.optimiser.gradient_clip)
+        self.optimiser.step()
+
+        self.number = step + 1
+        self._losses.append(loss.detach())
+        self._waited += waited
+        self._frames += count
+        if self.number % settings.log_every == 0 or batch.step == self.steps_per_epoch - 1:
+            self._stats = similarity_stats(everyone[:, 0].detach(), everyone[:, 1].detach())
+            self.last_views = (images[0].detach(), images[1].detach())
+
+    def figures(self) -> dict[str, float]:
+        """What the progress bar shows."""
+        return self._shown
+
+    def interval_metrics(self) -> tuple[dict[str, float], str]:
+        """Averages since the last call, over all workers; and, if a loss was not finite, what to say of it."""
+        losses = gather_values(torch.stack(self._losses))  # (workers, steps)
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            first = bad[bad[:, 1].argmin()]
+            step = self.number - losses.shape[1] + int(first[1]) + 1
+            return {}, (
+                f"the loss is {losses[tuple(first)].item()} at step {step} on worker {int(first[0])}; the last good "
+                "checkpoint is kept. Lower optimiser.learning_rate, raise warmup_fraction or set optimiser.gradient_clip"
+            )
+        seconds = time.perf_counter() - self._started
+        metrics = {
+            "loss": losses.mean().item(),
+            "learning_rate": self.learning_rate,
+            "frames_per_second": self._frames * self.world_size / seconds,
+            "data_wait_fraction": self._waited / seconds,
+            **{name: float(value) for name, value in self._stats.items()},
+        }
+        self._shown = {"loss": round(metrics["loss"], 3)}
+        self._reset()
+        return metrics, ""
+
+
+def _timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Batches, each with the seconds spent waiting for it."""
+    while True:
+        started = time.perf_counter()
+        batch = next(stream, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - started
+
+
+def _due(settings: PretrainSettings, step: int) -> bool:
+    every = settings.checkpoint.every_steps
+    return every is not None and step % every == 0
+
+
+def _distributed(model: PretrainModel, settings: PretrainSettings, device: torch.device, world_size: int) -> nn.Module:
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network: nn.Module = model
+    if settings.sync_batch_norm and world_size > 1 and device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if settings.compile:
+        network = torch.compile(network)  # type: ignore[assignment]
+    if world_size > 1:
+        network = nn.parallel.DistributedDataParallel(
+            network, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+        )
+    return network.train()
+
+
+def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> dict[str, Any]:
+    """Load the run's newest checkpoint, if there is one, and say where the loop was."""
+    import ray.train
+    from safetensors.torch import load_file
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return {"step": 0, "probed": {}}
+    with checkpoint.as_directory() as directory:
+        model.load_state_dict(load_file(os.path.join(directory, "model.safetensors")))
+        state = read_trainer_state(directory)
+    model.to(device)
+    optimiser.load_state_dict(state["optimiser"])
+    return {"step": state["step"], "probed": state["probed"]}
+
+
+def _report_checkpoint(
+    metrics: dict[str, Any],
+    model: PretrainModel,
+    optimiser: torch.optim.Optimizer,
+    settings: PretrainSettings,
+    manifest: Manifest,
+    probed: dict[str, float],
+    rank: int,
+) -> None:
+    import ray.train
+
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        save_checkpoint(
+            directory,
+            model,
+            {"optimiser": optimiser.state_dict(), "step": metrics["step"], "probed": probed},
+            {
+                "kind": "pretrain",
+                "step": metrics["step"],
+                "epoch": metrics["epoch"],
+                "settings": settings.model_dump(mode="json"),
+                "frame_set_digest": manifest.digest,
+                "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)},
+            },
+        )
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))

@@ -1,0 +1,100 @@
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from pipeline.config import Settings, flatten, load, to_yaml
+from pipeline.errors import SettingsError
+
+
+class Optimiser(Settings):
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    """Peak learning rate."""
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Which optimiser."""
+
+
+class Job(Settings):
+    uri: str
+    """Where."""
+    epochs: int = Field(default=3, ge=1)
+    """Passes, 100 % of the data."""
+    fresh: bool = False
+    """Start over."""
+    models: dict[str, str] = {}
+    """Models by name."""
+    rotation: tuple[float, float] = (-45, 45)
+    """Degrees."""
+    limit: int | None = None
+    """Rows."""
+    optimiser: Optimiser = Optimiser()
+
+
+def test_command_line_wins_over_file_wins_over_defaults(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("uri: s3://a/b\nepochs: 7\noptimiser: {learning_rate: 0.5, name: sgd}\nlimit: 3\n")
+    job = load(Job, ["--config", str(path), "--optimiser.learning_rate", "1e-2", "--limit=none"])
+    assert (job.uri, job.epochs, job.optimiser.learning_rate, job.optimiser.name) == ("s3://a/b", 7, 0.01, "sgd")
+    assert job.limit is None
+
+
+def test_lists_switches_mappings_and_negative_numbers():
+    arguments = ["--uri", "x", "--fresh", "--rotation", "[-1e1, 5]", "--models.a", "s3://m/1", "--models.b=m2"]
+    job = load(Job, arguments)
+    assert job.fresh
+    assert job.rotation == (-10, 5)
+    assert job.models == {"a": "s3://m/1", "b": "m2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--uri", "x", "--epocs", "3"], ["epocs", "did you mean --epochs"]),
+        (["--uri", "x", "--epochs", "many"], ["epochs", "'many'", "integer"]),
+        (["--uri", "x", "--epochs", "0"], ["epochs", "'0'", "greater than or equal to 1"]),
+        (["--uri", "x", "--optimiser.name", "adam"], ["optimiser.name", "'adamw' or 'sgd'"]),
+        (["--uri", "x", "--epochs"], ["epochs", "needs a value"]),
+        (["--epochs", "3"], ["uri", "required"]),
+        (["stray"], ["stray", "--some.setting"]),
+        (["--uri", "x", "--rotation", "[1"], ["[1", "YAML"]),
+        (["--config", "/nowhere.yaml"], ["config", "/nowhere.yaml", "No such file"]),
+    ],
+)
+def test_a_bad_setting_gets_one_line_that_names_it(arguments, words):
+    with pytest.raises(SettingsError) as error:
+        load(Job, arguments)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert error.value.exit_code == 2
+
+
+def test_unknown_key_in_file(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("uri: x\noptimiser: {learning_rte: 1}\n")
+    with pytest.raises(SettingsError, match=r"optimiser.learning_rte.*did you mean 'optimiser.learning_rate'"):
+        load(Job, ["--config", str(path)])
+
+
+def test_yaml_round_trip(tmp_path):
+    job = load(Job, ["--uri", "x", "--optimiser.learning_rate", "0.25", "--models.a", "b"])
+    path = tmp_path / "saved.yaml"
+    path.write_text(to_yaml(job))
+    assert load(Job, ["--config", str(path)]) == job
+    assert flatten(job)["optimiser.learning_rate"] == 0.25
+
+
+def test_help_lists_every_setting_with_its_meaning(capsys):
+    with pytest.raises(SystemExit) as stop:
+        load(Job, ["--help"], prog="jobs.x")
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for expected in (
+        "--optimiser.learning_rate",
+        "Peak learning rate.",
+        "adamw|sgd",
+        "100 % of the data",
+        "default: 3",
+    ):
+        assert expected in text

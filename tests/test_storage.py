@@ -1,0 +1,104 @@
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.errors import StorageError
+
+
+@pytest.fixture(params=["local", "file", "s3"])
+def root(request, tmp_path):
+    if request.param == "s3":
+        return request.getfixturevalue("s3") + "/root"
+    return ("file://" if request.param == "file" else "") + str(tmp_path / "root")
+
+
+def test_files_on_every_kind_of_storage(root, tmp_path):
+    a, b = storage.join(root, "a.json"), storage.join(root, "deep", "er", "b.bin")
+    assert not storage.exists(a)
+    storage.write_json(a, {"x": [1, 2]})
+    storage.write_bytes(b, b"\x00\xff")
+    storage.write_bytes(b, b"again")
+    assert storage.read_json(a) == {"x": [1, 2]}
+    assert storage.read_bytes(b) == b"again"
+    assert storage.size(b) == 5
+    names = [uri.rsplit("/", 1)[1] for uri in storage.list_files(root)]
+    assert names == ["a.json", "b.bin"]
+    assert [storage.read_bytes(uri) for uri in storage.list_files(root, ".bin")] == [b"again"]
+
+    storage.copy_to_local(root, tmp_path / "copy")
+    assert (tmp_path / "copy/deep/er/b.bin").read_bytes() == b"again"
+    storage.copy_from_local(tmp_path / "copy", storage.join(root, "second"))
+    assert storage.read_bytes(storage.join(root, "second/deep/er/b.bin")) == b"again"
+    with storage.as_local_file(b) as path:
+        assert os.path.basename(path) == "b.bin"
+        assert Path(path).read_bytes() == b"again"
+
+    storage.delete(storage.join(root, "second"))
+    assert not storage.exists(storage.join(root, "second/a.json"))
+    storage.delete(storage.join(root, "never-there"))
+    storage.preflight(root)
+    storage.preflight(storage.join(root, "new"), write=True)
+
+
+def test_errors_name_the_uri(root):
+    for action in (storage.read_bytes, storage.size, storage.preflight):
+        with pytest.raises(StorageError, match="nothing-here"):
+            action(storage.join(root, "nothing-here"))
+    storage.write_bytes(storage.join(root, "bad.json"), b"{")
+    with pytest.raises(StorageError, match=r"bad\.json: not valid JSON"):
+        storage.read_json(storage.join(root, "bad.json"))
+
+
+def test_a_local_write_is_whole_or_absent(tmp_path, monkeypatch):
+    target = str(tmp_path / "value")
+    storage.write_bytes(target, b"old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(StorageError, match="disk full"):
+        storage.write_bytes(target, b"new")
+    assert storage.read_bytes(target) == b"old"
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "s3:///x"])
+def test_uris_that_cannot_be_served(uri):
+    with pytest.raises(StorageError, match=uri.split(":")[0]):
+        storage.resolve(uri)
+
+
+def test_preflight_names_a_missing_bucket(s3):
+    with pytest.raises(StorageError, match="bucket 'no-such-bucket' does not exist"):
+        storage.preflight("s3://no-such-bucket/x", write=True)
+    with pytest.raises(StorageError, match="bucket 'no-such-bucket' does not exist"):
+        storage.preflight("s3://no-such-bucket/x")
+
+
+def test_preflight_is_quick_when_nobody_answers(s3, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(StorageError, match="AWS_ENDPOINT_URL") as error:
+            storage.preflight("s3://bucket/x", write=True)
+        assert time.monotonic() - started < 10
+        assert "\n" not in str(error.value)
+
+
+def test_preflight_names_missing_credentials(s3, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
+        storage.preflight("s3://bucket/x")
+
+
+def test_preflight_of_local_paths(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="not a folder"):
+        storage.preflight(str(tmp_path / "file" / "below"), write=True)
+    with pytest.raises(StorageError, match="no such file or folder"):
+        storage.preflight(str(tmp_path / "absent"))
