@@ -32,7 +32,7 @@ class EncoderSettings(Settings):
     width: int = Field(default=64, ge=8, le=256, multiple_of=8)
     """Channels of the first stage; 64 is the standard network, 32 has half the channels everywhere."""
     small_stem: bool = False
-    """3x3 convolution with stride 1 and no max-pool, for images of 64 px or less; about 16 times the work."""
+    """Stem of a 3x3 convolution (stride 2) without max-pool, for images of 64 px or less; about 4 times the work."""
 
 
 class Encoder(nn.Module):
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         block, depths = _ARCHITECTURES[settings.name]
         width = settings.width
         if settings.small_stem:
-            self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=2, padding=1, bias=False)
             self.maxpool: nn.Module = nn.Identity()
         else:
             self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)

@@ -70,10 +70,9 @@ def gather_values(values: torch.Tensor) -> torch.Tensor:
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether bf16 autocast is faster than float32: CUDA from Ampere on, CPUs with AMX tiles."""
+    """Whether bf16 autocast is faster than float32: CUDA from Ampere on, CPUs with AMX or AVX-512 bf16 instructions."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-        return bool(probe and probe())
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return False

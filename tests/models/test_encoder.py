@@ -39,12 +39,12 @@ def test_narrow_encoder_has_the_same_names_and_fewer_channels():
     assert half.state_dict()["layer4.1.conv2.weight"].shape == (256, 256, 3, 3)
 
 
-def test_small_stem_keeps_resolution():
+def test_small_stem_keeps_twice_the_resolution():
     encoder = build_encoder(EncoderSettings(width=8, small_stem=True)).eval()
     shapes = []
     encoder.layer1.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
     features = encoder(torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last))
-    assert shapes == [(2, 8, 32, 32)]
+    assert shapes == [(2, 8, 16, 16)]  # the standard stem leaves 8 x 8
     assert features.shape == (2, encoder.num_features)
 
 
