@@ -1,0 +1,28 @@
+"""Self-supervised objectives as pure functions on tensors."""
+
+from pipeline.objectives.contrastive import nt_xent, nt_xent_global, similarity_stats
+from pipeline.objectives.pairwise import (
+    GEOMETRY,
+    PairwiseHead,
+    hybrid_loss,
+    pairwise_loss,
+    relative_transform,
+)
+from pipeline.objectives.peclr import reference_translation, undo_similarity, undo_transform
+from pipeline.objectives.settings import ObjectiveSettings, latent
+
+__all__ = [
+    "GEOMETRY",
+    "ObjectiveSettings",
+    "PairwiseHead",
+    "hybrid_loss",
+    "latent",
+    "nt_xent",
+    "nt_xent_global",
+    "pairwise_loss",
+    "reference_translation",
+    "relative_transform",
+    "similarity_stats",
+    "undo_similarity",
+    "undo_transform",
+]

@@ -1,0 +1,72 @@
+"""NT-Xent, the contrastive loss of SimCLR (Chen et al. 2020) that PeCLR also uses, and figures that describe an embedding."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.geometry import at_least_float32
+
+
+def nt_xent(view_1: Tensor, view_2: Tensor, temperature: float = 0.5) -> Tensor:
+    """NT-Xent loss of N pairs, a scalar: mean over the 2N anchors of -log softmax of the positive among all other 2N - 1 views.
+
+    view_1, view_2: (N, D), row i of both shows sample i; need not be normalised. Computed in float32, or float64 for float64 inputs,
+    whatever the autocast. Source: Chen et al. 2020, eq. 1.
+    """
+    return nt_xent_global(view_1, view_2, view_1, view_2, 0, temperature)
+
+
+def nt_xent_global(
+    local_1: Tensor, local_2: Tensor, all_1: Tensor, all_2: Tensor, offset: int, temperature: float = 0.5
+) -> Tensor:
+    """NT-Xent of one worker's n pairs as anchors against all 2N views of all workers: a scalar, the mean over its 2n anchors.
+
+    local_1, local_2: (n, D) of this worker; all_1, all_2: (N, D) of all workers in order, through which the gradient must flow back to
+    their owners; offset: this worker's samples are rows offset ... offset + n - 1 of all_1 and all_2.
+    Workers may hold different n: the loss of the whole batch is sum over workers of (n / N) * loss. So under DistributedDataParallel,
+    which averages gradients over W workers, each worker multiplies by W * n / N. A worker with no pairs gives 0.
+    """
+    anchors = _unit(torch.cat([local_1, local_2]))
+    columns = _unit(torch.cat([all_1, all_2]))
+    num_local, num_all = local_1.shape[0], all_1.shape[0]
+    if offset < 0 or offset + num_local > num_all:
+        raise ValueError(f"rows {offset} ... {offset + num_local - 1} are not among the {num_all} gathered samples")
+    rows = torch.arange(offset, offset + num_local, device=anchors.device)
+    itself = torch.cat([rows, rows + num_all])
+    positive = torch.cat([rows + num_all, rows])
+    with torch.autocast(anchors.device.type, enabled=False):
+        logits = anchors @ columns.T / temperature
+        logits = logits.scatter(1, itself[:, None], -torch.inf)
+        return F.cross_entropy(logits, positive, reduction="sum") / max(2 * num_local, 1)
+
+
+@torch.no_grad()
+def similarity_stats(view_1: Tensor, view_2: Tensor) -> dict[str, Tensor]:
+    """Figures of an embedding, 0-d tensors without gradient; view_1, view_2: (N, D), row i of both shows sample i, N > 1.
+
+    positive_similarity, negative_similarity: mean cosine of the N pairs, and of all pairs of different samples.
+    alignment: mean squared distance of the pairs on the unit sphere, lower = views of a sample agree more.
+    uniformity: log of the mean of exp(-2 squared distance) over different samples within a view (mean of the two views), lower = spread
+        more evenly. Both after Wang & Isola 2020, "Understanding Contrastive Representation Learning through Alignment and Uniformity".
+    """
+    view_1, view_2 = _unit(view_1), _unit(view_2)
+    num = view_1.shape[0]
+    with torch.autocast(view_1.device.type, enabled=False):
+        within = torch.stack([view_1 @ view_1.T, view_2 @ view_2.T])
+        across = view_1 @ view_2.T
+    positive = across.diagonal().mean()
+    other = ~torch.eye(num, dtype=torch.bool, device=view_1.device)
+    negatives = torch.cat([within[:, other], across[other][None]])
+    # On the unit sphere the squared distance is 2 - 2 cosine.
+    spread = (4 * within[:, other] - 4).logsumexp(-1) - torch.tensor(float(num * (num - 1))).log().to(view_1)
+    return {
+        "positive_similarity": positive,
+        # Pairs across views count twice among ordered pairs (1 with 2, 2 with 1), as in the loss.
+        "negative_similarity": (negatives.mean(-1) * negatives.new_tensor([0.25, 0.25, 0.5])).sum(),
+        "alignment": 2 - 2 * positive,
+        "uniformity": spread.mean(),
+    }
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(at_least_float32(vectors), dim=-1)

@@ -1,0 +1,374 @@
+"""Random views of hand crops, batched: numbers are drawn first, then applied with one bilinear sampling and one colour matrix.
+
+A view is a similarity transform of the crop plus colour. In coordinates centred on the image and with its side as the unit,
+
+    p_view = scale * R(angle) * p_crop + translation,
+
+R turning counter-clockwise on screen (x right, y down). The same numbers warp the images, go to the objective, which undoes them on the
+projections, and carry cameras and joints along (`view_matrix`).
+
+Where the ranges of the preset `peclr` come from (facts of the published code, "box" = the square round the hand):
+- rotation: uniform in +-45 degrees.
+- scale: the published crop has a margin of 0.9 to 1.5 times the hand's half extent, drawn uniformly. Stored crops here are 1.5 boxes wide
+  (`CROP_MARGIN`), so a margin m covers m / 1.5 of the stored crop and scale = 1.5 / m: 1 to 1.667, with 1 / scale uniform. (Published
+  margins count from the mean of the joints to the furthest one, about 1.15 times half the box on typical hands, so theirs show slightly
+  more round the hand.)
+- translation: published 0 to 14 source pixels right or down, of a crop of typically 147 pixels (FreiHAND). The same spread about zero is
+  +-7/147 = +-0.048 of the side.
+- colour: HSV value * (0.5 to 1) + 5 to 20 of 255, saturation * (0.01 to 1); the published hue change (times 0.01 to 1, on images with red
+  and blue exchanged) turns skin by 0 to about 0.6 of a circle, here +-0.3.
+Views whose corners reach beyond the crop show its mirror image there: black corners would tell the network the angle.
+"""
+
+import hashlib
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from pipeline import geometry, image_ops
+from pipeline.config import Settings
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet's RGB values (0-1), with which published encoders were trained."""
+
+CROP_MARGIN = 1.5
+"""Side of a stored crop in hand boxes."""
+
+VIEW_MARGIN = 1.25
+"""Side of the plain view in hand boxes: the fixed margin that the published code uses where it does not draw one."""
+
+Range = tuple[float, float]
+
+
+class ViewSettings(Settings):
+    """Ranges from which views are drawn; the defaults are the preset `peclr`."""
+
+    size: int = Field(default=128, ge=8)
+    """Side of a view in pixels. Crops at least twice as large are first averaged down by a whole factor, against aliasing."""
+
+    rotation_deg: float = Field(default=45.0, ge=0, le=180)
+    """Rotations are uniform in +- this many degrees."""
+
+    translation: float = Field(default=7 / 147, ge=0, le=0.5)
+    """Shifts of the content are uniform in +- this fraction of the view's side, in x and y."""
+
+    scale: Range = (1.0, CROP_MARGIN / 0.9)
+    """Smallest and largest magnification of the crop; 1 shows all of it. 1 / scale is uniform."""
+
+    padding: Literal["reflection", "zeros"] = "reflection"
+    """What a view shows beyond the crop's border: its mirror image, or black as in the published code."""
+
+    brightness: Range = (0.5, 1.0)
+    """Factors on the colour values."""
+
+    contrast: Range = (1.0, 1.0)
+    """Factors on the difference from the view's mean luminance."""
+
+    saturation: Range = (0.01, 1.0)
+    """Factors on the saturation, 0 = grey."""
+
+    hue: float = Field(default=0.3, ge=0, le=0.5)
+    """Hues turn by up to +- this part of the colour circle."""
+
+    offset: Range = (5 / 255, 20 / 255)
+    """Added to the colour values (0-1) after brightness and contrast."""
+
+    grayscale_probability: float = Field(default=0.0, ge=0, le=1)
+    """Share of views without colour."""
+
+    sobel_probability: float = Field(default=0.0, ge=0, le=1)
+    """Share of views reduced to their edges."""
+
+    cutout_probability: float = Field(default=0.0, ge=0, le=1)
+    """Share of views with a grey rectangle."""
+
+    cutout_side: float = Field(default=0.16, ge=0, le=1)
+    """Sides of that rectangle are uniform between 0 and this fraction of the view's side; its centre lies in the middle half."""
+
+    blur_probability: float = Field(default=0.0, ge=0, le=1)
+    """Share of blurred views."""
+
+    blur_sigma: Range = (0.1, 2.0)
+    """Standard deviation of that Gaussian blur, in pixels of the view."""
+
+    noise_probability: float = Field(default=0.0, ge=0, le=1)
+    """Share of noisy views."""
+
+    noise_std: float = Field(default=25 / 255, ge=0)
+    """Standard deviation of that Gaussian noise, in colour values (0-1)."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> "ViewSettings":
+        for name in ("scale", "brightness", "contrast", "saturation", "offset", "blur_sigma"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must be given as [smallest, largest], not [{low}, {high}]")
+            if low < 0 or (low == 0 and name in ("scale", "blur_sigma")):
+                raise ValueError(f"{name} must be positive, not [{low}, {high}]")
+        return self
+
+    @classmethod
+    def preset(cls, name: Literal["peclr", "simclr"], **changes: Any) -> "ViewSettings":
+        """Settings of a published method, with `changes` to single fields. Raises ValueError for another name.
+
+        `peclr`: the paper's ranges, see the top of this file. `simclr`: what the PeCLR authors found best for the invariant baseline:
+        the same colour and scale, neither rotation nor translation.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset '{name}'; known are {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **changes})
+
+
+PRESETS: dict[str, dict[str, Any]] = {"peclr": {}, "simclr": {"rotation_deg": 0.0, "translation": 0.0}}
+
+
+class Views(NamedTuple):
+    """The numbers of N views, float32 tensors unless said otherwise."""
+
+    angle: Tensor
+    """(N,) radians, positive = content turned counter-clockwise on screen."""
+    translation: Tensor
+    """(N, 2) shift of the content, fractions of the view's side, x right, y down."""
+    scale: Tensor
+    """(N,) magnification of the crop."""
+    brightness: Tensor
+    """(N,) factor."""
+    contrast: Tensor
+    """(N,) factor."""
+    saturation: Tensor
+    """(N,) factor, 0 = grey."""
+    hue: Tensor
+    """(N,) turns of the colour circle."""
+    offset: Tensor
+    """(N,) added to colour values (0-1)."""
+    sobel: Tensor
+    """(N,) bool, edges instead of colours."""
+    cutout: Tensor
+    """(N, 5) grey rectangle: centre x, y, width, height (fractions of the side), grey level (0-1); width 0 = none."""
+    blur_sigma: Tensor
+    """(N,) pixels, 0 = none."""
+    noise_std: Tensor
+    """(N,) in colour values (0-1), 0 = none."""
+    noise_seed: Tensor
+    """(N,) int64; noise is drawn for several images at once, seeded by the first of them."""
+
+
+_NUM_GEOMETRY = 3  # the first fields are geometry, the others colour
+
+# On a CPU a few images at a time stay in the cache from warp to normalisation: 1.7 times as fast as the whole batch at once (measured,
+# 64 crops of 160 px, views of 128 px).
+_CPU_PIXELS_AT_ONCE = 2**17
+
+
+def generator_for(
+    seed: int, epoch: int = 0, step: int = 0, rank: int = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator whose numbers depend on these four only, so that a resumed run draws the views it would have drawn.
+
+    With the default device the views are also the same on every kind of machine: `sample_views` draws where the generator lives.
+    """
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{step}/{rank}".encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def sample_views(
+    settings: ViewSettings,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Views:
+    """Draws the numbers of `batch_size` views; tensors on `device` (default: CPU, or the generator's device)."""
+    drawn_on = generator.device if generator is not None else torch.device("cpu")
+    # One draw of a fixed layout: switching one augmentation on or off leaves the others as they were, and one transfer carries all.
+    uniform = torch.rand((batch_size, 21), generator=generator, device=drawn_on).to(device or drawn_on)
+    column = iter(uniform.unbind(-1))
+
+    def between(low: float, high: float) -> Tensor:
+        return low + (high - low) * next(column)
+
+    def chosen(probability: float) -> Tensor:
+        return next(column) < probability
+
+    turn = torch.pi * settings.rotation_deg / 180
+    shift = settings.translation
+    smallest, largest = settings.scale
+    angle = between(-turn, turn)
+    translation = torch.stack([between(-shift, shift), between(-shift, shift)], -1)
+    scale = 1 / between(1 / largest, 1 / smallest)
+    brightness = between(*settings.brightness)
+    contrast = between(*settings.contrast)
+    saturation = between(*settings.saturation)
+    hue = between(-settings.hue, settings.hue)
+    offset = between(*settings.offset)
+    saturation = saturation * ~chosen(settings.grayscale_probability)
+    sobel = chosen(settings.sobel_probability)
+    cut = chosen(settings.cutout_probability)
+    side = settings.cutout_side
+    rectangle = [between(0.25, 0.75), between(0.25, 0.75), between(0, side) * cut, between(0, side), between(0, 1)]
+    blur = chosen(settings.blur_probability)
+    blur_sigma = between(*settings.blur_sigma) * blur
+    noise_std = chosen(settings.noise_probability) * settings.noise_std
+    noise_seed = (next(column) * 2**24).long()
+    return Views(
+        angle,
+        translation,
+        scale,
+        brightness,
+        contrast,
+        saturation,
+        hue,
+        offset,
+        sobel,
+        torch.stack(rectangle, -1),
+        blur_sigma,
+        noise_std.float(),
+        noise_seed,
+    )
+
+
+def identity_views(
+    batch_size: int, device: torch.device | str | None = None, scale: float = CROP_MARGIN / VIEW_MARGIN
+) -> Views:
+    """Plain views for evaluation: upright, centred, colours unchanged.
+
+    scale: magnification of the crop. The default, 1.2, shows 1.25 hand boxes of a crop that holds 1.5; 1 shows all of it.
+    """
+    zero = torch.zeros(batch_size, device=device)
+    one = torch.ones(batch_size, device=device)
+    return Views(
+        angle=zero,
+        translation=torch.zeros(batch_size, 2, device=device),
+        scale=torch.full((batch_size,), scale, device=device),
+        brightness=one,
+        contrast=one,
+        saturation=one,
+        hue=zero,
+        offset=zero,
+        sobel=zero.bool(),
+        cutout=torch.zeros(batch_size, 5, device=device),
+        blur_sigma=zero,
+        noise_std=zero,
+        noise_seed=zero.long(),
+    )
+
+
+def cat_views(*views: Views) -> Views:
+    """The views one after the other, as one batch."""
+    return Views(*(torch.cat(fields) for fields in zip(*views, strict=True)))
+
+
+def exchange_colour(geometry_of: Views, colour_of: Views) -> Views:
+    """Views with the transforms of one batch and the colours of another: pairs that differ in only one of the two."""
+    return Views(*geometry_of[:_NUM_GEOMETRY], *colour_of[_NUM_GEOMETRY:])
+
+
+def view_matrix(views: Views, crop_size: int, view_size: int) -> Tensor:
+    """Affine maps (N, 2, 3) from pixels of the crop to pixels of the view.
+
+    Joints in the view are `geometry.transform_points(matrix, joints_2d)`, its camera is `geometry.transform_camera(matrix, camera)`.
+    """
+    central = geometry.similarity_matrix(views.angle, views.translation, views.scale)
+    into = _pixels_to_central(crop_size, central)
+    out_of = geometry.invert_affine(_pixels_to_central(view_size, central))
+    return geometry.compose(out_of, geometry.compose(central, into))
+
+
+def apply_views(frames: Tensor, views: Views, settings: ViewSettings) -> Tensor:
+    """Renders views: (N, 3, size, size) float32, normalised with ImageNet's mean and standard deviation, channels_last.
+
+    frames: uint8 (B, 3, S, S), RGB. views: N = k * B of them; row j * B + i is view j of frame i, so two views of every frame are
+    `cat_views(first, second)` in one call. Raises ValueError for other types and shapes.
+    """
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or frames.shape[2] != frames.shape[3]:
+        raise ValueError(f"frames must be uint8 (B, 3, S, S), not {frames.dtype} {tuple(frames.shape)}")
+    num_frames, num_views = len(frames), len(views.angle)
+    if num_views % max(num_frames, 1):
+        raise ValueError(f"{num_views} views do not divide evenly among {num_frames} frames")
+    result = torch.empty(
+        (num_views, 3, settings.size, settings.size), device=frames.device, memory_format=torch.channels_last
+    )
+    num_at_once = max(_CPU_PIXELS_AT_ONCE // settings.size**2, 1) if frames.device.type == "cpu" else num_frames
+    with torch.autocast(frames.device.type, enabled=False):
+        for start in range(0, num_frames, max(num_at_once, 1)):
+            stop = min(start + num_at_once, num_frames)
+            crops = _shrink(frames[start:stop], settings.size)
+            for first in range(0, num_views, num_frames):
+                part = slice(first + start, first + stop)
+                group = Views(*(field[part] for field in views))
+                result[part] = _recolour(_filter(_warp(crops, group, settings), group, settings), group, settings)
+    return result
+
+
+def denormalise(images: Tensor) -> Tensor:
+    """Pictures for people, uint8 (N, 3, H, W), from normalised views (N, 3, H, W)."""
+    mean, std = (images.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (IMAGE_MEAN, IMAGE_STD))
+    return ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _pixels_to_central(size: int, like: Tensor) -> Tensor:
+    """The affine map (2, 3) from pixels to coordinates centred on the image with its side as the unit."""
+    return like.new_tensor([[1 / size, 0, -0.5], [0, 1 / size, -0.5]])
+
+
+def _shrink(frames: Tensor, size: int) -> Tensor:
+    """Float crops, values 0-255, averaged down while they are at least twice the view's size.
+
+    A bilinear sample reads 2 x 2 pixels, so it skips some where a view shrinks the crop by more than 2. Averaging by a whole factor
+    leaves between one and two crop pixels for each view pixel at scale 1. Coordinates in units of the side do not change.
+    """
+    factor = max(frames.shape[-1] // size, 1)
+    while frames.shape[-1] % factor:
+        factor -= 1
+    crops = frames.contiguous().float()
+    return F.avg_pool2d(crops, factor) if factor > 1 else crops
+
+
+def _warp(crops: Tensor, views: Views, settings: ViewSettings) -> Tensor:
+    inverse = geometry.invert_affine(geometry.similarity_matrix(views.angle, 2 * views.translation, views.scale))
+    # Where each view pixel lies in the crop, in grid_sample's coordinates: -1 and 1 are the borders of the image.
+    axis = (torch.arange(settings.size, device=crops.device) * 2 + 1) / settings.size - 1
+    along_x = inverse[:, :, :1] * axis
+    along_y = inverse[:, :, 1:2] * axis + inverse[:, :, 2:]
+    grid = crops.new_empty((len(crops), settings.size, settings.size, 2))
+    for k in range(2):
+        torch.add(along_y[:, k, :, None], along_x[:, k, None, :], out=grid[..., k])
+    return F.grid_sample(crops, grid, mode="bilinear", padding_mode=settings.padding, align_corners=False)
+
+
+def _filter(images: Tensor, views: Views, settings: ViewSettings) -> Tensor:
+    """Edges, rectangles and blur, on values 0-255. The settings decide what is looked for: a check of the views would stall a GPU."""
+    if settings.sobel_probability:
+        images = torch.where(views.sobel[:, None, None, None], image_ops.sobel(images, 255.0), images)
+    if settings.cutout_probability:
+        images = image_ops.cut_out(images, views.cutout, 255.0)
+    if settings.blur_probability:
+        rows = views.blur_sigma.nonzero()[:, 0]
+        images = images.index_copy(0, rows, image_ops.gaussian_blur(images[rows], views.blur_sigma[rows]))
+    return images
+
+
+def _recolour(images: Tensor, views: Views, settings: ViewSettings) -> Tensor:
+    """Values 0-255 -> colour changes, cut to what an image can hold, normalised: one matrix product for all of it."""
+    mean, std = images.new_tensor(IMAGE_MEAN), images.new_tensor(IMAGE_STD)
+    matrix, shift = image_ops.colour_matrix(
+        views.brightness, views.contrast, views.saturation, views.hue, views.offset, images.mean((2, 3)) / 255
+    )
+    matrix, shift = matrix / (255 * std[:, None]), (shift - mean) / std
+    colours = torch.baddbmm(shift[..., None], matrix, images.flatten(2)).view_as(images)
+    _cut(colours)
+    if settings.noise_probability:
+        generator = torch.Generator(images.device).manual_seed(int(views.noise_seed[0]))
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        colours += noise * (views.noise_std[:, None] / std)[:, :, None, None]
+        _cut(colours)
+    return colours
+
+
+def _cut(images: Tensor) -> None:
+    """Limits normalised images to colour values of 0-1, in place."""
+    for channel, (mean, std) in enumerate(zip(IMAGE_MEAN, IMAGE_STD, strict=True)):
+        images[:, channel].clamp_(-mean / std, (1 - mean) / std)
