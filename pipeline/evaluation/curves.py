@@ -1,0 +1,114 @@
+"""Which training curves belong on one chart, and how a long noisy curve is made readable."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+History = Mapping[str, Sequence[tuple[float, float]]]
+"""{metric: [(step, value), ...]}, as the tracker gives it."""
+
+
+@dataclass(frozen=True)
+class CurveGroup:
+    """The metrics that share a chart."""
+
+    title: str
+    unit: str
+    metrics: Mapping[str, str]
+    """Metric name -> what the legend calls it. `train/loss` in a history is also found under `loss`."""
+    note: str = ""
+    """What the reader should look for."""
+    smooth: bool = True
+    """Whether a long curve is shown as its moving average, with the raw curve faint behind."""
+
+
+@dataclass(frozen=True)
+class CurveChart:
+    """One chart with the curves that a history has for it."""
+
+    title: str
+    unit: str
+    note: str
+    series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    smooth: bool = True
+
+
+CURVE_GROUPS = (
+    CurveGroup("Contrastive loss", "", {"loss": "loss"}, "NT-Xent over all views of the global batch."),
+    CurveGroup(
+        "Online probe",
+        "mm",
+        {"probe_pa_epe_mm": "PA-EPE", "probe_mean_pose_pa_epe_mm": "mean pose"},
+        "Ridge regression from frozen features to joints. Below the mean pose, the features know the pose.",
+    ),
+    CurveGroup(
+        "Cosine similarity",
+        "",
+        {"positive_similarity": "two views of a frame", "negative_similarity": "different frames"},
+        "The gap between the two is what the loss widens.",
+    ),
+    CurveGroup(
+        "Alignment and uniformity",
+        "",
+        {"alignment": "alignment", "uniformity": "uniformity"},
+        "Wang & Isola (2020): lower is better for both.",
+    ),
+    CurveGroup("Throughput", "frames/s", {"frames_per_second": "frames/s"}, "All workers together."),
+    CurveGroup("Waiting for data", "% of the time", {"data_wait": "waiting"}, "Near zero: the stream keeps up."),
+    CurveGroup("Learning rate", "", {"learning_rate": "learning rate"}, "Warm-up, then decay.", smooth=False),
+)
+
+
+def group_curves(history: History, groups: Iterable[CurveGroup] = CURVE_GROUPS) -> list[CurveChart]:
+    """The charts for which the history has points, in the order of the groups; then one for each metric in no group.
+
+    Values that are not finite are left out.
+    """
+    finite = {
+        name: [(float(step), float(value)) for step, value in points if np.isfinite(value)]
+        for name, points in history.items()
+    }
+    left = {name: points for name, points in finite.items() if points}
+    charts = []
+    for group in groups:
+        series = {}
+        for metric, label in group.metrics.items():
+            name = next((n for n in left if n == metric or n.endswith(f"/{metric}")), None)
+            if name is not None:
+                series[label] = left.pop(name)
+        if series:
+            charts.append(CurveChart(group.title, group.unit, group.note, series, group.smooth))
+    return charts + [CurveChart(name, "", "", {name: points}) for name, points in left.items()]
+
+
+def moving_average(points: Sequence[tuple[float, float]], min_points: int = 60) -> Sequence[tuple[float, float]]:
+    """A centred running mean over 1/25 of the curve; a curve of fewer than `min_points` comes back as it is."""
+    if len(points) < min_points:
+        return points
+    steps, values = np.array(points, dtype=float).T
+    half = max(1, len(points) // 50)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    # Towards the start the window shrinks on both sides: a loss that falls steeply keeps its first value.
+    # Towards the end it is cut off, so that the last mean is still a mean.
+    before = np.minimum(half, index)
+    end = np.minimum(index + before + 1, len(values))
+    means = (sums[end] - sums[index - before]) / (end - index + before)
+    return list(zip(steps.tolist(), means.tolist(), strict=True))
+
+
+def thin(points: Sequence[tuple[float, float]], max_points: int = 300) -> Sequence[tuple[float, float]]:
+    """At most about `max_points` of the points: the lowest and the highest of each stretch, so that spikes stay."""
+    if len(points) <= max_points:
+        return points
+    kept: list[tuple[float, float]] = [points[0]]
+    edges = np.linspace(1, len(points) - 1, max_points // 2).astype(int)
+    for start, end in itertools.pairwise(edges):
+        stretch = range(start, end)
+        if stretch:
+            low = min(stretch, key=lambda i: points[i][1])
+            high = max(stretch, key=lambda i: points[i][1])
+            kept.extend(points[i] for i in sorted({low, high}))
+    return [*kept, points[-1]]

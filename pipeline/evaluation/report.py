@@ -1,0 +1,291 @@
+"""The report: one self-contained HTML page of a run, with its pictures and charts inside.
+
+The page asks nothing of the network (a content security policy inside it forbids even trying), follows the reader's
+light or dark theme, and works from disk, on a phone and on paper.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline.evaluation.charts import difference_chart, finger_dots, legend, line_chart, marker_legend
+from pipeline.evaluation.curves import group_curves, moving_average
+from pipeline.evaluation.hand_drawings import hand_errors, hand_mark
+from pipeline.evaluation.metric_names import METRICS, MetricName, metric_name
+from pipeline.evaluation.parallel import ParallelLine, parallel_coordinates
+from pipeline.evaluation.report_data import Curve, ModelResult, Picture, Pretraining, ReportData, Results, Search, Trial
+from pipeline.evaluation.svg import linear_axis, number
+from pipeline.frames.schema import SPLITS
+from pipeline.hands import FINGER_JOINTS, NUM_JOINTS, WRIST
+
+_WEBP_QUALITY = 90
+
+
+def build_report(data: ReportData) -> str:
+    """The report as an HTML page. Names, paths and reasons in the data are shown as text, whatever they contain."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number,
+        duration=duration,
+        data_uri=_data_uri,
+        size=_picture_size,
+        sum_values=lambda counts: sum(counts.values()),
+        splits=lambda counts: sorted({split for by_split in counts.values() for split in by_split}, key=_split_place),
+        rejected=_rejected,
+    )
+    template = environment.get_template("report.html.jinja")
+    return template.render(
+        data=data,
+        mark=hand_mark(),
+        difference=difference_chart(data.verdict.percent, data.verdict.interval_percent) if data.verdict else None,
+        curves=_curve_cards(data.pretraining) if data.pretraining else [],
+        search=_search_view(data.search) if data.search and data.search.trials else None,
+        results=_results_view(data.results) if data.results and data.results.models else None,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Such as "8.3 s", "42 s", "3 min 05 s", "2 h 10 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@dataclass(frozen=True)
+class _Card:
+    title: str
+    unit: str
+    note: str
+    legend: Markup
+    chart: Markup
+    latest: str
+
+
+def _curve_cards(pretraining: Pretraining) -> list[_Card]:
+    cards = []
+    for chart in group_curves(pretraining.history):
+        latest = [number(_shown(points, chart.smooth)[-1][1]) for points in chart.series.values()]
+        several = len(latest) > 1
+        key = legend(list(chart.series), latest) if several else Markup()
+        drawing = line_chart(chart.series, chart.title, smooth=chart.smooth)
+        cards.append(_Card(chart.title, chart.unit, chart.note, key, drawing, "" if several else latest[0]))
+    return cards
+
+
+def _shown(points: Sequence[tuple[float, float]], smooth: bool) -> Sequence[tuple[float, float]]:
+    return moving_average(points) if smooth else points
+
+
+@dataclass(frozen=True)
+class _TrialRow:
+    trial: Trial
+    is_best: bool
+    cells: list[str]
+    value: str
+
+
+@dataclass(frozen=True)
+class _SearchView:
+    columns: list[str]
+    rows: list[_TrialRow]
+    parallel: Markup | None
+    rungs: Markup | None
+    rungs_narrow: Markup | None
+    num_stopped: int
+    num_failed: int
+
+
+def _search_view(search: Search) -> _SearchView:
+    """Trials from the best to the worst; those without a value last."""
+    sign = 1 if search.lower_is_better else -1
+    trials = sorted(search.trials, key=lambda t: (not _known(t.value), sign * (t.value if _known(t.value) else 0.0)))
+    columns = list(dict.fromkeys(key for trial in trials for key in trial.config))
+    metric = search.metric + (f" ({search.unit})" if search.unit else "")
+    ranked = [t for t in trials if _known(t.value)]
+    lines = [
+        ParallelLine(
+            name=f"{t.name}: {number(t.value)} {search.unit}".rstrip(),
+            values={**{c: _plain(t.config.get(c)) for c in columns}, metric: t.value if _known(t.value) else None},
+            rank=ranked.index(t) / max(1, len(ranked) - 1) if _known(t.value) else None,
+            best=t.name == search.best,
+        )
+        for t in trials
+    ]
+    rungs = {t.name: t.rungs for t in ranked if t.rungs}
+    return _SearchView(
+        columns=columns,
+        rows=[
+            _TrialRow(t, t.name == search.best, [_cell(t.config.get(c)) for c in columns], number(t.value, 4))
+            for t in trials
+        ],
+        parallel=parallel_coordinates(lines, [*columns, metric], "Trials of the search")
+        if columns and ranked
+        else None,
+        rungs=_rung_chart(rungs, metric, width=1030, height=320),
+        rungs_narrow=_rung_chart(rungs, metric, width=340, height=260),
+        num_stopped=sum(t.state == "stopped" for t in trials),
+        num_failed=sum(t.state == "failed" for t in trials),
+    )
+
+
+def _rung_chart(
+    rungs: Mapping[str, Sequence[tuple[float, float]]], metric: str, width: int, height: int
+) -> Markup | None:
+    """None where no trial reported more than once. The page shows the wide or the narrow one, so that its text fits."""
+    if not any(len(points) > 1 for points in rungs.values()):
+        return None
+    title = "Every trial over its epochs"
+    return line_chart(rungs, title, "epoch", metric, width=width, height=height, ranked=True, dots=True)
+
+
+@dataclass(frozen=True)
+class _MetricCell:
+    text: str
+    is_best: bool = False
+    difference: str = ""
+    outcome: str = ""
+
+
+@dataclass(frozen=True)
+class _ResultsView:
+    metrics: list[MetricName]
+    rows: list[tuple[str, bool, list[_MetricCell]]]
+    pck: list[tuple[str, Markup]] = field(default_factory=list)
+    pck_legend: Markup = field(default_factory=Markup)
+    fingers: Markup | None = None
+    finger_legend: Markup = field(default_factory=Markup)
+    hands: list[tuple[str, float, Markup]] = field(default_factory=list)
+
+
+def _results_view(results: Results) -> _ResultsView:
+    models = results.models
+    keys = [k for k in METRICS if any(k in m.metrics for m in models)]
+    keys += [k for k in dict.fromkeys(k for m in models for k in m.metrics) if k not in METRICS]
+    baseline = next((m for m in models if m.name == results.baseline), None)
+    rows = [(m.name, m is baseline, [_metric_cell(k, m, models, baseline) for k in keys]) for m in models]
+    names = [m.name for m in models]
+    charts = [
+        (title, _pck_chart(title, names, [getattr(m, kind) for m in models]))
+        for title, kind in (("PCK", "pck"), ("PCK after Procrustes alignment", "pa_pck"))
+        if any(getattr(m, kind) for m in models)
+    ]
+    with_joints = {
+        m.name: m.joint_errors_mm for m in models if m.joint_errors_mm and len(m.joint_errors_mm) == NUM_JOINTS
+    }
+    largest = max((e for errors in with_joints.values() for e in errors if math.isfinite(e)), default=0.0)
+    return _ResultsView(
+        metrics=[metric_name(k) for k in keys],
+        rows=rows,
+        pck=charts,
+        pck_legend=legend(names),
+        fingers=finger_dots(_finger_means(with_joints), "Error by finger") if with_joints else None,
+        finger_legend=marker_legend(list(with_joints)),
+        hands=[
+            (name, sum(errors) / NUM_JOINTS, hand_errors(errors, f"Joint errors of {name}", largest))
+            for name, errors in with_joints.items()
+        ],
+    )
+
+
+def _metric_cell(
+    key: str, model: ModelResult, models: Sequence[ModelResult], baseline: ModelResult | None
+) -> _MetricCell:
+    name = metric_name(key)
+    value = model.metrics.get(key)
+    if value is None or not math.isfinite(value):
+        return _MetricCell("–" if value is None else number(value))
+    text = f"{value:,.{name.decimals}f}".replace("-", "−")
+    if name.lower_is_better is None:
+        return _MetricCell(text)
+    others = [v for m in models if (v := m.metrics.get(key)) is not None and math.isfinite(v)]
+    best = min(others) if name.lower_is_better else max(others)
+    reference = baseline.metrics.get(key) if baseline is not None and baseline is not model else None
+    difference, outcome = "", ""
+    if reference is not None and math.isfinite(reference) and reference != 0:
+        percent = 100 * (value - reference) / abs(reference)
+        difference = f"{percent:+.1f} %".replace("-", "−")
+        outcome = "better" if (percent < 0) == name.lower_is_better else "worse"
+        outcome = outcome if abs(percent) >= 0.05 else ""
+    return _MetricCell(text, len(others) > 1 and value == best, difference, outcome)
+
+
+def _pck_chart(title: str, names: Sequence[str], curves: Sequence[Curve | None]) -> Markup:
+    # Every model keeps its colour, also where another one has no curve.
+    series: dict[str, Sequence[tuple[float, float]]] = {
+        name: [(t, 100 * s) for t, s in zip(curve.thresholds_mm, curve.shares, strict=True)] if curve else []
+        for name, curve in zip(names, curves, strict=True)
+    }
+    return line_chart(
+        series,
+        title,
+        "threshold (mm)",
+        "correct joints (%)",
+        y_axis=linear_axis([], 4, 0.0, 100.0),
+        width=460,
+        height=300,
+    )
+
+
+def _finger_means(joint_errors: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    parts = {"wrist": (WRIST,), **FINGER_JOINTS}
+    return {
+        part: {model: sum(errors[j] for j in joints) / len(joints) for model, errors in joint_errors.items()}
+        for part, joints in parts.items()
+    }
+
+
+def _rejected(rejects: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str, int]]:
+    """(source, reason, number) of what was left out, the most frequent first."""
+    rows = [(source, reason, n) for source, reasons in rejects.items() for reason, n in reasons.items() if n]
+    return sorted(rows, key=lambda row: (-row[2], row[0], row[1]))
+
+
+def _split_place(split: str) -> tuple[int, str]:
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
+
+
+def _known(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def _plain(value: Any) -> float | str | bool | None:
+    return value if value is None or isinstance(value, int | float | str) else str(value)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    return number(value)
+
+
+def _data_uri(picture: Picture) -> str:
+    """The picture inside the page: as WebP where that is smaller, which for photographs it is by far."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(picture.png)) as image:
+        image.save(buffer, "WEBP", quality=_WEBP_QUALITY, method=4)
+    webp = buffer.getvalue()
+    kind, content = ("webp", webp) if len(webp) < len(picture.png) else ("png", picture.png)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _picture_size(picture: Picture) -> tuple[int, int]:
+    """Width and height in pixels, so that the page does not jump while it loads."""
+    return int.from_bytes(picture.png[16:20]), int.from_bytes(picture.png[20:24])
