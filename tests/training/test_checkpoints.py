@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import DataError, StorageError
+from pipeline.storage import copy_from_local, join, write_bytes, write_json
+from pipeline.training.checkpoints import read_checkpoint, read_trainer_state, save_checkpoint
+
+
+def test_round_trip_through_storage(tmp_path, s3):
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    optimiser = torch.optim.AdamW(model.parameters())
+    model(torch.randn(4, 2)).sum().backward()
+    optimiser.step()
+    save_checkpoint(tmp_path / "c", model, {"optimiser": optimiser.state_dict(), "step": 3}, {"kind": "pretrain"})
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["meta.json", "model.safetensors", "trainer.pt"]
+    copy_from_local(tmp_path / "c", f"{s3}/c")
+    weights, meta = read_checkpoint(f"{s3}/c")
+    assert meta == {"format_version": 1, "kind": "pretrain"}
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    state = read_trainer_state(tmp_path / "c")
+    assert state["step"] == 3
+    torch.optim.AdamW(model.parameters()).load_state_dict(state["optimiser"])
+
+
+def test_wrong_directories_are_named(tmp_path):
+    with pytest.raises(DataError, match="not a checkpoint directory"):
+        read_checkpoint(str(tmp_path))
+    save_checkpoint(tmp_path / "c", nn.Linear(1, 1), {}, {})
+    write_json(join(str(tmp_path), "c/meta.json"), {"format_version": 99})
+    with pytest.raises(DataError, match="format 99 is not known"):
+        read_checkpoint(str(tmp_path / "c"))
+    write_json(join(str(tmp_path), "c/meta.json"), {"format_version": 1})
+    write_bytes(join(str(tmp_path), "c/model.safetensors"), b"cut off")
+    with pytest.raises(DataError, match=r"model\.safetensors: damaged"):
+        read_checkpoint(str(tmp_path / "c"))
+    (tmp_path / "c/trainer.pt").unlink()
+    with pytest.raises(StorageError, match=r"trainer\.pt"):
+        read_trainer_state(tmp_path / "c")
+
+
+def test_pickled_code_is_not_loaded(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("run",)
+
+    torch.save({"x": Evil()}, tmp_path / "trainer.pt")
+    with pytest.raises(Exception, match="weights_only|Unsupported"):
+        read_trainer_state(tmp_path)

@@ -1,0 +1,62 @@
+"""One loss on W workers x N frames equals one worker x W N frames: with real processes and gloo."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from pipeline.objectives import nt_xent, nt_xent_global
+from pipeline.training.distributed import gather, gather_values, row_counts
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8)).double()
+
+
+def _frames(total: int) -> torch.Tensor:
+    return torch.randn(2, total, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def _worker(rank: int, counts: list[int], port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=len(counts))
+    start, count = sum(counts[:rank]), counts[rank]
+    frames = _frames(sum(counts))[:, start : start + count]
+    network = nn.parallel.DistributedDataParallel(_model())
+    first, second = network(frames.reshape(2 * count, 6)).chunk(2)
+    assert row_counts(count, torch.device("cpu")) == counts
+    everyone = gather(torch.stack([first, second], dim=1))
+    # A worker's loss is the mean over its own anchors; with uneven shares it counts by their number.
+    weight = count * len(counts) / sum(counts)
+    loss = weight * nt_xent_global(first, second, everyone[:, 0], everyone[:, 1], start, 0.1)
+    loss.backward()
+    losses = gather_values(loss.detach()[None])
+    if rank == 0:
+        gradients = torch.cat([p.grad.flatten() for p in network.parameters()])
+        torch.save({"loss": losses.mean(), "gradients": gradients}, os.path.join(folder, "result.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("counts", [[12], [6, 6], [3, 3, 3, 3], [7, 5], [5, 4, 2, 1]], ids=str)
+def test_loss_and_gradients_are_those_of_one_worker(counts, tmp_path, free_port):
+    model = _model()
+    frames = _frames(sum(counts))
+    loss = nt_xent(model(frames[0]), model(frames[1]), 0.1)
+    loss.backward()
+    mp.start_processes(_worker, (counts, free_port, str(tmp_path)), nprocs=len(counts), start_method="spawn")
+    result = torch.load(tmp_path / "result.pt", weights_only=True)
+    torch.testing.assert_close(result["loss"], loss.detach(), rtol=1e-12, atol=0)
+    expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(result["gradients"], expected, rtol=1e-10, atol=1e-14)
+
+
+def test_without_a_process_group_a_gather_changes_nothing():
+    rows = torch.randn(3, 2, requires_grad=True)
+    assert gather(rows) is rows
+    assert row_counts(3, rows.device) == [3]
+    assert gather_values(torch.ones(2)).shape == (1, 2)
