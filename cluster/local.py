@@ -8,6 +8,8 @@ Like a real cluster: the head takes no tasks, a submitted job's code reaches eac
 own folder for temporary files and its own object store, and two training workers of four CPUs land on two nodes. The
 nodes are processes in the background; they outlive the terminal. Which ones they are stands in .cluster/state.json,
 and `down` stops exactly those (`ray stop` would stop every Ray of the user).
+
+Ray's ports are open to the network, so the cluster lets in only who has the user's token (~/.ray/auth_token).
 """
 
 import argparse
@@ -16,6 +18,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +29,7 @@ from typing import Any
 
 import psutil
 
+from jobs.ray_token import ensure_token, headers
 from pipeline.errors import EquihandError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +61,7 @@ def up(home: Path, num_workers: int = 2, cpus: int = 4, job_port: int = 8265) ->
     down(home)  # remains of a cluster that died
     if _port_in_use(job_port):
         raise ClusterError(f"port {job_port} is in use, so the job server cannot have it; choose one with --port")
+    ensure_token()
     gcs_port = _free_ports(1)[0]
     # Short, because the path of a Unix socket below it may have some hundred characters at most.
     folder = Path("/tmp") / f"equihand-{os.getuid()}-{zlib.crc32(str(home.resolve()).encode()):08x}"
@@ -81,9 +86,8 @@ def up(home: Path, num_workers: int = 2, cpus: int = 4, job_port: int = 8265) ->
             _start_node(home, state, f"worker-{number}", worker)
         _wait(state, home, lambda: _alive_nodes(state) >= 1 + num_workers, deadline)
     except BaseException:
-        down(home)
+        down(home, keep_files=True)
         raise
-    _record(home, state)
     return state
 
 
@@ -95,8 +99,11 @@ def status(home: Path) -> State | None:
     return state if _alive_nodes(state) >= 1 + state["num_workers"] else None
 
 
-def down(home: Path) -> bool:
-    """Stop the recorded processes and what they started, and remove the cluster's files. False: there was nothing."""
+def down(home: Path, keep_files: bool = False) -> bool:
+    """Stop the recorded processes and what they started, and remove Ray's files. False: there was nothing.
+
+    keep_files: leave Ray's files, logs among them, for a look at what went wrong.
+    """
     state = _read(home)
     if state is None:
         return False
@@ -108,7 +115,8 @@ def down(home: Path) -> bool:
     for process in _with_children(remaining):
         _signal(process, signal.SIGKILL)
     psutil.wait_procs(remaining, timeout=STOP_TIMEOUT_S)
-    shutil.rmtree(state["folder"], ignore_errors=True)
+    if not keep_files:
+        shutil.rmtree(state["folder"], ignore_errors=True)
     (home / "state.json").unlink()
     return True
 
@@ -130,6 +138,7 @@ def _start_node(home: Path, state: State, name: str, options: list[str]) -> None
     if "--head" in options:
         command.append(f"--ray-client-server-port={client}")
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_JOB_ID")}
+    environment["RAY_AUTH_MODE"] = "token"
     # A job's entry point says `python`: it shall be the one that has the dependencies.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     Path(state["folder"], name).mkdir(parents=True, exist_ok=True)
@@ -152,7 +161,7 @@ def _wait(state: State, home: Path, ready: Any, deadline: float) -> None:
         ended = [entry for entry in state["processes"] if _process(*entry) is None]
         if ended or time.monotonic() > deadline:
             what = "a node ended" if ended else f"not ready after {START_TIMEOUT_S:.0f} s"
-            raise ClusterError(f"the local cluster did not start: {what}; see {home}/*.log")
+            raise ClusterError(f"the local cluster did not start: {what}; see {home}/*.log and {state['folder']}")
         time.sleep(0.3)
 
 
@@ -161,7 +170,8 @@ def _alive_nodes(state: State) -> int:
     # No proxy: the environment's proxy settings are not for loopback.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{state['job_server']}/nodes?view=summary", timeout=5) as answer:
+        request = urllib.request.Request(f"{state['job_server']}/nodes?view=summary", headers=headers())
+        with opener.open(request, timeout=5) as answer:
             nodes = json.load(answer)["data"]["summary"]
     except (OSError, ValueError, KeyError):
         return 0
@@ -195,8 +205,6 @@ def _signal(process: psutil.Process, number: int) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    import socket
-
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
@@ -208,8 +216,6 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _port_in_use(port: int) -> bool:
-    import socket
-
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

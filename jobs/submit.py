@@ -1,0 +1,357 @@
+"""Run a job on a Ray cluster: pack the code, submit it, follow its log.
+
+    python -m jobs.submit [--address http://HOST:8265] [--run-id ID] [--detach] JOB [--setting value ...]
+    python -m jobs.submit --attach ID      follow a job's log again
+    python -m jobs.submit --stop ID        end a job
+    python -m jobs.submit --list           the cluster's jobs
+
+The settings are checked here, before anything is sent. The submission's id is the run's id: submitting a run that is
+still going attaches to it; one that has ended is submitted as a further attempt of the same run, so training goes on
+from its last checkpoint. Ctrl-C detaches; the job goes on. The exit code is the job's (0 done, 1 failed, 2 bad settings).
+
+Credentials are never sent along: a job's arguments and environment are readable by everybody who sees the cluster's
+dashboard. The cluster's nodes have their own (see docs/cluster.md).
+"""
+
+import argparse
+import asyncio
+import importlib
+import json
+import logging
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pydantic
+
+from jobs.packing import pack
+from jobs.ray_token import headers, token_path
+from jobs.runtime import EXIT_INTERRUPTED
+from pipeline.config import Settings, flatten, load
+from pipeline.errors import EquihandError, SettingsError
+from pipeline.storage import is_local
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+CONNECT_TIMEOUT_S = 8.0
+# A stopped job closes its MLflow run and ends its workers, as after Ctrl-C; by default Ray would send a signal that
+# its own handler turns into an immediate end, and would wait 3 s.
+STOP_GENTLY = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Submission(NamedTuple):
+    """A job ready to be sent."""
+
+    job: str
+    run_id: str
+    arguments: list[str]
+    files: dict[str, Path]
+    """Files that travel with the code, by their path in the job's working directory."""
+
+
+def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Submission:
+    """Check a job's arguments and fix the run's id.
+
+    Raises SettingsError: bad settings, a password in one of them, or a path that the cluster's nodes cannot see.
+    """
+    settings_type = settings_type_of(job)
+    arguments = list(arguments)
+    settings = load(settings_type, arguments, f"jobs.{job}", importlib.import_module(f"jobs.{job}").__doc__ or "")
+    run_id_setting = next((name for name in flatten(settings) if name.rpartition(".")[2] == "run_id"), None)
+    if run_id_setting is not None:
+        run_id = run_id or flatten(settings)[run_id_setting]
+    run_id = run_id or f"{job}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not _RUN_ID.fullmatch(run_id):
+        raise SettingsError(f"run id '{run_id}': use letters, digits, '.', '_' and '-' only")
+    if run_id_setting is not None:
+        arguments = [*_without(arguments, run_id_setting), f"--{run_id_setting}={run_id}"]
+    tracking, server = getattr(settings, "tracking", None), os.environ.get("MLFLOW_TRACKING_URI")
+    if tracking is not None and server and "uri" not in tracking.model_fields_set:
+        arguments.append(f"--tracking.uri={server}")
+    settings = load(settings_type, arguments)
+    for name, value in flatten(settings).items():
+        if any(_PASSWORD.search(text) for text in _texts(value)):
+            raise SettingsError(
+                f"setting '{name}' holds a password, which everybody who sees the cluster's dashboard could read; "
+                "give it to the cluster's nodes instead (docs/cluster.md, Credentials)"
+            )
+    for name, value in _relative_paths(settings):
+        raise SettingsError(
+            f"setting '{name}' = '{value}' is a path below this folder, which the cluster's nodes do not see; "
+            "use s3://, or an absolute path on storage that all nodes share"
+        )
+    return Submission(job, run_id, *_with_config_packed(arguments))
+
+
+def settings_type_of(job: str) -> type[Settings]:
+    """The settings model of a job. Raises SettingsError for an unknown one."""
+    known = [path.stem for path in sorted((ROOT / "jobs").glob("*.py")) if "\n    run_job(" in path.read_text("utf-8")]
+    if job not in known or job == "demo":
+        raise SettingsError(f"unknown job '{job}'; there are: {', '.join(name for name in known if name != 'demo')}")
+    module = importlib.import_module(f"jobs.{job}")
+    types = [item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Settings)]
+    return next(item for item in types if item.__module__ == module.__name__ and item.__name__.endswith("Job"))
+
+
+def forwarded_environment(address: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables of the caller that the job gets too: where the object store is, never who may use it."""
+    remote = urlsplit(address).hostname not in _LOOPBACK
+    values = {name: environment[name] for name in FORWARDED if environment.get(name)}
+    return {
+        name: value
+        for name, value in values.items()
+        # An endpoint on this machine's loopback means nothing to a cluster elsewhere.
+        if not _PASSWORD.search(value) and not (remote and urlsplit(value).hostname in _LOOPBACK)
+    }
+
+
+def attempts_of(client: "JobSubmissionClient", run_id: str) -> list["JobDetails"]:
+    """The submissions of one run on this cluster, first attempt first."""
+    pattern = re.compile(re.escape(run_id) + r"(?:-attempt(\d+))?")
+    found = [(pattern.fullmatch(item.submission_id or ""), item) for item in client.list_jobs()]
+    return [item for _, item in sorted([(int(m[1] or 1), item) for m, item in found if m], key=lambda pair: pair[0])]
+
+
+def submit(client: "JobSubmissionClient", address: str, submission: Submission) -> str:
+    """Submit a job, or find the attempt of the same run that is still going; returns the submission's id."""
+    job, run_id, arguments, files = submission
+    attempts = attempts_of(client, run_id)
+    if attempts and attempts[-1].status not in ENDED:
+        print(f"run {run_id} is going already: attaching to it; its settings stay as they were", flush=True)
+        return str(attempts[-1].submission_id)
+    # Ray refuses an id that it has seen, also that of a job that has ended.
+    submission_id = f"{run_id}-attempt{len(attempts) + 1}" if attempts else run_id
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder, "equihand.zip")
+        size = pack(ROOT, package, files)
+        client.submit_job(
+            entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]),
+            submission_id=submission_id,
+            runtime_env={
+                "working_dir": str(package),
+                "env_vars": {**STOP_GENTLY, **forwarded_environment(address, os.environ)},
+            },
+            metadata={"job": job, "run_id": run_id},
+        )
+    print(f"submitted {submission_id} ({size / 1e3:.0f} kB of code) to {address}", flush=True)
+    return submission_id
+
+
+def follow(client: "JobSubmissionClient", submission_id: str) -> int:
+    """Print a job's log until it ends, over broken connections too; returns the job's exit code."""
+    printed = failures = 0
+
+    async def tail() -> None:
+        nonlocal printed, failures
+        position = 0
+        async for text in client.tail_job_logs(submission_id):
+            # A new connection sends the log from its beginning.
+            print(text[max(0, printed - position) :], end="", flush=True)
+            position += len(text)
+            printed = max(printed, position)
+            failures = 0
+
+    while True:
+        try:
+            asyncio.run(tail())
+            details = client.get_job_info(submission_id)
+            if details.status in ENDED:
+                break
+        except (RuntimeError, OSError) as error:
+            failures += 1
+            if failures == 5:
+                raise EquihandError(f"the connection to the cluster is lost: {_first_line(error)}") from None
+        time.sleep(min(2**failures, 10))
+    if details.status == "SUCCEEDED":
+        print(f"{submission_id}: done")
+        return 0
+    reason = _first_line(details.message or "").partition(", last available logs")[0]  # the log has been printed
+    print(f"{submission_id}: {details.status.lower()}: {reason}", file=sys.stderr)
+    return details.driver_exit_code if details.driver_exit_code and details.driver_exit_code > 0 else 1
+
+
+def connect(address: str) -> "JobSubmissionClient":
+    """A client of the cluster's job server. Raises EquihandError within ten seconds when there is none."""
+    import ray
+    from ray.job_submission import JobSubmissionClient
+
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Ray lets these two win over the address that it is given.
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)
+    sent: dict[str, str] = {}
+    try:
+        version, wanted = _version(address, sent)
+        if wanted:  # the token goes only to clusters that ask for one
+            sent = headers()
+            version, wanted = _version(address, sent)
+    except (OSError, ValueError, KeyError) as error:
+        raise EquihandError(
+            f"no Ray job server answers at {address} ({_first_line(error)}); "
+            "start a local cluster with `make cluster`, or give the address of yours with --address"
+        ) from None
+    if wanted:
+        raise EquihandError(
+            f"the cluster at {address} {'refuses your token' if sent else 'asks for a token'}; "
+            f"set RAY_AUTH_TOKEN to the cluster's token, or keep it in {token_path()}"
+        )
+    if version != ray.__version__:
+        print(f"note: the cluster runs Ray {version}, this machine {ray.__version__}", file=sys.stderr)
+    return JobSubmissionClient(address, headers=sent)
+
+
+def _version(address: str, sent: Mapping[str, str]) -> tuple[str, bool]:
+    """The cluster's Ray version, and whether it lets only those in who have a token, or another one."""
+    request = urllib.request.Request(f"{address}/api/version", headers=dict(sent))
+    try:
+        with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S / 2) as answer:
+            return json.load(answer)["ray_version"], False
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return "", True
+        raise
+
+
+def _relative_paths(settings: pydantic.BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings that are described as a URI, folder or file and hold a path relative to the working directory."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, pydantic.BaseModel):
+            yield from _relative_paths(value, f"{prefix}{name}.")
+            continue
+        if not re.search(r"\b(URIs?|folder|file|path)\b", field.description or "", re.IGNORECASE):
+            continue
+        for text in _texts(value):
+            path = text.removeprefix("sqlite:///").removeprefix("file://")
+            if is_local(path) and path and not path.startswith(("/", "~")):
+                yield f"{prefix}{name}", text
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (item for item in value.values() if isinstance(item, str))
+    elif isinstance(value, list | tuple):
+        yield from (item for item in value if isinstance(item, str))
+
+
+def _without(arguments: Sequence[str], name: str) -> list[str]:
+    """Arguments without one setting, in both of its spellings (`--name value`, `--name=value`)."""
+    kept = [argument for argument in arguments if not argument.startswith(f"--{name}=")]
+    while f"--{name}" in kept:
+        position = kept.index(f"--{name}")
+        del kept[position : position + 2]
+    return kept
+
+
+def _with_config_packed(arguments: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
+    """Let `--config` name the copy of the file that goes along in the package, wherever the original lies."""
+    arguments, files = list(arguments), {}
+    for position, argument in enumerate(arguments):
+        flag, separator, value = argument.partition("=")
+        if flag == "--config":
+            path = Path(value if separator else arguments[position + 1])
+            packed = f"submitted/{path.name}"
+            files[packed] = path
+            arguments[position if separator else position + 1] = f"--config={packed}" if separator else packed
+    return arguments, files
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _latest(client: "JobSubmissionClient", run_id: str) -> str:
+    attempts = attempts_of(client, run_id)
+    if not attempts:
+        raise EquihandError(f"the cluster knows no job '{run_id}'; --list shows those that there are")
+    return str(attempts[-1].submission_id)
+
+
+def _show_jobs(client: "JobSubmissionClient") -> None:
+    for item in sorted(client.list_jobs(), key=lambda item: item.start_time or 0):
+        if item.submission_id:
+            started = time.strftime("%Y-%m-%d %H:%M", time.localtime((item.start_time or 0) / 1000))
+            print(f"{item.submission_id:40} {item.status:10} {started}  {item.entrypoint}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--address",
+        default=os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS),
+        help="the cluster's job server (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)",
+    )
+    parser.add_argument("--run-id", help="the run's id; the same id goes on with the same run")
+    parser.add_argument("--detach", action="store_true", help="do not follow the log")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--attach", metavar="ID", help="follow the log of a job")
+    what.add_argument("--stop", metavar="ID", help="end a job")
+    what.add_argument("--list", action="store_true", help="show the cluster's jobs")
+    parser.add_argument("job", nargs="?", help="ingest, pretrain, search, evaluate, ...")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the job's own arguments; JOB --help lists them")
+    options = parser.parse_args(argv)
+    address = options.address.rstrip("/")
+    if bool(options.job) == bool(options.attach or options.stop or options.list):
+        parser.error("give a job, or one of --attach, --stop, --list")
+    submission_id = ""
+    try:
+        if options.job:
+            submission = prepare(options.job, options.arguments, options.run_id)
+        client = connect(address)
+        if options.list:
+            _show_jobs(client)
+            return 0
+        if options.stop:
+            submission_id = _latest(client, options.stop)
+            stopped = client.stop_job(submission_id)
+            print(f"{submission_id}: {'is being stopped' if stopped else 'has ended already'}")
+            return 0
+        if options.attach:
+            submission_id = _latest(client, options.attach)
+        else:
+            submission_id = submit(client, address, submission)
+        how = f"python -m jobs.submit --address {address}"
+        hint = f"  log:   {how} --attach {submission_id}\n  stop:  {how} --stop {submission_id}"
+        if options.detach:
+            print(hint)
+            return 0
+        try:
+            return follow(client, submission_id)
+        except KeyboardInterrupt:
+            print(f"\ndetached; {submission_id} goes on\n{hint}")
+            return EXIT_INTERRUPTED
+    except EquihandError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except RuntimeError as error:  # what the job server refuses
+        print(f"error: {_first_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
