@@ -1,0 +1,60 @@
+"""Turn hand videos or images into a frame set.
+
+    python -m jobs.ingest --config jobs/configs/ingest_video.yaml --source.uri s3://bucket/videos --output s3://bucket/frames
+
+Run it again with another source to add to the same frame set. A killed ingest goes on where it was.
+"""
+
+from typing import Any
+
+from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.terminal import TerminalProgress
+from pipeline.frames.ingest import IngestSettings, ingest
+from pipeline.frames.manifest import Manifest
+from pipeline.frames.schema import SPLITS
+from pipeline.progress import SILENT, Progress
+
+
+class IngestJob(IngestSettings):
+    """Settings of the job: those of the ingest, where to, and the cluster."""
+
+    output: str
+    """URI of the frame set; made where there is none yet, else added to."""
+    ray: RaySettings = RaySettings()
+
+
+def run(settings: IngestJob, progress: Progress = SILENT) -> dict[str, Any]:
+    """Run the job; returns the frame set's URI, counts, rejects and digest."""
+    ingest_settings = IngestSettings.model_validate(settings.model_dump(include=set(IngestSettings.model_fields)))
+    with ray_session(settings.ray):
+        manifest = ingest(ingest_settings, settings.output, progress)
+    if isinstance(progress, TerminalProgress):
+        _show(settings.output, manifest, progress)
+    return {
+        "frame_set": settings.output,
+        "num_rows": manifest.num_rows,
+        "num_clips": manifest.num_clips,
+        "counts": manifest.counts,
+        "rejects": manifest.rejects,
+        "digest": manifest.digest,
+    }
+
+
+def _show(uri: str, manifest: Manifest, terminal: TerminalProgress) -> None:
+    """What the frame set holds, and what was left out and why."""
+    counts = [
+        [source, *(by_split.get(split, 0) for split in SPLITS), sum(manifest.rejects.get(source, {}).values())]
+        for source, by_split in manifest.counts.items()
+    ]
+    terminal.table(f"Frame set {uri}", ["source", *SPLITS, "rejects"], counts)
+    rejects = [
+        [source, reason, count, ", ".join(manifest.reject_examples.get(reason, [])[:2])]
+        for source, by_reason in manifest.rejects.items()
+        for reason, count in by_reason.items()
+    ]
+    if rejects:
+        terminal.table("Left out", ["source", "reason", "count", "for example"], rejects)
+
+
+if __name__ == "__main__":
+    run_job(IngestJob, run, "jobs.ingest", __doc__)

@@ -1,0 +1,159 @@
+"""The global shuffle: rows leave the workers in random buckets, and each bucket becomes one shuffled shard.
+
+Stage 1, one task a few clips: every frame group goes to the bucket that its name's hash chooses. A task writes one part
+file, a row of Arrow streams of one bucket each, and then a small JSON file that says where they lie; the JSON marks the
+task as done. Stage 2, one task a bucket: read the bucket's stream from every part, permute its groups, write the shard.
+Neither stage holds more than its buffer or one shard in memory, whatever the size of the set.
+
+Arrow streams are used between the stages because a byte range can be read without a footer, and parts times buckets is a
+large number.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.frames.manifest import Shard
+from pipeline.frames.rows import Row
+from pipeline.frames.schema import SCHEMA, SPLITS, digest, digest_to_hex, rows_to_table
+from pipeline.storage import is_local, join, resolve, size
+
+BUFFER_BYTES = 64 * 2**20
+_READERS = 8
+
+Bucket = tuple[str, int]
+"""Split and number."""
+Piece = tuple[str, int, int, int]
+"""Part file, first byte, number of bytes, number of rows."""
+
+
+class PartWriter:
+    """Collects groups by bucket and writes them to one part file whenever BUFFER_BYTES are full."""
+
+    def __init__(self, uri: str) -> None:
+        self._stream = _create(uri)
+        self._groups: dict[Bucket, list[tuple[str, list[Row]]]] = {}
+        self._num_buffered = 0
+        self.pieces: list[tuple[Bucket, int, int, int]] = []
+        """(bucket, first byte, number of bytes, number of rows) of what has been written."""
+
+    def add(self, bucket: Bucket, group: list[Row]) -> None:
+        """A frame group; it is known by its first frame's id from here on."""
+        self._groups.setdefault(bucket, []).append((group[0]["frame_id"], group))
+        self._num_buffered += sum(len(row["jpeg"]) for row in group)
+        if self._num_buffered >= BUFFER_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left. Only now the file counts."""
+        self._flush()
+        self._stream.close()
+
+    def _flush(self) -> None:
+        for bucket, groups in sorted(self._groups.items()):
+            table = rows_to_table(row for _, group in groups for row in group)
+            ids = [group_id for group_id, group in groups for _ in group]
+            table = table.append_column("group_id", pa.array(ids, pa.string()))
+            start = self._stream.tell()
+            with pa.ipc.new_stream(self._stream, table.schema) as writer:
+                writer.write_table(table)
+            self.pieces.append((bucket, start, self._stream.tell() - start, table.num_rows))
+        self._groups, self._num_buffered = {}, 0
+
+
+def write_shard(
+    uri: str, path: str, source: str, bucket: Bucket, pieces: Sequence[Piece], seed: int, row_group_size: int
+) -> Shard:
+    """Shuffle one bucket into the shard <uri>/<path>; the same rows in the same order every time."""
+    table = _read(pieces)
+    split, number = bucket
+    order, row_groups = _shuffled(
+        table["group_id"].to_pylist(), np.random.default_rng([seed, SPLITS.index(split), number]), row_group_size
+    )
+    table = table.select(SCHEMA.names).take(pa.array(order))
+    shard_uri = join(uri, path)
+    with (
+        _create(shard_uri) as stream,
+        pq.ParquetWriter(stream, SCHEMA, **_PARQUET) as writer,
+    ):
+        start = 0
+        for num_rows in row_groups:
+            writer.write_table(table.slice(start, num_rows), row_group_size=num_rows)
+            start += num_rows
+    return Shard(
+        path=path,
+        source=source,
+        split=split,
+        num_rows=table.num_rows,
+        num_bytes=size(shard_uri),
+        row_groups=row_groups,
+        digest=digest_to_hex(digest(table)),
+    )
+
+
+_TEXT = ["clip_id", "source", "hand", "split"]
+_PARQUET: dict[str, Any] = {
+    # JPEG does not compress any further, and its minimum and maximum would copy whole images into the footer.
+    "compression": {
+        **{field.name: "zstd" for field in SCHEMA if not pa.types.is_list(field.type)},
+        **{f"{field.name}.list.element": "zstd" for field in SCHEMA if pa.types.is_list(field.type)},
+        "jpeg": "none",
+    },
+    "use_dictionary": _TEXT,
+    "write_statistics": _TEXT,
+    "store_schema": True,
+}
+
+
+def _read(pieces: Sequence[Piece]) -> pa.Table:
+    def read(piece: Piece) -> pa.Table:
+        part, start, num_bytes, _ = piece
+        filesystem, path = resolve(part)
+        with filesystem.open_input_file(path) as file:
+            data = file.read_at(num_bytes, start)
+        with pa.ipc.open_stream(data) as reader:
+            return reader.read_all()
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return pa.concat_tables(pool.map(read, pieces))
+
+
+def _shuffled(group_ids: Sequence[str], rng: np.random.Generator, row_group_size: int) -> tuple[list[int], list[int]]:
+    """(row order, rows of each row group). Groups stay whole, also at the row groups' borders.
+
+    Groups are sorted by name before they are permuted, so it does not matter in which order parts were read.
+    """
+    members: dict[str, list[int]] = {}
+    for row, group_id in enumerate(group_ids):
+        members.setdefault(group_id, []).append(row)
+    names = sorted(members)
+    order: list[int] = []
+    row_groups: list[int] = []
+    for index in rng.permutation(len(names)):
+        rows = members[names[index]]
+        if not row_groups or row_groups[-1] + len(rows) > row_group_size:
+            row_groups.append(0)
+        row_groups[-1] += len(rows)
+        order += rows
+    return order, row_groups
+
+
+def pieces_by_bucket(parts: Iterable[tuple[str, list[Any]]]) -> dict[Bucket, list[Piece]]:
+    """What every part holds, ordered by bucket. parts: (part URI, PartWriter.pieces as read from JSON)."""
+    buckets: dict[Bucket, list[Piece]] = {}
+    for part, pieces in parts:
+        for (split, number), start, num_bytes, num_rows in pieces:
+            buckets.setdefault((split, number), []).append((part, start, num_bytes, num_rows))
+    return dict(sorted(buckets.items()))
+
+
+def _create(uri: str) -> pa.NativeFile:
+    """A file to write to. On S3 it appears when it is closed."""
+    filesystem, path = resolve(uri)
+    if is_local(uri):
+        filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    return filesystem.open_output_stream(path, compression=None)

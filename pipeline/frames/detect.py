@@ -1,0 +1,121 @@
+"""Find hands in an image with the MediaPipe Hand Landmarker (extra `detect`).
+
+Zhang et al. 2020, "MediaPipe Hands: On-device Real-time Hand Tracking". The model file (hand_landmarker.task) is given by
+URI and never downloaded from here.
+"""
+
+import atexit
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from pipeline.config import Settings
+from pipeline.errors import DataError
+from pipeline.frames.track import Detection, overlap
+from pipeline.storage import read_bytes
+
+_SAME_HAND_OVERLAP = 0.6
+
+
+class DetectorSettings(Settings):
+    """Which hands the detector reports."""
+
+    model: str | None = None
+    """URI of MediaPipe's hand_landmarker.task."""
+    max_hands: int = Field(default=2, ge=1, le=20)
+    """Hands a frame, at most."""
+    min_confidence: float = Field(default=0.5, ge=0, le=1)
+    """Detections and landmarks below this are dropped."""
+
+
+class HandDetector:
+    """A loaded Hand Landmarker. Frames are looked at one by one, so results do not depend on the frames before."""
+
+    def __init__(self, settings: DetectorSettings) -> None:
+        """Raises DataError where mediapipe, one of its system libraries or the model is missing."""
+        require_mediapipe()
+        assert settings.model is not None
+        try:
+            import mediapipe
+            from mediapipe.tasks.python import BaseOptions, vision
+        except (ImportError, OSError) as error:
+            raise DataError(f"mediapipe does not start: {' '.join(str(error).split())}") from None
+        options = vision.HandLandmarkerOptions(
+            base_options=BaseOptions(model_asset_buffer=read_bytes(settings.model)),
+            num_hands=settings.max_hands,
+            min_hand_detection_confidence=settings.min_confidence,
+            min_hand_presence_confidence=settings.min_confidence,
+        )
+        try:
+            with _quiet_stderr():
+                self._landmarker = vision.HandLandmarker.create_from_options(options)
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise DataError(f"{settings.model}: not a usable Hand Landmarker model ({reason})") from None
+        self._to_image = lambda pixels: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
+
+    def __call__(self, image: Image.Image) -> list[Detection]:
+        """Hands of an upright RGB image. A box is tight around the 21 landmarks, in pixels.
+
+        `hand` is what is seen in the image: the Tasks API of mediapipe 1.x reports it so (checked on rendered right hands
+        and on real ones; older solutions took every image for a mirrored selfie). The score is the handedness score,
+        the only one that the detector gives.
+        """
+        pixels = np.ascontiguousarray(image)
+        with _quiet_stderr():
+            result = self._landmarker.detect(self._to_image(pixels))
+        found: list[Detection] = []
+        for landmarks, handedness in zip(result.hand_landmarks, result.handedness, strict=True):
+            points = np.array([(p.x, p.y) for p in landmarks]) * image.size
+            x0, y0 = points.min(0).tolist()
+            x1, y1 = points.max(0).tolist()
+            hand = handedness[0].category_name.lower()
+            found.append(Detection((x0, y0, x1, y1), hand, min(float(handedness[0].score), 1.0)))
+        return _without_duplicates(found)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._landmarker.close()
+
+
+@lru_cache(maxsize=1)
+def shared_detector(settings: DetectorSettings) -> HandDetector:
+    """The detector of this process: a worker loads it once for all the videos that it gets."""
+    detector = HandDetector(settings)
+    atexit.register(detector.close)
+    return detector
+
+
+def require_mediapipe() -> None:
+    """Raises DataError where mediapipe is not installed."""
+    if importlib.util.find_spec("mediapipe") is None:
+        raise DataError("finding hands in video needs mediapipe: pip install equihand[detect]")
+
+
+def _without_duplicates(found: list[Detection]) -> list[Detection]:
+    """The detector now and then reports one hand twice; keep the surer one. Left to right, for a stable order."""
+    kept: list[Detection] = []
+    for detection in sorted(found, key=lambda d: -d.score):
+        if all(overlap(detection.box, other.box) < _SAME_HAND_OVERLAP for other in kept):
+            kept.append(detection)
+    return sorted(kept, key=lambda d: d.box)
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Silence the C++ library, which writes to file descriptor 2 whatever its logging settings say."""
+    saved = os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(sink)

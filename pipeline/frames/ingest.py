@@ -1,0 +1,464 @@
+"""Ingest: hand images from a source become a frame set, shuffled across clips, with Ray Data.
+
+The driver lists the source's units and packs them into tasks; stage 1 (see rows.py) cuts out the hands and throws frame
+groups into buckets, stage 2 turns each bucket into a shuffled shard (see buckets.py), and the manifest is written last.
+
+All that is decided follows from the settings and the listing alone: tasks, splits, buckets, order. What a task has finished
+is marked in storage. So an ingest that is killed at any moment and started again goes on where it was, and ends with the
+same rows exactly once. Until the manifest is written nothing is published; afterwards the same ingest is a no-op.
+
+Two ingests into one frame set must not run at the same time.
+
+    <frame set>/manifest.json
+    <frame set>/shards/<source>-<split>-<bucket>.parquet
+    <frame set>/_ingest/<source>/   while an ingest runs: plan.json, parts/, shards/
+"""
+
+import hashlib
+import json
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from pipeline.config import Settings
+from pipeline.errors import DataError, EquihandError
+from pipeline.frames.buckets import Bucket, PartWriter, Piece, pieces_by_bucket, write_shard
+from pipeline.frames.groups import assign_splits, bucket_of
+from pipeline.frames.manifest import (
+    IngestRecord,
+    Manifest,
+    Shard,
+    has_manifest,
+    merge,
+    read_manifest,
+    total_digest,
+    write_manifest,
+)
+from pipeline.frames.rejects import MAX_EXAMPLES, Rejects
+from pipeline.frames.rows import unit_groups
+from pipeline.frames.schema import HANDS, SPLITS
+from pipeline.frames.sources import Source, SourceSettings, Unit, open_source
+from pipeline.progress import SILENT, Progress
+from pipeline.storage import absolute, delete, exists, join, list_files, preflight, read_json, write_json
+
+MAX_RETRIES = 2
+"""Of a task whose worker died. Without a limit, a file that crashes the decoder would keep the job busy for ever."""
+MIN_FRAMES_PER_TASK = 512
+MAX_TASKS = 1024
+"""A large set gets larger tasks instead of more of them, so that stage 2 reads fewer and longer pieces."""
+
+
+class SplitFractions(Settings):
+    """Fractions of the clips, by split. They add up to 1."""
+
+    train: float = Field(default=1.0, ge=0, le=1)
+    """For pretraining on unlabelled video; a labelled set that is to be evaluated on needs `val` and `test` as well."""
+    val: float = Field(default=0.0, ge=0, le=1)
+    """For choosing between models."""
+    test: float = Field(default=0.0, ge=0, le=1)
+    """For the figures that are reported."""
+
+    @field_validator("test")
+    @classmethod
+    def _whole(cls, value: float, info: Any) -> float:
+        total = value + info.data.get("train", 0.0) + info.data.get("val", 0.0)
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"train, val and test add up to {total:g}, not 1")
+        return value
+
+
+class IngestSettings(Settings):
+    """What goes into a frame set, and how."""
+
+    source: SourceSettings
+    """Where hand images come from."""
+    image_size: int = Field(default=160, ge=16, le=1024)
+    """Side of the stored square crops, pixels. Somewhat more than the views' size."""
+    box_margin: float = Field(default=1.5, ge=1, le=4)
+    """Side of the crop in hand boxes, so that a rotated or shifted view still has pixels."""
+    jpeg_quality: int = Field(default=92, ge=50, le=100)
+    """Of the stored crops."""
+    group_size: int = Field(default=4, ge=1, le=64)
+    """Frames of one clip that stay neighbours: positives in time and hard negatives of one batch. 1 is a plain shuffle."""
+    group_stride_s: float = Field(default=0.2, ge=0)
+    """Time between the frames of a group, at least, seconds."""
+    splits: SplitFractions = SplitFractions()
+    """Whole clips are split, never their frames; all hands of one video go the same way."""
+    seed: int = Field(default=0, ge=0)
+    """Of splits and shuffle."""
+    rows_per_shard: int = Field(default=8192, ge=64)
+    """Rows of a shard, about (8192 crops of 160 px are some 50 MB)."""
+    row_group_size: int = Field(default=256, ge=1)
+    """Rows of a Parquet row group, at most; what a reader takes at once. At least group_size."""
+    num_workers: int | None = Field(default=None, ge=1)
+    """Workers that decode and crop, one CPU each; none takes all CPUs of the cluster."""
+
+    @field_validator("row_group_size")
+    @classmethod
+    def _holds_a_group(cls, value: int, info: Any) -> int:
+        if value < info.data.get("group_size", 1):
+            raise ValueError("must be at least group_size")
+        return value
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the rows, as plain values."""
+        values = self.model_dump(mode="json")
+        del values["num_workers"], values["source"]["max_reject_fraction"]
+        values["source"]["name"] = self.source.resolved_name()
+        for key in ("uri", "boxes"):
+            if values["source"][key] is not None:
+                values["source"][key] = absolute(values["source"][key])
+        return values
+
+
+@dataclass(frozen=True)
+class Task:
+    """A few units for one worker."""
+
+    number: int
+    units: list[tuple[Unit, str]]
+    """With their splits."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has to be done, decided before anything is."""
+
+    tasks: list[Task]
+    num_buckets: dict[str, int]
+    num_clips: int
+    """Units and what was rejected instead of becoming one."""
+    rejects: Rejects
+    """Found while listing."""
+
+    @property
+    def num_frames(self) -> int:
+        """Expected."""
+        return sum(unit.num_frames for task in self.tasks for unit, _ in task.units)
+
+
+def ingest(settings: IngestSettings, output_uri: str, progress: Progress = SILENT) -> Manifest:
+    """Add a source to the frame set at `output_uri` (made where there is none yet). Needs a running Ray.
+
+    Gives the frame set's manifest. A source that is there already, with the same settings and files, is left as it is.
+    Raises DataError where the source is unusable, too much of it was rejected, or it does not fit the set; the frame set is
+    then as it was before. Raises StorageError where a URI cannot be reached.
+    """
+    name = settings.source.resolved_name()
+    preflight(settings.source.uri)
+    preflight(output_uri, write=True)
+    source = open_source(settings.source)
+    record = {"settings": settings.deciding(), "listing": _listing(source)}
+    old = read_manifest(output_uri) if has_manifest(output_uri) else None
+    work_uri = join(output_uri, "_ingest", name)
+    if old is not None and name in old.settings:
+        _check_same(output_uri, name, old.settings[name], record)
+        _clean_up(output_uri, work_uri)
+        return old
+    if old is not None and (old.image_size, old.group_size) != (settings.image_size, settings.group_size):
+        raise DataError(
+            f"{output_uri}: holds crops of {old.image_size} px in groups of {old.group_size}; image_size and group_size "
+            "of another source must be the same"
+        )
+
+    if not exists(join(work_uri, "plan.json")) or read_json(join(work_uri, "plan.json")) != record:
+        # Remains of an ingest with other settings or files; nothing of it was published.
+        delete(work_uri)
+        for shard_uri in _shards_of(output_uri, name):
+            delete(shard_uri)
+        write_json(join(work_uri, "plan.json"), record)
+
+    plan = make_plan(settings, source)
+    stats = _first_stage(settings, name, plan, work_uri, progress)
+    rejects = Rejects()
+    rejects.merge(plan.rejects)
+    for task_stats in stats:
+        rejects.merge(Rejects.from_json(task_stats["rejects"]))
+    num_rows = sum(task_stats["num_rows"] for task_stats in stats)
+    _check_rejects(settings, plan, rejects, num_rows)
+    shards = _second_stage(settings, name, stats, output_uri, work_uri, progress)
+
+    manifest = merge(old, _describe(settings, name, record, stats, shards, rejects), MAX_EXAMPLES)
+    write_manifest(output_uri, manifest)
+    _clean_up(output_uri, work_uri)
+    return manifest
+
+
+def make_plan(settings: IngestSettings, source: Source) -> Plan:
+    """List the source and decide splits, tasks and buckets."""
+    rejects = Rejects()
+    units = source.list_units(rejects)
+    splits = assign_splits([unit.name for unit in units], settings.splits.model_dump(), settings.seed)
+    per_task = max(MIN_FRAMES_PER_TASK, math.ceil(sum(unit.num_frames for unit in units) / MAX_TASKS))
+    packed: list[list[tuple[Unit, str]]] = []
+    filled = per_task
+    for unit in units:
+        if filled >= per_task:
+            packed.append([])
+            filled = 0
+        packed[-1].append((unit, splits[unit.name]))
+        filled += max(unit.num_frames, 1)
+    expected = {split: sum(u.num_frames for u in units if splits[u.name] == split) for split in SPLITS}
+    num_buckets = {split: max(1, round(rows / settings.rows_per_shard)) for split, rows in expected.items()}
+    tasks = [Task(number, members) for number, members in enumerate(packed)]
+    return Plan(tasks, num_buckets, len(units) + rejects.num_clips, rejects)
+
+
+def run_task(
+    task: Task, source: Source, settings: IngestSettings, num_buckets: dict[str, int], work_uri: str
+) -> dict[str, Any]:
+    """Stage 1 for one task: writes its part file and its statistics, which mark it as done, and gives the latter."""
+    name = settings.source.resolved_name()
+    writer = PartWriter(_part_uri(work_uri, task.number))
+    rejects = Rejects()
+    counts: dict[str, int] = {}
+    hands: dict[str, int] = {}
+    clips: set[str] = set()
+    for unit, split in task.units:
+        for group in unit_groups(source, name, unit, split, settings, rejects):
+            writer.add((split, bucket_of(group[0]["frame_id"], num_buckets[split], settings.seed)), group)
+            clips.add(group[0]["clip_id"])
+            counts[split] = counts.get(split, 0) + len(group)
+            hand = group[0]["hand"]
+            hands[hand] = hands.get(hand, 0) + len(group)
+    writer.close()
+    stats = {
+        "task": task.number,
+        "num_rows": sum(counts.values()),
+        "num_clips": len(clips),
+        "counts": counts,
+        "hands": hands,
+        "rejects": rejects.to_json(),
+        "pieces": [[list(bucket), *where] for bucket, *where in writer.pieces],
+    }
+    write_json(join(work_uri, "parts", f"{task.number:05d}.json"), stats)
+    return stats
+
+
+def _first_stage_item(
+    item: dict[str, Any], settings: IngestSettings, num_buckets: dict[str, int], work_uri: str
+) -> dict[str, Any]:
+    task = Task(item["number"], [(Unit(**unit), split) for unit, split in item["units"]])
+    return run_task(task, open_source(settings.source), settings, num_buckets, work_uri)
+
+
+def _second_stage_item(
+    item: dict[str, Any], settings: IngestSettings, output_uri: str, work_uri: str
+) -> dict[str, Any]:
+    bucket: Bucket = (item["split"], item["number"])
+    pieces: list[Piece] = [(part, start, num, rows) for part, start, num, rows in item["pieces"]]
+    name = settings.source.resolved_name()
+    path = shard_path(name, bucket)
+    shard = write_shard(output_uri, path, name, bucket, pieces, settings.seed, settings.row_group_size)
+    write_json(join(work_uri, f"{path}.json"), shard.model_dump())
+    return shard.model_dump()
+
+
+def shard_path(source: str, bucket: Bucket) -> str:
+    """Where a shard lies in the frame set."""
+    split, number = bucket
+    return f"shards/{source}-{split}-{number:05d}.parquet"
+
+
+def _part_uri(work_uri: str, task: int) -> str:
+    return join(work_uri, "parts", f"{task:05d}.arrows")
+
+
+def _first_stage(
+    settings: IngestSettings, name: str, plan: Plan, work_uri: str, progress: Progress
+) -> list[dict[str, Any]]:
+    """Statistics of all tasks, in their order; tasks that an earlier run has finished are not run again."""
+    done = {value["task"]: value for value in map(read_json, list_files(join(work_uri, "parts"), ".json"))}
+    todo = [
+        {"number": task.number, "units": [[asdict(unit), split] for unit, split in task.units]}
+        for task in plan.tasks
+        if task.number not in done
+    ]
+    expected = {task.number: sum(unit.num_frames for unit, _ in task.units) for task in plan.tasks}
+    progress.start(f"find and crop hands ({name})", plan.num_frames, "frames")
+    arguments = {"settings": settings, "num_buckets": plan.num_buckets, "work_uri": work_uri}
+    rows = rejects = frames = 0
+    for stats in chain(list(done.values()), _run_in_ray(_first_stage_item, arguments, todo, settings.num_workers)):
+        done[stats["task"]] = stats
+        rows += stats["num_rows"]
+        rejects += sum(stats["rejects"]["counts"].values())
+        frames += expected[stats["task"]]
+        progress.update(frames, rows=rows, rejects=rejects)
+    progress.finish(rows=rows, rejects=rejects)
+    return [done[task.number] for task in plan.tasks]
+
+
+def _second_stage(
+    settings: IngestSettings,
+    name: str,
+    stats: Sequence[dict[str, Any]],
+    output_uri: str,
+    work_uri: str,
+    progress: Progress,
+) -> list[Shard]:
+    """All shards, ordered by split and bucket; shards that an earlier run has finished are not written again."""
+    buckets = pieces_by_bucket((_part_uri(work_uri, value["task"]), value["pieces"]) for value in stats)
+    marks = list_files(join(work_uri, "shards"), ".json")
+    done = {shard.path: shard for shard in map(Shard.model_validate, map(read_json, marks))}
+    todo = [
+        {"split": split, "number": number, "pieces": [list(piece) for piece in pieces]}
+        for (split, number), pieces in buckets.items()
+        if shard_path(name, (split, number)) not in done
+    ]
+    progress.start(f"shuffle and write shards ({name})", sum(value["num_rows"] for value in stats), "rows")
+    arguments = {"settings": settings, "output_uri": output_uri, "work_uri": work_uri}
+    rows = num_bytes = 0
+    written = map(Shard.model_validate, _run_in_ray(_second_stage_item, arguments, todo, settings.num_workers))
+    for shard in chain(list(done.values()), written):
+        done[shard.path] = shard
+        rows += shard.num_rows
+        num_bytes += shard.num_bytes
+        progress.update(rows, megabytes=round(num_bytes / 1e6, 1))
+    progress.finish(shards=len(done), megabytes=round(num_bytes / 1e6, 1))
+    return [done[shard_path(name, bucket)] for bucket in buckets]
+
+
+def _run_in_ray(
+    work: Callable[..., dict[str, Any]], arguments: dict[str, Any], items: list[dict[str, Any]], num_workers: int | None
+) -> Iterator[dict[str, Any]]:
+    """work(item, **arguments) for every item, as Ray Data tasks of one CPU; results as they come, in any order.
+
+    Raises DataError with the message of a worker's EquihandError, or where a worker dies on the same item again and again.
+    """
+    if not items:
+        return
+    import ray
+
+    def run_batch(batch: dict[str, Any]) -> dict[str, Any]:
+        return {"result": [_run_item(work, item, arguments) for item in batch["item"]]}
+
+    size = max(1, min(len(items), num_workers or int(ray.cluster_resources().get("CPU", 1))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of passing max_retries; there is no other way in Ray 2.60
+        results = ray.data.from_items(
+            [{"item": json.dumps(item)} for item in items], override_num_blocks=len(items)
+        ).map_batches(
+            run_batch,
+            compute=ray.data.TaskPoolStrategy(size=size),
+            batch_size=1,
+            num_cpus=1,
+            max_retries=MAX_RETRIES,
+        )
+    try:
+        for row in results.iter_rows():
+            value = json.loads(row["result"])
+            if "error" in value:
+                raise DataError(value["error"])
+            yield value
+    except ray.exceptions.WorkerCrashedError:
+        raise DataError(
+            f"an ingest worker died {MAX_RETRIES + 1} times over the same input: out of memory (lower num_workers), or a file "
+            "that crashes the decoder; Ray's logs say which. What is finished is kept, the same command goes on from there"
+        ) from None
+
+
+def _run_item(work: Callable[..., dict[str, Any]], item: str, arguments: dict[str, Any]) -> str:
+    try:
+        return json.dumps(work(json.loads(item), **arguments))
+    except EquihandError as error:
+        return json.dumps({"error": str(error)})
+
+
+def _check_same(output_uri: str, name: str, there: IngestRecord, record: dict[str, Any]) -> None:
+    """Raises DataError where a source of this name was ingested in another way, or from other files."""
+    old, new = _flatten("", there.settings), _flatten("", record["settings"])
+    changed = [
+        f"{key} {old.get(key)} -> {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise DataError(
+            f"{output_uri}: source '{name}' is there already, made with other settings ({'; '.join(changed)}); give this "
+            "one another source.name, or write to another frame set"
+        )
+    if there.listing != record["listing"]:
+        raise DataError(
+            f"{output_uri}: source '{name}' is there already, but its files have changed since; ingest the new ones as a "
+            "source of their own (source.name), or all of them into another frame set"
+        )
+
+
+def _check_rejects(settings: IngestSettings, plan: Plan, rejects: Rejects, num_rows: int) -> None:
+    """Raises DataError where there is nothing to publish, or too much was left out."""
+    limit = settings.source.resolved_max_reject_fraction()
+    uri = settings.source.uri
+    if num_rows == 0:
+        raise DataError(
+            f"{uri}: not one usable hand; left out: {rejects.text() or 'nothing, the labels name no hands'}"
+        )
+    fractions = {
+        "clips": rejects.num_clips / plan.num_clips,
+        "frames": rejects.num_frames / (rejects.num_frames + num_rows),
+    }
+    for what, fraction in fractions.items():
+        if fraction > limit:
+            raise DataError(
+                f"{uri}: {fraction:.0%} of the {what} had to be left out, more than source.max_reject_fraction={limit:g}: "
+                f"{rejects.text()}; nothing was published (with a higher limit the finished work is used again)"
+            )
+
+
+def _describe(
+    settings: IngestSettings,
+    name: str,
+    record: dict[str, Any],
+    stats: Sequence[dict[str, Any]],
+    shards: list[Shard],
+    rejects: Rejects,
+) -> Manifest:
+    """The manifest of this source alone."""
+    counts = {split: sum(value["counts"].get(split, 0) for value in stats) for split in SPLITS}
+    num_clips = sum(value["num_clips"] for value in stats)
+    return Manifest(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        image_size=settings.image_size,
+        group_size=settings.group_size,
+        num_rows=sum(counts.values()),
+        num_clips=num_clips,
+        counts={name: counts},
+        hands={hand: sum(value["hands"].get(hand, 0) for value in stats) for hand in HANDS},
+        rejects={name: dict(sorted(rejects.counts.items()))},
+        reject_examples=dict(sorted(rejects.examples.items())),
+        settings={name: IngestRecord(**record, num_clips=num_clips)},
+        digest=total_digest(shards),
+        shards=shards,
+    )
+
+
+def _listing(source: Source) -> str:
+    """Digest of the names and sizes of a source's files."""
+    lines = [f"{uri}\t{num_bytes}\n" for uri, num_bytes in sorted(source.list_files().items())]
+    return hashlib.blake2b("".join(lines).encode(), digest_size=16).hexdigest()
+
+
+def _clean_up(output_uri: str, work_uri: str) -> None:
+    delete(work_uri)
+    if not list_files(join(output_uri, "_ingest")):
+        delete(join(output_uri, "_ingest"))
+
+
+def _flatten(prefix: str, value: Any) -> dict[str, Any]:
+    """Nested mappings as one: {"source.track.max_gap_s": 0.5}."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        result |= _flatten(f"{prefix}.{key}" if prefix else key, item)
+    return result
+
+
+def _shards_of(output_uri: str, name: str) -> list[str]:
+    """All shard files that belong to a source, by name."""
+    pattern = re.compile(rf"/{re.escape(name)}-({'|'.join(SPLITS)})-\d{{5}}\.parquet$")
+    return [uri for uri in list_files(join(output_uri, "shards")) if pattern.search(uri)]

@@ -1,0 +1,143 @@
+"""The manifest of a frame set: what it holds, where it came from, which shards belong to it.
+
+It is written last, in one atomic write, so a frame set without a manifest is not there yet, and shards that no manifest
+names do not belong to it.
+"""
+
+from typing import Any
+
+import pydantic
+
+from pipeline.errors import DataError
+from pipeline.frames.schema import SPLITS, add_digests, digest_to_hex
+from pipeline.storage import exists, join, read_json, write_bytes
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Shard(_Model):
+    """One Parquet file of a frame set. It holds rows of one source and one split only."""
+
+    path: str
+    """Relative to the frame set."""
+    source: str
+    split: str
+    num_rows: int
+    num_bytes: int
+    row_groups: list[int]
+    """Rows of each Parquet row group. No frame group crosses a row group's end."""
+    digest: str
+
+
+class IngestRecord(_Model):
+    """What one source was ingested from; the same record again means that there is nothing to do."""
+
+    settings: dict[str, Any]
+    """The settings that decide the rows (not those that only decide how fast)."""
+    listing: str
+    """Digest of the names and sizes of the input files."""
+    num_clips: int
+
+
+class Manifest(_Model):
+    """Contents of a frame set."""
+
+    schema_version: int = SCHEMA_VERSION
+    created_at: str
+    """UTC, ISO 8601; when this manifest was written."""
+    image_size: int
+    """Side of the square crops, pixels."""
+    group_size: int
+    """Frames of one clip that stay neighbours (fewer where a clip ran out of frames)."""
+    num_rows: int
+    num_clips: int
+    counts: dict[str, dict[str, int]]
+    """Rows by source and split."""
+    hands: dict[str, int]
+    """Rows by hand as seen in the source."""
+    rejects: dict[str, dict[str, int]]
+    """What was left out, by source and reason; see rejects.py for the reasons."""
+    reject_examples: dict[str, list[str]]
+    """Names of some of what was left out, by reason."""
+    settings: dict[str, IngestRecord]
+    """By source."""
+    digest: str
+    """Sum of all rows' hashes, 32 hexadecimal digits; independent of their order (see schema.digest)."""
+    shards: list[Shard]
+
+    def rows_in(self, split: str) -> int:
+        """Rows of one split."""
+        return sum(by_split.get(split, 0) for by_split in self.counts.values())
+
+    def counts_text(self) -> str:
+        """For people: "8000 train, 500 val, 500 test"."""
+        return ", ".join(f"{self.rows_in(split)} {split}" for split in SPLITS)
+
+
+def manifest_uri(uri: str) -> str:
+    """Where a frame set's manifest lies."""
+    return join(uri, MANIFEST_NAME)
+
+
+def has_manifest(uri: str) -> bool:
+    """Whether there is a (finished) frame set at a URI."""
+    return exists(manifest_uri(uri))
+
+
+def read_manifest(uri: str) -> Manifest:
+    """The manifest of a frame set. Raises DataError where there is none, or one that this version cannot read."""
+    if not has_manifest(uri):
+        raise DataError(f"{uri}: no frame set here ({MANIFEST_NAME} is missing); make one with python -m jobs.ingest")
+    values = read_json(manifest_uri(uri))
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{manifest_uri(uri)}: has schema version {version}, this version of the project reads {SCHEMA_VERSION}; "
+            "ingest the data again"
+        )
+    try:
+        return Manifest.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{manifest_uri(uri)}: not a valid manifest ({where}: {first['msg']})") from None
+
+
+def write_manifest(uri: str, manifest: Manifest) -> None:
+    """Publish a manifest, atomically."""
+    write_bytes(manifest_uri(uri), manifest.model_dump_json(indent=1).encode())
+
+
+def total_digest(shards: list[Shard]) -> str:
+    """Digest of all rows of some shards."""
+    return digest_to_hex(add_digests(int(shard.digest, 16) for shard in shards))
+
+
+def merge(old: Manifest | None, new: Manifest, max_examples: int) -> Manifest:
+    """A frame set's manifest with the rows of one more ingest added."""
+    if old is None:
+        return new
+    shards = [*old.shards, *new.shards]
+    examples = {
+        reason: [*old.reject_examples.get(reason, []), *new.reject_examples.get(reason, [])][:max_examples]
+        for reason in sorted({*old.reject_examples, *new.reject_examples})
+    }
+    return Manifest(
+        created_at=new.created_at,
+        image_size=new.image_size,
+        group_size=new.group_size,
+        num_rows=old.num_rows + new.num_rows,
+        num_clips=old.num_clips + new.num_clips,
+        counts={**old.counts, **new.counts},
+        hands={hand: old.hands.get(hand, 0) + new.hands.get(hand, 0) for hand in {**old.hands, **new.hands}},
+        rejects={**old.rejects, **new.rejects},
+        reject_examples=examples,
+        settings={**old.settings, **new.settings},
+        digest=total_digest(shards),
+        shards=shards,
+    )

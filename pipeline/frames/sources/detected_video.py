@@ -1,0 +1,107 @@
+"""Videos without labels: hands are found with a detector, linked into tracks, and their boxes smoothed in time.
+
+The video is decoded twice, first to find the hands and then, once a track's box and handedness are settled, to cut them
+out; decoding is cheap beside detection, and no pixels have to be kept.
+"""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+
+from pipeline.frames.detect import require_mediapipe, shared_detector
+from pipeline.frames.rejects import Rejects
+from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
+from pipeline.frames.sources.video import (
+    VIDEO_SUFFIXES,
+    VideoInfo,
+    expected_frames,
+    find_videos,
+    probe,
+    read_frames,
+    sample,
+)
+from pipeline.frames.track import Detection, link, smooth_boxes, vote_hand
+from pipeline.storage import as_local_file, preflight
+
+_READERS = 16
+
+
+class DetectedVideo:
+    """See the file's docstring."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+
+    def list_files(self) -> dict[str, int]:
+        """The videos and the detector's model."""
+        assert self.settings.detector.model is not None
+        return file_sizes(self.settings.uri, VIDEO_SUFFIXES) | file_sizes(self.settings.detector.model, ("",))
+
+    def list_units(self, rejects: Rejects) -> list[Unit]:
+        """One unit a video. Raises DataError where there is no video, or no detector to run."""
+        require_mediapipe()
+        assert self.settings.detector.model is not None
+        preflight(self.settings.detector.model)
+        videos = find_videos(self.settings.uri)
+        with ThreadPoolExecutor(_READERS) as pool:
+            counts = pool.map(expected_frames, videos.values())
+            return [
+                Unit(name, uri, math.ceil(count / self.settings.stride))
+                for (name, uri), count in zip(videos.items(), counts, strict=True)
+            ]
+
+    @contextmanager
+    def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
+        """Run the detector over the unit's sampled frames."""
+        with as_local_file(unit.uri) as path:
+            info = probe(path)
+            if info is None:
+                rejects.add("unreadable_video", unit.name)
+                yield None
+                return
+            frames = self._find(path, info, unit.name, rejects)
+            yield OpenUnit(frames, lambda indexes: read_frames(path, info, indexes, unit.name, rejects))
+
+    def _find(self, path: str, info: VideoInfo, name: str, rejects: Rejects) -> list[FrameHands]:
+        detector = shared_detector(self.settings.detector)
+        indexes = sample(info.times_s, self.settings.fps, self.settings.stride)
+        for index in range(len(info.pts), info.num_declared):
+            rejects.add("broken_video_tail", f"{name}/{index:06d}")
+        seen: list[tuple[int, list[Detection]]] = []
+        for index, image in read_frames(path, info, indexes, name, rejects):
+            detections = detector(image)
+            if detections:
+                seen.append((index, detections))
+            else:
+                rejects.add("no_hand", f"{name}/{index:06d}")
+        return self._settle(seen, info, name, rejects)
+
+    def _settle(
+        self, seen: list[tuple[int, list[Detection]]], info: VideoInfo, name: str, rejects: Rejects
+    ) -> list[FrameHands]:
+        """Detections -> hands with tracks; numbers of tracks that are kept count from 0."""
+        settings = self.settings.track
+        times = [info.times_s[index] for index, _ in seen]
+        numbers = link(times, [[d.box for d in found] for _, found in seen], settings.max_gap_s, settings.max_shift)
+        members: dict[int, list[tuple[int, Detection]]] = {}
+        for (index, found), frame_numbers in zip(seen, numbers, strict=True):
+            for detection, number in zip(found, frame_numbers, strict=True):
+                members.setdefault(number, []).append((index, detection))
+        by_frame: dict[int, list[Hand]] = {}
+        num_kept = 0
+        for _, track in sorted(members.items()):
+            if len(track) < settings.min_frames:
+                for index, _ in track:
+                    rejects.add("short_track", f"{name}/{index:06d}")
+                continue
+            hand = vote_hand([detection for _, detection in track])
+            track_times = [info.times_s[index] for index, _ in track]
+            boxes = smooth_boxes(track_times, np.array([d.box for _, d in track]), settings.smoothing_s)
+            for (index, detection), box in zip(track, boxes.tolist(), strict=True):
+                found_hand = Hand(num_kept, hand, tuple(box), confidence=detection.score)
+                by_frame.setdefault(index, []).append(found_hand)
+            num_kept += 1
+        return [FrameHands(index, info.times_s[index], hands) for index, hands in sorted(by_frame.items())]

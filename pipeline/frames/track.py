@@ -1,0 +1,105 @@
+"""Detections of single frames become tracks: the same hand through time, with a steady box and one handedness."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.config import Settings
+
+
+class TrackSettings(Settings):
+    """How detections of single frames become tracks."""
+
+    max_gap_s: float = Field(default=0.5, gt=0)
+    """A hand not seen for longer than this begins a new track, seconds."""
+    max_shift: float = Field(default=1.0, gt=0)
+    """Furthest move of a box's centre from one sighting to the next, in box sides."""
+    min_frames: int = Field(default=5, ge=1)
+    """Tracks with fewer frames are left out (reason short_track): most of them are no hands."""
+    smoothing_s: float = Field(default=0.1, ge=0)
+    """Standard deviation of the Gaussian that smooths boxes in time, seconds; 0 leaves them as detected."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One hand found in one frame."""
+
+    box: tuple[float, float, float, float]
+    """x0, y0, x1, y1 in pixels, tight around the joints."""
+    hand: str
+    """"right" | "left", as seen in the image."""
+    score: float
+
+
+def link(
+    times: Sequence[float], boxes: Sequence[Sequence[Sequence[float]]], max_gap: float, max_shift: float
+) -> list[list[int]]:
+    """A track number for every box of every frame; numbers count up in order of first sighting.
+
+    times: of the frames, ascending. boxes: for each frame its boxes (x0, y0, x1, y1). In each frame the best pairs of
+    live track and box are joined first: those that overlap most, then those whose centres are nearest (in mean box
+    sides). A track lives for max_gap after its last sighting.
+    """
+    last: dict[int, tuple[float, np.ndarray]] = {}
+    num_tracks = 0
+    result = []
+    for time, frame_boxes in zip(times, boxes, strict=True):
+        current = [np.asarray(box, dtype=np.float64) for box in frame_boxes]
+        live = [(number, box) for number, (seen, box) in last.items() if time - seen <= max_gap]
+        pairs = sorted(
+            (_distance(box, new) - overlap(box, new), number, position)
+            for number, box in live
+            for position, new in enumerate(current)
+            if _distance(box, new) <= max_shift
+        )
+        numbers = [-1] * len(current)
+        taken: set[int] = set()
+        for _, number, position in pairs:
+            if number not in taken and numbers[position] < 0:
+                numbers[position] = number
+                taken.add(number)
+        for position, box in enumerate(current):
+            if numbers[position] < 0:
+                numbers[position] = num_tracks
+                num_tracks += 1
+            last[numbers[position]] = (time, box)
+        result.append(numbers)
+    return result
+
+
+def overlap(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+    """Intersection over union of two boxes (x0, y0, x1, y1)."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = width * height
+    return float(both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both))
+
+
+def smooth_boxes(times: Sequence[float], boxes: np.ndarray, sigma_s: float) -> np.ndarray:
+    """(n, 4) boxes of one track, averaged over time with a Gaussian that looks both ways, so that they do not lag."""
+    if sigma_s == 0:
+        return boxes
+    seconds = np.asarray(times, dtype=np.float64)
+    first = np.searchsorted(seconds, seconds - 3 * sigma_s, side="left")
+    end = np.searchsorted(seconds, seconds + 3 * sigma_s, side="right")
+    smoothed = np.empty_like(boxes, dtype=np.float64)
+    for i, (a, b) in enumerate(zip(first, end, strict=True)):
+        weights = np.exp(-0.5 * ((seconds[a:b] - seconds[i]) / sigma_s) ** 2)
+        smoothed[i] = weights @ boxes[a:b] / weights.sum()
+    return smoothed
+
+
+def vote_hand(detections: Sequence[Detection]) -> str:
+    """The handedness of a track: the side with the larger sum of scores ("right" when equal)."""
+    balance = sum(d.score if d.hand == "right" else -d.score for d in detections)
+    return "right" if balance >= 0 else "left"
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Between centres, in mean box sides."""
+    side = (max(a[2:] - a[:2]) + max(b[2:] - b[:2])) / 2
+    return float(np.linalg.norm((a[:2] + a[2:]) / 2 - (b[:2] + b[2:]) / 2) / max(side, 1e-9))
