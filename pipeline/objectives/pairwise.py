@@ -62,7 +62,9 @@ class PairwiseHead(nn.Module):
 
 
 def pairwise_loss(
-    predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor], log_scales: Mapping[str, Tensor]
+    predictions: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    log_scales: Mapping[str, Tensor] | nn.ParameterDict,
 ) -> Tensor:
     """Scalar: sum over the predicted parameters of L1 / exp(s) + s, with a learnt log scale s for each (Kendall & Gal 2017).
 
@@ -80,7 +82,7 @@ def hybrid_loss(
     projections_2: Tensor,
     predictions: Mapping[str, Tensor],
     targets: Mapping[str, Tensor],
-    log_scales: Mapping[str, Tensor],
+    log_scales: Mapping[str, Tensor] | nn.ParameterDict,
     temperature: float = 0.5,
 ) -> Tensor:
     """Scalar: NT-Xent on a pair of views that differ in colour only, plus pairwise regression on a pair that differs in geometry only.
