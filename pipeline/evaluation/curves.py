@@ -22,6 +22,8 @@ class CurveGroup:
     """What the reader should look for."""
     smooth: bool = True
     """Whether a long curve is shown as its moving average, with the raw curve faint behind."""
+    factor: float = 1.0
+    """What values are multiplied with to be in the unit."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,25 @@ class CurveChart:
 
 
 CURVE_GROUPS = (
-    CurveGroup("Contrastive loss", "", {"loss": "loss"}, "NT-Xent over all views of the global batch."),
+    CurveGroup("Loss", "", {"loss": "loss"}, "Mean over all workers."),
+    CurveGroup("Loss terms", "", {"loss_2d": "2D", "loss_depth": "depth", "loss_root": "root"}),
+    CurveGroup(
+        "Validation",
+        "mm",
+        {"val_pa_epe_mm": "PA-EPE", "val_mpjpe_mm": "root-relative EPE"},
+        "Mean joint error on frames of other clips.",
+    ),
     CurveGroup(
         "Online probe",
-        "mm",
-        {"probe_pa_epe_mm": "PA-EPE", "probe_mean_pose_pa_epe_mm": "mean pose"},
-        "Ridge regression from frozen features to joints. Below the mean pose, the features know the pose.",
+        "PA-EPE, mm",
+        {"probe_pa_epe_mm": "frozen features", "probe_mean_pose_pa_epe_mm": "mean pose"},
+        "Ridge regression from frozen features to joints: below the mean pose, the features know the pose.",
+    ),
+    CurveGroup(
+        "Online probe",
+        "root-relative, mm",
+        {"probe_epe_mm": "frozen features", "probe_mean_pose_epe_mm": "mean pose"},
+        "The same without alignment: orientation counts.",
     ),
     CurveGroup(
         "Cosine similarity",
@@ -56,9 +71,17 @@ CURVE_GROUPS = (
         "Wang & Isola (2020): lower is better for both.",
     ),
     CurveGroup("Throughput", "frames/s", {"frames_per_second": "frames/s"}, "All workers together."),
-    CurveGroup("Waiting for data", "% of the time", {"data_wait": "waiting"}, "Near zero: the stream keeps up."),
+    CurveGroup(
+        "Waiting for data",
+        "% of time",
+        {"data_wait_fraction": "waiting"},
+        "Near zero: the stream keeps up.",
+        factor=100,
+    ),
     CurveGroup("Learning rate", "", {"learning_rate": "learning rate"}, "Warm-up, then decay.", smooth=False),
 )
+# Logged for machines; a chart of them tells nothing.
+_NOT_DRAWN = ("epoch", "score", "probe_alpha")
 
 
 def group_curves(history: History, groups: Iterable[CurveGroup] = CURVE_GROUPS) -> list[CurveChart]:
@@ -70,14 +93,14 @@ def group_curves(history: History, groups: Iterable[CurveGroup] = CURVE_GROUPS) 
         name: [(float(step), float(value)) for step, value in points if np.isfinite(value)]
         for name, points in history.items()
     }
-    left = {name: points for name, points in finite.items() if points}
+    left = {name: points for name, points in finite.items() if points and name not in _NOT_DRAWN}
     charts = []
     for group in groups:
         series = {}
         for metric, label in group.metrics.items():
             name = next((n for n in left if n == metric or n.endswith(f"/{metric}")), None)
             if name is not None:
-                series[label] = left.pop(name)
+                series[label] = [(step, value * group.factor) for step, value in left.pop(name)]
         if series:
             charts.append(CurveChart(group.title, group.unit, group.note, series, group.smooth))
     return charts + [CurveChart(name, "", "", {name: points}) for name, points in left.items()]

@@ -62,7 +62,7 @@ def hand_mark() -> Markup:
     )
     drawn = Markup("").join(hand)
     return Markup(
-        '<svg class="mark" viewBox="0 0 240 190" aria-hidden="true" focusable="false">'
+        '<svg class="mark" viewBox="12 10 210 156" aria-hidden="true" focusable="false">'
         '<g class="ghost" transform="translate(150 104) rotate(38) scale(.86)">{0}</g>'
         '<path class="turn" d="M104 20A92 92 0 0 1 192 38"/><path class="turn" d="M183 29L193 39L179 42"/>'
         '<g transform="translate(84 106) rotate(-8)">{0}</g></svg>'

@@ -15,24 +15,25 @@ class MetricName:
 
 
 METRICS: dict[str, MetricName] = {
-    "epe_mm": MetricName(
-        "EPE",
+    "pa_epe_mm": MetricName(
+        "PA-EPE",
         "mm",
         True,
         1,
-        "mean distance of a predicted from a true joint, in the camera's frame: place, scale and pose",
+        "mean distance of a predicted from a true joint after Procrustes alignment: the pose alone",
     ),
-    "root_relative_epe_mm": MetricName(
-        "root-relative EPE", "mm", True, 1, "the same with both wrists in one place: scale, orientation and pose"
+    "mpjpe_mm": MetricName(
+        "root-relative EPE", "mm", True, 1, "mean distance with both wrists in one place: pose, orientation and scale"
     ),
-    "pa_epe_mm": MetricName(
-        "PA-EPE", "mm", True, 1, "the same after Procrustes alignment (rotation, scale, translation): the pose alone"
+    "epe_mm": MetricName(
+        "EPE", "mm", True, 1, "mean distance in the camera's frame: pose, orientation, scale and place"
     ),
-    "auc": MetricName(
-        "AUC", "", False, 3, "area under the curve of correct joints, thresholds 0 to 50 mm; 1 is perfect"
+    "pa_auc": MetricName(
+        "PA-AUC", "", False, 3, "area under the curve of correct joints after alignment; 1 is perfect"
     ),
-    "pa_auc": MetricName("PA-AUC", "", False, 3, "the same area after Procrustes alignment"),
+    "auc": MetricName("AUC", "", False, 3, "the same area before alignment"),
 }
+"""Metrics by their key in `metrics.pose_metrics`, in the order of a table's columns."""
 
 
 def metric_name(key: str) -> MetricName:

@@ -128,10 +128,12 @@ def _search_view(search: Search) -> _SearchView:
         for t in trials
     ]
     rungs = {t.name: t.rungs for t in ranked if t.rungs}
+    largest = max((abs(t.value) for t in ranked if _known(t.value)), default=0.0)
+    decimals = 2 if 1 <= largest < 1000 else 4 if largest < 1 else 0
     return _SearchView(
         columns=columns,
         rows=[
-            _TrialRow(t, t.name == search.best, [_cell(t.config.get(c)) for c in columns], number(t.value, 4))
+            _TrialRow(t, t.name == search.best, [_cell(t.config.get(c)) for c in columns], _fixed(t.value, decimals))
             for t in trials
         ],
         parallel=parallel_coordinates(lines, [*columns, metric], "Trials of the search")
@@ -142,6 +144,10 @@ def _search_view(search: Search) -> _SearchView:
         num_stopped=sum(t.state == "stopped" for t in trials),
         num_failed=sum(t.state == "failed" for t in trials),
     )
+
+
+def _fixed(value: float | None, decimals: int) -> str:
+    return f"{value:,.{decimals}f}".replace("-", "−") if _known(value) else "–"
 
 
 def _rung_chart(

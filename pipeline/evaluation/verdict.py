@@ -51,27 +51,30 @@ class Verdict(pydantic.BaseModel):
 
     def sentence(self) -> str:
         """The result in words."""
-        difference = f"{self.percent:+.1f}{_SPACE}%".replace("-", "−")
         numbers = f"{self.value:.1f}{_SPACE}{self.unit} against {self.baseline_value:.1f}{_SPACE}{self.unit}"
+        numbers += f" ({self.baseline})"
+        size = f"{abs(self.percent):.1f}{_SPACE}%"
         if self.outcome == "better":
-            return f"Pretraining lowers {self.metric} by {abs(self.percent):.1f}{_SPACE}%: {numbers} {self.baseline}."
+            return f"With pretraining, {self.metric} is {size} lower: {numbers}."
         if self.outcome == "worse":
-            return (
-                f"Here the pretrained model is not better: {numbers} {self.baseline} in {self.metric} ({difference})."
-            )
-        return f"No clear difference in {self.metric}: {numbers} {self.baseline} ({difference})."
+            return f"With pretraining, {self.metric} is not lower but {size} higher: {numbers}."
+        return f"No clear difference in {self.metric}: {numbers}, {_signed(self.percent)}."
 
     def caveat(self) -> str:
         """What the numbers rest on, and what they do not show."""
         text = f"Measured on {self.num_frames:,} frames" + (f" of {self.num_clips:,} clips." if self.num_clips else ".")
         if self.interval_percent:
-            low, high = (f"{v:+.1f}{_SPACE}%".replace("-", "−") for v in self.interval_percent)
+            low, high = (_signed(percent) for percent in self.interval_percent)
             text += f" The 95{_SPACE}% interval of the difference, {low} to {high}, comes from resampling the clips."
         if self.num_runs == 1:
             text += " Each model was trained once: how much one training differs from the next is not in these numbers."
         else:
             text += f" Means of {self.num_runs} training runs of each model."
         return text
+
+
+def _signed(percent: float) -> str:
+    return f"{percent:+.1f}{_SPACE}%".replace("-", "−")
 
 
 def compare(

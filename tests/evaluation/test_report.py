@@ -1,0 +1,426 @@
+"""The report: well-formed, self-contained, safe, honest, and right with any of its sections."""
+
+import math
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.evaluation import figures
+from pipeline.evaluation.metrics import pose_metrics
+from pipeline.evaluation.report import build_report, duration
+from pipeline.evaluation.report_data import (
+    Environment,
+    FrameSet,
+    ModelResult,
+    Overlays,
+    Picture,
+    Pretraining,
+    ReportData,
+    Results,
+    Search,
+    Stage,
+    Trial,
+    Views,
+)
+from pipeline.evaluation.svg import linear_axis, log_axis, number
+from pipeline.evaluation.verdict import Verdict, compare
+
+EVIL = '<script>alert("x")</script>&\''
+_VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags balance, and collects what the tests ask about."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.ids: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1] == tag, f"</{tag}> closes <{self.open[-1]}>"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def picture(alt: str = "hands") -> Picture:
+    frames = np.random.default_rng(0).integers(0, 255, (6, 3, 32, 32), dtype=np.uint8)
+    return Picture(png=figures.contact_sheet(frames, columns=3), alt=alt, caption=f"caption of {alt}")
+
+
+def model(name: str, scale: float) -> ModelResult:
+    target = torch.randn(40, 21, 3, generator=torch.Generator().manual_seed(0)) * 0.05
+    noise = torch.randn(40, 21, 3, generator=torch.Generator().manual_seed(1)) * 0.01 * scale
+    return ModelResult.from_metrics(name, pose_metrics(target + noise, target))
+
+
+def verdict(**changes: Any) -> Verdict:
+    values = {
+        "model": "pretrained",
+        "baseline": "from scratch",
+        "value": 24.7,
+        "baseline_value": 26.3,
+        "num_frames": 480,
+    }
+    return Verdict(**(values | changes))
+
+
+def full_report() -> ReportData:
+    trials = [
+        Trial(
+            name=f"trial_{i}",
+            config={"learning_rate": 10.0 ** -(i % 4 + 1), "head": EVIL if i == 1 else "mlp", "flag": True},
+            value=25.0 + i,
+            state="completed" if i % 2 else "stopped",
+            rungs=[(1, 30.0 + i), (2, 25.0 + i)][: 1 + i % 2],
+            seconds=12.0 * i,
+        )
+        for i in range(6)
+    ]
+    trials.append(Trial(name="trial_bad", config={"learning_rate": 0.1}, state="failed"))
+    trials.append(Trial(name="trial_nan", config={"learning_rate": 0.1}, value=math.nan))
+    return ReportData(
+        title=f"Report {EVIL}",
+        subtitle="Hand video in, hand pose out",
+        created_at="2026-03-01T12:00:00Z",
+        run_ids={"pretrain": "demo-pretrain"},
+        verdict=verdict(interval_percent=(-8.0, -4.0), num_clips=60),
+        environment=Environment(num_cpus=2, memory_gb=15.5, platform="Linux", versions={"torch": "2.11"}),
+        stages=[Stage(name="ingest", seconds=61), Stage(name="pretrain", seconds=200.0, skipped=True)],
+        frame_sets=[
+            FrameSet(
+                name="Video",
+                uri="s3://bucket/frames",
+                digest="ab" * 16,
+                image_size=160,
+                num_rows=1200,
+                num_clips=50,
+                counts={EVIL: {"train": 1000, "test": 200}},
+                hands={"right": 700, "left": 500},
+                rejects={EVIL: {"no_hand": 3, EVIL: 4}},
+                reject_examples={EVIL: [EVIL, "b", "c", "d"]},
+                contact_sheet=picture(EVIL),
+            )
+        ],
+        views=Views(grid=picture("views"), settings={"rotation_deg": 90.0}),
+        pretraining=Pretraining(
+            run_id="demo-pretrain",
+            history={
+                "loss": [(i, 5 - i / 200) for i in range(200)],
+                "positive_similarity": [(0, 0.5), (1, math.nan), (2, 0.6)],
+                "negative_similarity": [(0, 0.4), (2, 0.1)],
+                "probe_pa_epe_mm": [(100, 26.0)],
+                EVIL: [(0, 1.0), (1, 2.0)],
+            },
+            facts={"encoder": "resnet18"},
+            neighbours=picture("neighbours"),
+        ),
+        search=Search(metric="PA-EPE", unit="mm", trials=trials, best="trial_0"),
+        results=Results(
+            models=[model("pretrained", 1.0), model(EVIL, 1.2)],
+            baseline=EVIL,
+            test_set="480 frames",
+            overlays=[Overlays(title="Good", picture=picture("good"))],
+        ),
+        settings={"pretrain": f"seed: 0\nname: {EVIL}\n"},
+    )
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return build_report(full_report())
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_tags_balance_and_ids_are_unique(page: Page) -> None:
+    assert len(page.ids) == len(set(page.ids))
+    sections = [a["id"] for a in page.all("section")]
+    assert sections == ["results", "data", "views", "pretraining", "search", "run", "settings"]
+    targets = [a["href"] for a in page.all("a")]
+    assert targets == ["#content", *[f"#{s}" for s in sections]]
+
+
+def test_names_are_shown_not_obeyed(html: str, page: Page) -> None:
+    assert EVIL not in html
+    assert len(page.all("script")) == 1
+    assert page.text.count(EVIL) >= 8
+
+
+def test_nothing_is_fetched(html: str, page: Page) -> None:
+    for _, attributes in page.tags:
+        for name in ("src", "href", "action", "data", "poster", "srcset", "xlink:href"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (name, value)
+    without_namespace = html.replace("http://www.w3.org/2000/svg", "")
+    assert "http:" not in without_namespace
+    assert "https:" not in without_namespace
+    assert "@import" not in html
+    assert "url(" not in html
+    policy = next(a for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert (policy["content"] or "").startswith("default-src 'none'")
+
+
+def test_everybody_can_read_it(page: Page) -> None:
+    assert page.all("html") == [{"lang": "en"}]
+    assert len(page.all("h1")) == 1
+    assert all(a.get("alt") for a in page.all("img") if a["src"] != "data:,")
+    assert all(a.get("aria-label") or a.get("aria-hidden") for a in page.all("svg"))
+    assert all(a.get("scope") for a in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table")) == 4
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+
+
+def test_size_is_reasonable(html: str) -> None:
+    assert len(html) < 200_000  # four small pictures; the page itself is about 100 kB
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_have_contrast_in_both_themes(html: str) -> None:
+    blocks = re.findall(r"color-scheme: (light|dark);(.*?)--s5: (#\w+);", html, re.S)
+    assert {name for name, _, _ in blocks} == {"light", "dark"}
+    for name, block, _ in blocks:
+        colours = dict(re.findall(r"--([\w-]+): (#\w{6});", block))
+        for ink in ("ink", "muted", "accent", "good", "bad"):
+            for ground in ("paper", "card", "sunk"):
+                assert contrast(colours[ink], colours[ground]) >= 4.5, (name, ink, ground)
+        for series in ("s0", "s1", "s2", "s3", "s4"):
+            assert contrast(colours[series], colours["card"]) >= 3, (name, series)
+        assert contrast(colours["good"], colours["good-soft"]) >= 4.5
+        assert contrast(colours["bad"], colours["bad-soft"]) >= 4.5
+
+
+SECTIONS = [
+    "environment",
+    "stages",
+    "frame_sets",
+    "views",
+    "pretraining",
+    "search",
+    "results",
+    "verdict",
+    "settings",
+    "run_ids",
+]
+
+
+@pytest.mark.parametrize("section", [*SECTIONS, None])
+def test_every_section_is_optional(section: str | None) -> None:
+    whole = full_report()
+    alone = Page(build_report(ReportData(**({section: getattr(whole, section)} if section else {}))))
+    assert len(alone.all("section")) == (0 if section in (None, "verdict") else 1)
+    without = whole.model_copy(update={section: ReportData.model_fields[section].get_default()} if section else {})
+    Page(build_report(without))
+
+
+def test_sparse_sections_are_shown_too() -> None:
+    data = ReportData(
+        frame_sets=[FrameSet(name="Video", num_rows=0)],
+        views=Views(),
+        pretraining=Pretraining(history={"loss": [(0, math.nan)], "empty": []}),
+        search=Search(metric="loss", trials=[Trial(name="a", config={}), Trial(name="b", config={}, value=1.0)]),
+        results=Results(models=[ModelResult(name="m", metrics={"epe_mm": None, "own_metric": 3.0})]),
+    )
+    text = Page(build_report(data)).text
+    assert "own metric" in text
+
+
+def test_json_brings_the_same_report_back() -> None:
+    data = full_report()
+    again = ReportData.from_json(data.to_json())
+    assert build_report(again) == build_report(data)
+    assert b"NaN" in data.to_json()
+    import json
+
+    json.loads(data.to_json(), parse_constant=pytest.fail)  # NaN travels as a string: the JSON is standard
+
+
+def test_the_best_values_are_bold_and_differences_signed(html: str) -> None:
+    row = re.search(r'<th scope="row">pretrained</th>(.*?)</tr>', html, re.S)
+    assert row is not None
+    assert row[1].count("<strong>") == 5
+    assert row[1].count('class="delta better">−') == 3
+    assert row[1].count('class="delta better">+') == 2
+
+
+def test_a_single_model_is_not_best() -> None:
+    html = build_report(ReportData(results=Results(models=[model("only", 1.0)])))
+    assert "<strong>" not in html
+
+
+def test_trials_are_sorted_and_the_best_is_marked(html: str) -> None:
+    names = re.findall(r'<th scope="row">(trial_\w+)', html)
+    assert names[:6] == [f"trial_{i}" for i in range(6)]
+    assert set(names[6:]) == {"trial_bad", "trial_nan"}
+    assert html.count('<tr class="best">') == 1
+
+
+def test_search_for_more_sorts_the_other_way() -> None:
+    trials = [Trial(name=f"t{i}", config={"a": i}, value=float(i)) for i in range(3)]
+    html = build_report(ReportData(search=Search(metric="auc", lower_is_better=False, trials=trials, best="t2")))
+    assert re.findall(r'<th scope="row">(t\d)', html) == ["t2", "t1", "t0"]
+
+
+def test_frame_set_section_comes_from_the_manifest() -> None:
+    manifest_module = pytest.importorskip("pipeline.frames.manifest")
+    manifest = manifest_module.Manifest(
+        created_at="2026-01-01T00:00:00Z",
+        image_size=160,
+        group_size=4,
+        num_rows=12,
+        num_clips=3,
+        counts={"a": {"train": 12}},
+        hands={"right": 12},
+        rejects={"a": {"no_hand": 1}},
+        reject_examples={"no_hand": ["a/1"]},
+        settings={},
+        digest="0" * 32,
+        shards=[],
+    )
+    section = FrameSet.from_manifest("Video", "s3://b/f", manifest)
+    assert (section.num_rows, section.num_clips, section.image_size) == (12, 3, 160)
+    assert section.rejects == {"a": {"no_hand": 1}}
+
+
+class TestVerdict:
+    def test_better(self) -> None:
+        result = verdict(interval_percent=(-8.0, -4.0))
+        assert result.outcome == "better"
+        assert result.sentence() == (
+            "With pretraining, PA-EPE is 6.1\u00a0% lower: 24.7\u00a0mm against 26.3\u00a0mm (from scratch)."
+        )
+
+    def test_worse_is_said(self) -> None:
+        result = verdict(value=28.0, interval_percent=(2.0, 9.0))
+        assert result.outcome == "worse"
+        assert "not lower but 6.5\u00a0% higher" in result.sentence()
+        assert "Pretraining does not help here" in build_report(ReportData(verdict=result))
+
+    def test_an_interval_with_zero_is_unclear(self) -> None:
+        result = verdict(interval_percent=(-13.0, 1.0))
+        assert result.outcome == "unclear"
+        assert "No clear difference" in result.sentence()
+        assert "−6.1\u00a0%" in result.sentence()
+
+    def test_without_an_interval_one_percent_decides(self) -> None:
+        assert verdict(value=26.1).outcome == "unclear"
+        assert verdict(value=26.0).outcome == "better"
+        assert verdict(value=26.6).outcome == "worse"
+
+    def test_the_number_of_runs_is_told(self) -> None:
+        assert "trained once" in verdict().caveat()
+        assert "5 training runs" in verdict(num_runs=5).caveat()
+
+    def test_compare_finds_a_shift_and_no_shift(self) -> None:
+        rng = np.random.default_rng(0)
+        errors = rng.gamma(4, 6, 600)
+        clips = [f"clip_{i // 10}" for i in range(600)]
+        shifted = compare("a", errors, "b", errors + rng.normal(2.0, 1.0, 600), clips)
+        assert shifted.outcome == "better"
+        low, high = shifted.interval_percent or (0, 0)
+        assert low < shifted.percent < high
+        assert shifted.num_clips == 60
+        assert compare("a", errors, "b", errors + rng.normal(0.0, 4.0, 600), clips).outcome == "unclear"
+
+    def test_frames_of_one_clip_count_as_one(self) -> None:
+        rng = np.random.default_rng(0)
+        of_clip = np.repeat(rng.normal(0, 4, 20), 30)
+        base = np.full(600, 25.0)
+        clips = [f"c{i // 30}" for i in range(600)]
+        by_clip = compare("a", base + of_clip, "b", base, clips).interval_percent
+        by_frame = compare("a", base + of_clip, "b", base, [str(i) for i in range(600)]).interval_percent
+        assert by_clip is not None
+        assert by_frame is not None
+        assert by_clip[1] - by_clip[0] > 3 * (by_frame[1] - by_frame[0])
+
+    def test_few_clips_have_no_interval(self) -> None:
+        assert compare("a", [1.0, 2.0], "b", [1.0, 2.5], ["x", "y"]).interval_percent is None
+
+    def test_compare_refuses_unequal_lengths(self) -> None:
+        with pytest.raises(ValueError, match="2, 1 and 2 clips"):
+            compare("a", [1.0, 2.0], "b", [1.0], ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (12.345, "12.3"),
+        (1234.5, "1,234"),
+        (0.00123, "0.00123"),
+        (0.00012, "1.2e−4"),
+        (-3.0, "−3"),
+        (1_000_000.0, "1,000,000"),
+        (math.nan, "not a number"),
+        (math.inf, "∞"),
+        (None, "–"),
+    ],
+)
+def test_numbers_are_short(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.04, 9.96, 59.6, 185, 7800)] == [
+        "0.0 s",
+        "10 s",
+        "1 min 00 s",
+        "3 min 05 s",
+        "2 h 10 min",
+    ]
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0, 1.0], [26.6, 27.9], [3.0, 3.0], [0.0, 0.0], [-3.2, 0.9], [1e-7, 9e-4], [0, 12345]]
+)
+def test_axes_hold_their_values(values: list[float]) -> None:
+    axis = linear_axis(values)
+    assert axis.low <= min(values) <= max(values) <= axis.high
+    assert 3 <= len(axis.ticks) <= 9
+    assert len(set(axis.labels())) == len(axis.ticks)
+
+
+def test_logarithmic_axes_show_powers_of_ten() -> None:
+    axis = log_axis([2e-4, 0.02])
+    assert axis.labels() == ["10⁻⁴", "10⁻³", "10⁻²", "10⁻¹"]
+    assert axis.position(1e-4) == 0
+    assert axis.position(0.1) == 1
