@@ -1,8 +1,9 @@
 """Similarity transforms, cameras, 2.5D poses and Procrustes alignment, on batches of tensors.
 
-Image coordinates are continuous: (0, 0) is the top-left corner of the top-left pixel, the centre of pixel i is at i + 0.5; x points
-right and y down. Camera frames are OpenCV's (x right, y down, z forward), in metres. `angle` is in radians, positive = counter-clockwise
-on screen. Everything is computed in the input's own precision, but at least in float32.
+Image coordinates are continuous: (0, 0) is the top-left corner of the top-left pixel, the centre of pixel i is at i +
+0.5; x points right and y down. Camera frames are OpenCV's (x right, y down, z forward), in metres. `angle` is in
+radians, positive = counter-clockwise on screen. Everything is computed in the input's own precision, but at least in
+float32.
 """
 
 import math
@@ -13,12 +14,12 @@ from torch import Tensor
 from pipeline import hands
 
 Root = str | int | tuple[str | int, ...]
-"""A root point: "palm" (midpoint of wrist and middle MCP), a joint's name (FreiHAND order), a joint number, or several joints whose
-mean is meant."""
+"""A root point: "palm" (midpoint of wrist and middle MCP), a joint's name (FreiHAND order), a joint number, or several
+joints whose mean is meant."""
 
 Bone = str | tuple[str | int, str | int]
-"""A reference bone: "middle" (middle MCP to PIP), "wrist-index" (wrist to index MCP), or a pair of joint names (FreiHAND order) or
-joint numbers (of whatever order the joints are in)."""
+"""A reference bone: "middle" (middle MCP to PIP), "wrist-index" (wrist to index MCP), or a pair of joint names
+(FreiHAND order) or joint numbers (of whatever order the joints are in)."""
 
 PALM: tuple[str, str] = ("wrist", "middle_mcp")
 
@@ -33,17 +34,17 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
-# --- similarity and affine transforms ---------------------------------------------------------------------------------------------
+# --- similarity and affine transforms
 
 
 def rotation_2d(angle: Tensor) -> Tensor:
-    """Rotation matrices (..., 2, 2), angle (...) in radians, positive = counter-clockwise on screen (the y axis points down)."""
+    """Rotation matrices (..., 2, 2) of angles (...), radians, positive = counter-clockwise on screen (y points down)."""
     cos, sin = torch.cos(angle), torch.sin(angle)
     return torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2)
 
 
 def similarity_matrix(angle: Tensor, translation: Tensor, scale: Tensor) -> Tensor:
-    """Affine matrices (..., 2, 3) of p -> scale * R(angle) p + translation; angle (...), translation (..., 2), scale (...)."""
+    """Affine matrices (..., 2, 3) of p -> scale * R(angle) p + translation; translation is (..., 2), the others (...)."""
     return torch.cat([scale[..., None, None] * rotation_2d(angle), translation[..., :, None]], -1)
 
 
@@ -72,11 +73,11 @@ def transform_points(matrix: Tensor, points: Tensor) -> Tensor:
     return (linear * points[..., None, :]).sum(-1) + shift
 
 
-# --- cameras ----------------------------------------------------------------------------------------------------------------------
+# --- cameras
 
 
 def transform_camera(matrix: Tensor, camera: Tensor) -> Tensor:
-    """Intrinsics of the transformed image, K' = T K: (..., 3, 3) from the image transform (..., 2, 3) in pixels and K (..., 3, 3).
+    """Intrinsics of a transformed image, K' = T K: (..., 3, 3) from K (..., 3, 3) and the image's map (..., 2, 3), pixels.
 
     3D labels stay in the camera frame in which they are: K' takes the whole image transform, rotation included.
     """
@@ -93,24 +94,25 @@ def project(points: Tensor, camera: Tensor) -> Tensor:
 
 
 def rays(pixels: Tensor, camera: Tensor) -> Tensor:
-    """Camera rays (..., P, 3) with z = 1 through pixels (..., P, 2): K^-1 [u, v, 1]; camera (..., 3, 3) with last row 0, 0, 1."""
+    """Camera rays K^-1 [u, v, 1] (..., P, 3) through pixels (..., P, 2); camera (..., 3, 3) with last row 0, 0, 1."""
     pixels, camera = at_least_float32(pixels), at_least_float32(camera)
     xy = transform_points(invert_affine(camera[..., :2, :]), pixels)
     return torch.cat([xy, torch.ones_like(xy[..., :1])], -1)
 
 
-# --- 2.5D poses (Iqbal et al. 2018, "Hand Pose Estimation via Latent 2.5D Heatmap Regression") ---------------------------------------
+# --- 2.5D poses (Iqbal et al. 2018, "Hand Pose Estimation via Latent 2.5D Heatmap Regression")
 
 
 def to_25d(joints_3d: Tensor, camera: Tensor, root: Root = "palm", bone: Bone = "middle") -> tuple[Tensor, Tensor]:
     """2.5D pose of camera-frame joints: (joints_25d (..., 21, 3), scale (...)).
 
-    joints_25d holds u, v in pixels and the depth relative to the root, in lengths of the reference bone; scale is that length, in the
-    unit of the joints (metres).
+    joints_25d holds u, v in pixels and the depth relative to the root, in lengths of the reference bone; scale is that
+    length, in the unit of the joints (metres).
 
     joints_3d: (..., 21, 3). camera: (..., 3, 3) with last row 0, 0, 1.
     root: "palm" (default, as in the released PeCLR model), "wrist" (as in its open training code), or see `Root`.
-    bone: "middle" (default, as in the released model and FreiHAND's scale files), "wrist-index" (as in the open code), or see `Bone`.
+    bone: "middle" (default, as in the released model and FreiHAND's scale files), "wrist-index" (as in the open code),
+    or see `Bone`.
     Raises ValueError for unknown names.
     """
     joints_3d = at_least_float32(joints_3d)
@@ -130,10 +132,11 @@ def root_depth(
 
     The larger root of the quadratic; u, v go through K^-1 first. Differentiable.
 
-    joints_25d: (..., 21, 3) as `to_25d` gives them. camera: (..., 3, 3) with last row 0, 0, 1. bone: the one that `to_25d` got.
-    limits: range to which the result is clamped, in bone lengths. None takes what the published models do: no limits where the bone
-        starts or ends at joint 0, the wrist (PeCLR's open code), [4, 50] otherwise (its released model; 50 middle-finger bones are about
-        1.6 m, so pass (0, math.inf) for hands further away).
+    joints_25d: (..., 21, 3) as `to_25d` gives them. camera: (..., 3, 3) with last row 0, 0, 1.
+    bone: the one that `to_25d` got.
+    limits: range to which the result is clamped, in bone lengths. None takes what the published models do: no limits
+        where the bone starts or ends at joint 0, the wrist (PeCLR's open code), [4, 50] otherwise (its released model;
+        50 middle-finger bones are about 1.6 m, so pass (0, math.inf) for hands further away).
     The discriminant and the leading coefficient are kept above 1e-6 (wrist bones) or 1e-8 (others), also as published.
     """
     joints_25d = at_least_float32(joints_25d)
@@ -200,14 +203,15 @@ def _joint(joint: str | int) -> int:
     return hands.JOINTS.index(joint)
 
 
-# --- Procrustes -------------------------------------------------------------------------------------------------------------------
+# --- Procrustes
 
 
 def procrustes_align(pred: Tensor, target: Tensor, allow_reflection: bool = False) -> Tensor:
-    """`pred` moved, scaled and turned onto `target` with least squared error; (..., P, D) both, leading dimensions broadcast.
+    """`pred` moved, scaled and turned onto `target` with least squared error; both (..., P, D), broadcast.
 
-    allow_reflection: False turns by a proper rotation (PeCLR's and most PA-MPJPE figures); True by any orthogonal matrix, as the
-        official FreiHAND scorer does, including the 1e-8 that it adds to norms: a mirrored hand then aligns well.
+    allow_reflection: False turns by a proper rotation (PeCLR's and most PA-MPJPE figures); True by any orthogonal
+        matrix, as the official FreiHAND scorer does, including the 1e-8 that it adds to norms: a mirrored hand then
+        aligns well.
     Points that coincide, in either argument, give the target's centroid or any rotation, never NaN.
     """
     pred, target = at_least_float32(pred), at_least_float32(target)

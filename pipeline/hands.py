@@ -1,7 +1,8 @@
 """The 21 joints of a hand: names, the orders that the field uses, bones, and colours for drawing.
 
-Everything inside Equihand is in FreiHAND order (= OpenPose, MediaPipe, COCO-WholeBody, DexYCB): the wrist, then thumb, index, middle,
-ring and pinky, each from its base to its tip. Orders are tables of joint names, so maps between them follow from the names.
+Everything inside Equihand is in FreiHAND order (= OpenPose, MediaPipe, COCO-WholeBody, DexYCB): the wrist, then thumb,
+index, middle, ring and pinky, each from its base to its tip. Orders are tables of joint names, so maps between them
+follow from the names.
 """
 
 from typing import TypeVar
@@ -30,7 +31,7 @@ JOINT_ORDERS: dict[str, tuple[str, ...]] = {
     # One hand of InterHand2.6M: every finger from its tip to its base, the wrist last.
     "interhand": (*(f"{finger}_{part}" for finger in FINGERS for part in reversed(_PARTS)), "wrist"),
 }
-"""Joint names in the order that each data set stores them. The thumb's joints are named like a finger's (CMC = "mcp")."""
+"""Joint names in the order that each data set stores them. The thumb's joints are named like a finger's (CMC: mcp)."""
 
 JOINTS = JOINT_ORDERS["freihand"]
 """Joint names in FreiHAND order, the order of every array in this project."""
@@ -91,7 +92,8 @@ def reorder(joints: ArrayT, source: str = "freihand", target: str = "ait") -> Ar
 def joints_from_mesh(vertices: torch.Tensor, regressor: torch.Tensor) -> torch.Tensor:
     """Joints (..., 21, C) in MANO order from mesh vertices (..., 778, C).
 
-    regressor: (16, 778), a linear map to the skeleton's 16 joints (MANO's own is under MANO's licence and not part of this project).
+    regressor: (16, 778), a linear map to the skeleton's 16 joints (MANO's own is under MANO's licence and not part of
+    this project).
     """
     tips = vertices[..., list(MANO_TIP_VERTICES.values()), :]
     return torch.cat([regressor @ vertices, tips], dim=-2)

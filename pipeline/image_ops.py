@@ -17,10 +17,12 @@ def colour_matrix(
 ) -> tuple[Tensor, Tensor]:
     """Brightness, contrast, saturation, hue and offset as one affine map of RGB: matrix (B, 3, 3) and shift (B, 3).
 
-    brightness: (B,) factor. contrast: (B,) factor about the image's mean luminance. saturation: (B,) factor, 0 = grey. hue: (B,) turns,
-    as a rotation of the chroma plane (1/3 takes red to green), which keeps the luminance. offset: (B,) added to all channels at the end.
-    mean_rgb: (B, 3), mean colour of each image, in the values' unit as `offset` and the shift are. Without clipping in between, the
-    order of the operations does not matter, apart from the offset. Brightness, contrast and saturation are torchvision's.
+    brightness: (B,) factor. contrast: (B,) factor about the image's mean luminance. saturation: (B,) factor, 0 = grey.
+    hue: (B,) turns, as a rotation of the chroma plane (1/3 takes red to green), which keeps the luminance. offset: (B,)
+    added to all channels at the end.
+    mean_rgb: (B, 3), mean colour of each image, in the values' unit as `offset` and the shift are. Without clipping in
+    between, the order of the operations does not matter, apart from the offset. Brightness, contrast and saturation are
+    torchvision's.
     """
     turn = -2 * torch.pi * hue  # in the chroma plane (I, Q) red lies clockwise after green
     zero, one = torch.zeros_like(hue), torch.ones_like(hue)
@@ -34,7 +36,7 @@ def colour_matrix(
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Images (B, C, H, W) blurred with standard deviations sigma (B,) > 0, in pixels; weights are renormalised at the border."""
+    """Images (B, C, H, W) blurred with standard deviations (B,) > 0, pixels; weights are renormalised at the border."""
     height, width = images.shape[-2:]
     down = _gaussian_rows(height, sigma)
     right = down if height == width else _gaussian_rows(width, sigma)
@@ -50,7 +52,10 @@ def _gaussian_rows(size: int, sigma: Tensor) -> Tensor:
 
 
 def sobel(images: Tensor, maximum: float) -> Tensor:
-    """Edges of RGB images (B, 3, H, W): |horizontal| + |vertical| 3 x 3 Sobel response of the luminance, in all channels, cut at maximum."""
+    """Edges of RGB images (B, 3, H, W), in all channels: |horizontal| + |vertical| 3 x 3 Sobel response of the luminance.
+
+    Cut off at `maximum`.
+    """
     luma = (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
     kernel = images.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
     response = F.conv2d(F.pad(luma, (1, 1, 1, 1), mode="replicate"), torch.stack([kernel, kernel.T])[:, None])
@@ -60,7 +65,8 @@ def sobel(images: Tensor, maximum: float) -> Tensor:
 def cut_out(images: Tensor, rectangles: Tensor, maximum: float) -> Tensor:
     """Images (B, C, H, W) with one rectangle each filled with grey.
 
-    rectangles: (B, 5) = centre x, y, width, height in fractions of the side, and the grey level as a fraction of `maximum`.
+    rectangles: (B, 5) = centre x, y, width, height in fractions of the side, and the grey level as a fraction of
+    `maximum`.
     """
     height, width = images.shape[-2:]
     x, y, w, h, grey = (value[:, None] for value in rectangles.unbind(-1))

@@ -1,22 +1,22 @@
-"""Random views of hand crops, batched: numbers are drawn first, then applied with one bilinear sampling and one colour matrix.
+"""Random views of hand crops: drawn as numbers, then applied with one bilinear sampling and one colour matrix.
 
-A view is a similarity transform of the crop plus colour. In coordinates centred on the image and with its side as the unit,
+A view is a similarity transform of the crop plus colour. In coordinates centred on the image, its side being the unit,
 
     p_view = scale * R(angle) * p_crop + translation,
 
-R turning counter-clockwise on screen (x right, y down). The same numbers warp the images, go to the objective, which undoes them on the
-projections, and carry cameras and joints along (`view_matrix`).
+R turning counter-clockwise on screen (x right, y down). The same numbers warp the images, go to the objective, which
+undoes them on the projections, and carry cameras and joints along (`view_matrix`).
 
 Where the ranges of the preset `peclr` come from (facts of the published code, "box" = the square round the hand):
 - rotation: uniform in +-45 degrees.
-- scale: the published crop has a margin of 0.9 to 1.5 times the hand's half extent, drawn uniformly. Stored crops here are 1.5 boxes wide
-  (`CROP_MARGIN`), so a margin m covers m / 1.5 of the stored crop and scale = 1.5 / m: 1 to 1.667, with 1 / scale uniform. (Published
-  margins count from the mean of the joints to the furthest one, about 1.15 times half the box on typical hands, so theirs show slightly
-  more round the hand.)
-- translation: published 0 to 14 source pixels right or down, of a crop of typically 147 pixels (FreiHAND). The same spread about zero is
-  +-7/147 = +-0.048 of the side.
-- colour: HSV value * (0.5 to 1) + 5 to 20 of 255, saturation * (0.01 to 1); the published hue change (times 0.01 to 1, on images with red
-  and blue exchanged) turns skin by 0 to about 0.6 of a circle, here +-0.3.
+- scale: the published crop has a margin of 0.9 to 1.5 times the hand's half extent, drawn uniformly. Stored crops here
+  are 1.5 boxes wide (`CROP_MARGIN`), so a margin m covers m / 1.5 of the stored crop and scale = 1.5 / m: 1 to 1.667,
+  with 1 / scale uniform. (Published margins count from the mean of the joints to the furthest one, about 1.15 times
+  half the box on typical hands, so theirs show slightly more round the hand.)
+- translation: published 0 to 14 source pixels right or down, of a crop of typically 147 pixels (FreiHAND). The same
+  spread about zero is +-7/147 = +-0.048 of the side.
+- colour: HSV value * (0.5 to 1) + 5 to 20 of 255, saturation * (0.01 to 1); the published hue change (times 0.01 to 1,
+  on images with red and blue exchanged) turns skin by 0 to about 0.6 of a circle, here +-0.3.
 Views whose corners reach beyond the crop show its mirror image there: black corners would tell the network the angle.
 """
 
@@ -48,7 +48,8 @@ class ViewSettings(Settings):
     """Ranges from which views are drawn; the defaults are the preset `peclr`."""
 
     size: int = Field(default=128, ge=8)
-    """Side of a view in pixels. Crops at least twice as large are first averaged down by a whole factor, against aliasing."""
+    """Side of a view in pixels. Crops at least twice as large are first averaged down by a whole factor, against
+    aliasing."""
 
     rotation_deg: float = Field(default=45.0, ge=0, le=180)
     """Rotations are uniform in +- this many degrees."""
@@ -87,7 +88,7 @@ class ViewSettings(Settings):
     """Share of views with a grey rectangle."""
 
     cutout_side: float = Field(default=0.16, ge=0, le=1)
-    """Sides of that rectangle are uniform between 0 and this fraction of the view's side; its centre lies in the middle half."""
+    """Sides of that rectangle are uniform up to this fraction of the view's side; its centre lies in the middle half."""
 
     blur_probability: float = Field(default=0.0, ge=0, le=1)
     """Share of blurred views."""
@@ -115,8 +116,8 @@ class ViewSettings(Settings):
     def preset(cls, name: Literal["peclr", "simclr"], **changes: Any) -> "ViewSettings":
         """Settings of a published method, with `changes` to single fields. Raises ValueError for another name.
 
-        `peclr`: the paper's ranges, see the top of this file. `simclr`: what the PeCLR authors found best for the invariant baseline:
-        the same colour and scale, neither rotation nor translation.
+        `peclr`: the paper's ranges, see the top of this file. `simclr`: what the PeCLR authors found best for the
+        invariant baseline: the same colour and scale, neither rotation nor translation.
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset '{name}'; known are {', '.join(PRESETS)}")
@@ -159,8 +160,8 @@ class Views(NamedTuple):
 
 _NUM_GEOMETRY = 3  # the first fields are geometry, the others colour
 
-# On a CPU a few images at a time stay in the cache from warp to normalisation: 1.7 times as fast as the whole batch at once (measured,
-# 64 crops of 160 px, views of 128 px).
+# On a CPU a few images at a time stay in the cache from warp to normalisation: 1.7 times as fast as the whole batch at
+# once (measured, 64 crops of 160 px, views of 128 px).
 _CPU_PIXELS_AT_ONCE = 2**17
 
 
@@ -169,7 +170,8 @@ def generator_for(
 ) -> torch.Generator:
     """A generator whose numbers depend on these four only, so that a resumed run draws the views it would have drawn.
 
-    With the default device the views are also the same on every kind of machine: `sample_views` draws where the generator lives.
+    With the default device the views are also the same on every kind of machine: `sample_views` draws where the
+    generator lives.
     """
     digest = hashlib.blake2b(f"{seed}/{epoch}/{step}/{rank}".encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -183,7 +185,8 @@ def sample_views(
 ) -> Views:
     """Draws the numbers of `batch_size` views; tensors on `device` (default: CPU, or the generator's device)."""
     drawn_on = generator.device if generator is not None else torch.device("cpu")
-    # One draw of a fixed layout: switching one augmentation on or off leaves the others as they were, and one transfer carries all.
+    # One draw of a fixed layout: switching one augmentation on or off leaves the others as they were, and one transfer
+    # carries all.
     uniform = torch.rand((batch_size, 21), generator=generator, device=drawn_on).to(device or drawn_on)
     column = iter(uniform.unbind(-1))
 
@@ -235,7 +238,8 @@ def identity_views(
 ) -> Views:
     """Plain views for evaluation: upright, centred, colours unchanged.
 
-    scale: magnification of the crop. The default, 1.2, shows 1.25 hand boxes of a crop that holds 1.5; 1 shows all of it.
+    scale: magnification of the crop. The default, 1.2, shows 1.25 hand boxes of a crop that holds 1.5; 1 shows all of
+    it.
     """
     zero = torch.zeros(batch_size, device=device)
     one = torch.ones(batch_size, device=device)
@@ -269,7 +273,8 @@ def exchange_colour(geometry_of: Views, colour_of: Views) -> Views:
 def view_matrix(views: Views, crop_size: int, view_size: int) -> Tensor:
     """Affine maps (N, 2, 3) from pixels of the crop to pixels of the view.
 
-    Joints in the view are `geometry.transform_points(matrix, joints_2d)`, its camera is `geometry.transform_camera(matrix, camera)`.
+    Joints in the view are `geometry.transform_points(matrix, joints_2d)`, its camera is
+    `geometry.transform_camera(matrix, camera)`.
     """
     central = geometry.similarity_matrix(views.angle, views.translation, views.scale)
     into = _pixels_to_central(crop_size, central)
@@ -280,8 +285,8 @@ def view_matrix(views: Views, crop_size: int, view_size: int) -> Tensor:
 def apply_views(frames: Tensor, views: Views, settings: ViewSettings) -> Tensor:
     """Renders views: (N, 3, size, size) float32, normalised with ImageNet's mean and standard deviation, channels_last.
 
-    frames: uint8 (B, 3, S, S), RGB. views: N = k * B of them; row j * B + i is view j of frame i, so two views of every frame are
-    `cat_views(first, second)` in one call. Raises ValueError for other types and shapes.
+    frames: uint8 (B, 3, S, S), RGB. views: N = k * B of them; row j * B + i is view j of frame i, so two views of every
+    frame are `cat_views(first, second)` in one call. Raises ValueError for other types and shapes.
     """
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or frames.shape[2] != frames.shape[3]:
         raise ValueError(f"frames must be uint8 (B, 3, S, S), not {frames.dtype} {tuple(frames.shape)}")
@@ -317,8 +322,9 @@ def _pixels_to_central(size: int, like: Tensor) -> Tensor:
 def _shrink(frames: Tensor, size: int) -> Tensor:
     """Float crops, values 0-255, averaged down while they are at least twice the view's size.
 
-    A bilinear sample reads 2 x 2 pixels, so it skips some where a view shrinks the crop by more than 2. Averaging by a whole factor
-    leaves between one and two crop pixels for each view pixel at scale 1. Coordinates in units of the side do not change.
+    A bilinear sample reads 2 x 2 pixels, so it skips some where a view shrinks the crop by more than 2. Averaging by a
+    whole factor leaves between one and two crop pixels for each view pixel at scale 1. Coordinates in units of the side
+    do not change.
     """
     factor = max(frames.shape[-1] // size, 1)
     while frames.shape[-1] % factor:
@@ -340,7 +346,8 @@ def _warp(crops: Tensor, views: Views, settings: ViewSettings) -> Tensor:
 
 
 def _filter(images: Tensor, views: Views, settings: ViewSettings) -> Tensor:
-    """Edges, rectangles and blur, on values 0-255. The settings decide what is looked for: a check of the views would stall a GPU."""
+    """Edges, rectangles and blur, on values 0-255. The settings decide what is looked for: a check of the views would
+    stall a GPU."""
     if settings.sobel_probability:
         images = torch.where(views.sobel[:, None, None, None], image_ops.sobel(images, 255.0), images)
     if settings.cutout_probability:

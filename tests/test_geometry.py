@@ -132,7 +132,7 @@ def test_25d_round_trip(seed, batch):
     joints_25d, scale = geometry.to_25d(joints, camera)
     assert joints_25d.shape == (*batch, 21, 3)
     assert scale.shape == batch
-    # One choice of the quadratic's two roots cannot suit a bone that points at the camera; the true root is always one of them.
+    # The larger root of the quadratic cannot suit a bone that points at the camera, but it is never too small.
     truth = joints[..., [0, 9], 2].mean(-1) / scale
     np.testing.assert_allclose(
         geometry.from_25d(joints_25d, scale, camera, root_depth=truth), joints, rtol=1e-9, atol=1e-12

@@ -99,7 +99,7 @@ class TestGeometry:
         assert torch.equal(denormalise(images), frames)
 
     def test_plain_view_shows_1_25_boxes(self):
-        """A stored crop holds 1.5 boxes; the box's border must end up at 0.5 / 1.25 from the centre of the plain view."""
+        """A stored crop holds 1.5 boxes: the box's border must end up 0.5 / 1.25 from the plain view's centre."""
         matrix = view_matrix(identity_views(1), 150, 100)
         box = torch.tensor([[[25.0, 25.0], [125.0, 125.0]]])
         torch.testing.assert_close(geometry.transform_points(matrix, box), torch.tensor([[[10.0, 10.0], [90.0, 90.0]]]))
@@ -178,7 +178,7 @@ class TestColour:
         )
 
     def test_order_does_not_matter(self):
-        """One matrix for brightness, contrast and saturation equals torchvision's three steps in any order (nothing is cut off)."""
+        """One matrix equals torchvision's three steps in any order, where nothing is cut off in between."""
         dim = (self.frames * 0.5 + 40).to(torch.uint8)
         views = identity_views(6, scale=1.0)._replace(
             brightness=torch.full((6,), 0.9), contrast=torch.full((6,), 0.8), saturation=torch.full((6,), 0.6)

@@ -1,6 +1,7 @@
 """Errors of 3D hand poses, under the two protocols of the field.
 
-- `freihand`: the official FreiHAND scorer (lmb-freiburg/freihand, eval.py). Use it for numbers that are compared with published ones.
+- `freihand`: the official FreiHAND scorer (lmb-freiburg/freihand, eval.py). Use it for numbers that are compared with
+  published ones.
 - `peclr`: the evaluation of the published PeCLR code. Its AUC runs to 50 cm and is not comparable with FreiHAND's.
 """
 
@@ -26,17 +27,21 @@ def pose_metrics(pred: Tensor, target: Tensor, protocol: Protocol = "freihand") 
 
     - epe_mm, pa_epe_mm: mean joint error, as predicted and after Procrustes alignment (the protocol's), in millimetres;
       mpjpe_mm: mean joint error with both wrists in one place.
-    - auc, pa_auc: area under the PCK curve, 0-1; pck, pa_pck: that curve, the share of joints within `thresholds` (metres).
-    - per_joint_mm, pa_per_joint_mm: 21 mean errors by joint name; per_finger_mm, pa_per_finger_mm: means of each finger's four joints.
+    - auc, pa_auc: area under the PCK curve, 0-1; pck, pa_pck: that curve, the share of joints within `thresholds`
+      (metres).
+    - per_joint_mm, pa_per_joint_mm: 21 mean errors by joint name; per_finger_mm, pa_per_finger_mm: means of each
+      finger's four joints.
 
-    `freihand` adds the scorer's own figures in metres: mean, median, aligned_mean, aligned_median (mean over the joints of each joint's
-    mean or median over samples), aligned_auc (= pa_auc). Thresholds linspace(0, 0.05, 100), share <= threshold, area / 0.05; alignment
-    by any orthogonal matrix, so a mirrored hand aligns.
-    `peclr` adds, in metres: epe_mean, epe_median (the lower of two middle values), epe_min, epe_max, epe2d_mean, epe2d_median (x and y
-    only), pa_epe_mean, pa_epe_median, auc_per_joint, pa_auc_per_joint, and pa_pck_5cm, pa_pck_5cm_thresholds (0 to 0.0495). Thresholds
-    0, 0.005, ..., 0.495, share < threshold; alignment by a proper rotation.
+    `freihand` adds the scorer's own figures in metres: mean, median, aligned_mean, aligned_median (mean over the joints
+    of each joint's mean or median over samples), aligned_auc (= pa_auc). Thresholds linspace(0, 0.05, 100), share <=
+    threshold, area / 0.05; alignment by any orthogonal matrix, so a mirrored hand aligns.
 
-    Computed in float64. Raises DataError for other shapes, no samples, or values that are not finite; ValueError for another protocol.
+    `peclr` adds, in metres: epe_mean, epe_median (the lower of two middle values), epe_min, epe_max, epe2d_mean,
+    epe2d_median (x and y only), pa_epe_mean, pa_epe_median, auc_per_joint, pa_auc_per_joint, and pa_pck_5cm,
+    pa_pck_5cm_thresholds (0 to 0.0495). Thresholds 0, 0.005, ..., 0.495, share < threshold; alignment by a proper rotation.
+
+    Computed in float64. Raises DataError for other shapes, no samples, or values that are not finite; ValueError for
+    another protocol.
     """
     pred, target = _checked("pred", pred), _checked("target", target)
     if pred.shape != target.shape:

@@ -1,4 +1,4 @@
-"""What frozen features know: a ridge regression to the pose, retrieval of similar poses, and how equivariant the latent is."""
+"""What frozen features know: ridge regression to the pose, retrieval of similar poses, equivariance of the latent."""
 
 import math
 from typing import NamedTuple
@@ -37,8 +37,9 @@ class Ridge(NamedTuple):
 def fit_ridge(features: Tensor, targets: Tensor, alpha: float | None = None) -> Ridge:
     """Ridge regression in closed form, float64, from features (N, F) to targets (N, K).
 
-    alpha: the penalty on the squared weights of standardised features; None takes the best of 41 between 1e-4 and 1e6 by generalised
-    cross-validation (Golub, Heath & Wahba 1979), which needs no held-out data. Raises ValueError for fewer than 2 rows.
+    alpha: the penalty on the squared weights of standardised features; None takes the best of 41 between 1e-4 and 1e6
+    by generalised cross-validation (Golub, Heath & Wahba 1979), which needs no held-out data. Raises ValueError for
+    fewer than 2 rows.
     """
     features, targets = features.detach().double().cpu(), targets.detach().double().cpu()
     num = len(features)
@@ -70,9 +71,10 @@ def ridge_probe(
 ) -> dict[str, float]:
     """How well a ridge regression reads the pose off frozen features.
 
-    features_*: (N, F). joints_*: (N, 21, 3) metres, FreiHAND order; the regression predicts them relative to the wrist. alpha: see
-    `fit_ridge`. Gives, in millimetres on the test rows, epe_mm (root-relative), pa_epe_mm (after Procrustes alignment with a proper
-    rotation), the same for always predicting the mean training pose (mean_pose_epe_mm, mean_pose_pa_epe_mm), and the penalty, alpha.
+    features_*: (N, F). joints_*: (N, 21, 3) metres, FreiHAND order; the regression predicts them relative to the wrist.
+    alpha: see `fit_ridge`. Gives, in millimetres on the test rows, epe_mm (root-relative), pa_epe_mm (after Procrustes
+    alignment with a proper rotation), the same for always predicting the mean training pose (mean_pose_epe_mm,
+    mean_pose_pa_epe_mm), and the penalty, alpha.
     """
     train, test = _root_relative(joints_train), _root_relative(joints_test)
     ridge = fit_ridge(features_train, train.flatten(1), alpha)
@@ -86,9 +88,9 @@ def ridge_probe(
 
 
 def nearest_neighbours(features: Tensor, queries: Tensor, k: int) -> Tensor:
-    """Indices (Q, k) of the rows of features (N, F) most similar to queries (Q, F) by cosine, the most similar first; k <= N.
+    """Indices (Q, k) of the rows of features (N, F) most similar to queries (Q, F) by cosine, the most similar first.
 
-    A query that is itself among the features finds itself first.
+    k <= N. A query that is itself among the features finds itself first.
     """
     features, queries = F.normalize(at_least_float32(features), dim=-1), F.normalize(at_least_float32(queries), dim=-1)
     chunks = [(chunk @ features.T).topk(k, dim=-1).indices for chunk in queries.split(_QUERIES_AT_ONCE)]
@@ -98,10 +100,11 @@ def nearest_neighbours(features: Tensor, queries: Tensor, k: int) -> Tensor:
 def retrieval_probe(
     features_train: Tensor, joints_train: Tensor, features_test: Tensor, joints_test: Tensor, k: int = 1
 ) -> dict[str, float]:
-    """How similar the poses of the nearest training features are: epe_mm (root-relative) and pa_epe_mm, mean over k neighbours.
+    """How similar the poses of the nearest training features are.
 
-    features_*: (N, F). joints_*: (N, 21, 3) metres, FreiHAND order. random_epe_mm, random_pa_epe_mm: the same for training poses that are
-    taken evenly, without looking at features; a retrieval that knows nothing is as bad.
+    epe_mm (root-relative) and pa_epe_mm: errors of the poses of the k nearest neighbours, mean over all of them.
+    features_*: (N, F). joints_*: (N, 21, 3) metres, FreiHAND order. random_epe_mm, random_pa_epe_mm: the same for
+    training poses that are taken evenly, without looking at features; a retrieval that knows nothing is as bad.
     """
     train, test = _root_relative(joints_train), _root_relative(joints_test)
     found = nearest_neighbours(features_train, features_test, k).cpu()
@@ -115,12 +118,12 @@ def retrieval_probe(
 def equivariance_score(plain: Tensor, turned: Tensor, angle: Tensor) -> dict[str, float]:
     """How well a known rotation of the image predicts what the projection does.
 
-    plain, turned: projections (N, 2P) of the same crops without and with a rotation by `angle` (N,), radians, counter-clockwise on
-    screen. Read as P points each, centred and normalised:
+    plain, turned: projections (N, 2P) of the same crops without and with a rotation by `angle` (N,), radians,
+    counter-clockwise on screen. Read as P points each, centred and normalised:
 
     - cosine: mean similarity of R(angle) plain with turned; 1 = the latent turns with the image.
     - cosine_unturned: of plain with turned; 1 = the latent ignores the rotation (invariance).
-    - angle_error_deg: mean difference between `angle` and the rotation that fits best from plain to turned, degrees; 90 = chance.
+    - angle_error_deg: mean difference between `angle` and the best fitting rotation of plain onto turned; 90 = chance.
     """
     before, after = _unit_points(plain), _unit_points(turned)
     angle = angle.to(before)

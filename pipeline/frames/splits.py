@@ -9,8 +9,8 @@ FREIHAND_NUM_BACKGROUNDS = 4
 def freihand_label_split(fraction: float, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """Sorted FreiHAND ids (train, validation), int64 of 0 ... 32,559, where a `fraction` of the ids has labels.
 
-    Id i stands for four images: i, i + 32,560, i + 65,120, i + 97,680 (four backgrounds), which stay on one side. Equal to scikit-learn's
-    train_test_split(train_size=fraction, random_state=seed), which the PeCLR code uses with seed 5.
+    Id i stands for four images: i, i + 32,560, i + 65,120, i + 97,680 (four backgrounds), which stay on one side. Equal
+    to scikit-learn's train_test_split(train_size=fraction, random_state=seed), which the PeCLR code uses with seed 5.
     Raises ValueError unless 0 < fraction < 1.
     """
     if not 0 < fraction < 1:

@@ -1,4 +1,4 @@
-"""NT-Xent, the contrastive loss of SimCLR (Chen et al. 2020) that PeCLR also uses, and figures that describe an embedding."""
+"""NT-Xent, the contrastive loss of SimCLR (Chen et al. 2020) and PeCLR, and figures that describe an embedding."""
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +8,11 @@ from pipeline.geometry import at_least_float32
 
 
 def nt_xent(view_1: Tensor, view_2: Tensor, temperature: float = 0.5) -> Tensor:
-    """NT-Xent loss of N pairs, a scalar: mean over the 2N anchors of -log softmax of the positive among all other 2N - 1 views.
+    """NT-Xent loss of N pairs, a scalar.
 
-    view_1, view_2: (N, D), row i of both shows sample i; need not be normalised. Computed in float32, or float64 for float64 inputs,
-    whatever the autocast. Source: Chen et al. 2020, eq. 1.
+    The mean over the 2N anchors of -log softmax of the positive among all other 2N - 1 views, by cosine / temperature.
+    view_1, view_2: (N, D), row i of both shows sample i; need not be normalised. Computed in float32, or float64 for
+    float64 inputs, whatever the autocast. Source: Chen et al. 2020, eq. 1.
     """
     return nt_xent_global(view_1, view_2, view_1, view_2, 0, temperature)
 
@@ -19,12 +20,13 @@ def nt_xent(view_1: Tensor, view_2: Tensor, temperature: float = 0.5) -> Tensor:
 def nt_xent_global(
     local_1: Tensor, local_2: Tensor, all_1: Tensor, all_2: Tensor, offset: int, temperature: float = 0.5
 ) -> Tensor:
-    """NT-Xent of one worker's n pairs as anchors against all 2N views of all workers: a scalar, the mean over its 2n anchors.
+    """NT-Xent of one worker's n pairs against all 2N views of all workers: a scalar, the mean over its 2n anchors.
 
-    local_1, local_2: (n, D) of this worker; all_1, all_2: (N, D) of all workers in order, through which the gradient must flow back to
-    their owners; offset: this worker's samples are rows offset ... offset + n - 1 of all_1 and all_2.
-    Workers may hold different n: the loss of the whole batch is sum over workers of (n / N) * loss. So under DistributedDataParallel,
-    which averages gradients over W workers, each worker multiplies by W * n / N. A worker with no pairs gives 0.
+    local_1, local_2: (n, D) of this worker; all_1, all_2: (N, D) of all workers in order, through which the gradient
+    must flow back to their owners; offset: this worker's samples are rows offset ... offset + n - 1 of all_1 and all_2.
+    Workers may hold different n: the loss of the whole batch is sum over workers of (n / N) * loss. So under
+    DistributedDataParallel, which averages gradients over W workers, each worker multiplies by W * n / N. A worker with
+    no pairs gives 0.
     """
     anchors = _unit(torch.cat([local_1, local_2]))
     columns = _unit(torch.cat([all_1, all_2]))
@@ -42,12 +44,14 @@ def nt_xent_global(
 
 @torch.no_grad()
 def similarity_stats(view_1: Tensor, view_2: Tensor) -> dict[str, Tensor]:
-    """Figures of an embedding, 0-d tensors without gradient; view_1, view_2: (N, D), row i of both shows sample i, N > 1.
+    """Figures of an embedding, 0-d tensors without gradient.
 
+    view_1, view_2: (N, D), row i of both shows sample i; N > 1.
     positive_similarity, negative_similarity: mean cosine of the N pairs, and of all pairs of different samples.
     alignment: mean squared distance of the pairs on the unit sphere, lower = views of a sample agree more.
-    uniformity: log of the mean of exp(-2 squared distance) over different samples within a view (mean of the two views), lower = spread
-        more evenly. Both after Wang & Isola 2020, "Understanding Contrastive Representation Learning through Alignment and Uniformity".
+    uniformity: log of the mean of exp(-2 squared distance) over different samples within a view (mean of the two
+        views), lower = spread more evenly. Both after Wang & Isola 2020, "Understanding Contrastive Representation
+        Learning through Alignment and Uniformity".
     """
     view_1, view_2 = _unit(view_1), _unit(view_2)
     num = view_1.shape[0]

@@ -1,8 +1,8 @@
-"""The paper's other self-supervised baselines: pairwise regression of the relative transform, and its hybrid with NT-Xent.
+"""The paper's other baselines: pairwise regression of the relative transform, and its hybrid with NT-Xent.
 
-Pairwise: from the two encodings of a pair of views, predict how the second view's transform differs from the first's. The published code
-takes the rotation's difference modulo 360 degrees, with a jump at 0, and the scale's modulo 360 too; here the rotation's difference is
-wrapped to half a turn either way and scales differ by their logarithm.
+Pairwise: from the two encodings of a pair of views, predict how the second view's transform differs from the first's.
+The published code takes the rotation's difference modulo 360 degrees, with a jump at 0, and the scale's modulo 360 too;
+here the rotation's difference is wrapped to half a turn either way and scales differ by their logarithm.
 """
 
 import math
@@ -21,8 +21,11 @@ GEOMETRY = ("rotation", "translation", "scale")
 
 
 def relative_transform(views_1: Views, views_2: Views) -> dict[str, Tensor]:
-    """What turns views 1 into views 2: {"rotation": (N, 1) radians in [-pi, pi), "translation": (N, 2) fractions of the side,
-    "scale": (N, 1) difference of logarithms, "colour": (N, 4) differences of brightness, contrast, saturation and hue}."""
+    """What turns views 1 into views 2, by parameter.
+
+    "rotation": (N, 1) radians in [-pi, pi); "translation": (N, 2) fractions of the side; "scale": (N, 1) difference of
+    logarithms; "colour": (N, 4) differences of brightness, contrast, saturation and hue.
+    """
     turn = views_2.angle - views_1.angle
     colours = ("brightness", "contrast", "saturation", "hue")
     return {
@@ -36,8 +39,8 @@ def relative_transform(views_1: Views, views_2: Views) -> dict[str, Tensor]:
 class PairwiseHead(nn.Module):
     """Predicts the relative transform from two encodings (N, F) each: one small perceptron for every parameter.
 
-    Linear(2F -> hidden) - BatchNorm - ReLU - Linear(hidden -> k, no bias), and a learnt log scale for each parameter's loss, as in the
-    published code (hidden 1024).
+    Linear(2F -> hidden) - BatchNorm - ReLU - Linear(hidden -> k, no bias), and a learnt log scale for each parameter's
+    loss, as in the published code (hidden 1024).
     """
 
     def __init__(self, num_features: int, targets: tuple[str, ...] = tuple(TARGET_SIZES), hidden: int = 1024) -> None:
@@ -66,9 +69,10 @@ def pairwise_loss(
     targets: Mapping[str, Tensor],
     log_scales: Mapping[str, Tensor] | nn.ParameterDict,
 ) -> Tensor:
-    """Scalar: sum over the predicted parameters of L1 / exp(s) + s, with a learnt log scale s for each (Kendall & Gal 2017).
+    """Scalar: sum over the predicted parameters of L1 / exp(s) + s, s being a learnt log scale (Kendall & Gal 2017).
 
-    predictions, targets: {parameter: (N, k)}; targets may hold more parameters than are predicted. log_scales: {parameter: ()}.
+    predictions, targets: {parameter: (N, k)}; targets may hold more parameters than are predicted. log_scales:
+    {parameter: ()}.
     """
     terms = [
         (predictions[name].float() - targets[name]).abs().mean() * torch.exp(-log_scales[name]) + log_scales[name]
@@ -85,10 +89,10 @@ def hybrid_loss(
     log_scales: Mapping[str, Tensor] | nn.ParameterDict,
     temperature: float = 0.5,
 ) -> Tensor:
-    """Scalar: NT-Xent on a pair of views that differ in colour only, plus pairwise regression on a pair that differs in geometry only.
+    """Scalar: NT-Xent on pairs that differ in colour only, plus pairwise regression on pairs that differ in geometry only.
 
-    projections_1, projections_2: (N, D) of the colour pair. predictions, targets, log_scales: as in `pairwise_loss`, for the geometry
-    pair, over `GEOMETRY`. `pipeline.views.exchange_colour` makes such pairs.
+    projections_1, projections_2: (N, D) of the colour pair. predictions, targets, log_scales: as in `pairwise_loss`,
+    for the geometry pair, over `GEOMETRY`. `pipeline.views.exchange_colour` makes such pairs.
     """
     contrast = nt_xent(projections_1, projections_2, temperature)
     return contrast + pairwise_loss(predictions, targets, log_scales)

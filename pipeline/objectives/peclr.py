@@ -1,11 +1,12 @@
-"""PeCLR's inverse transforms (Spurr et al. 2021): a view's rotation and translation are undone on its projection before the loss.
+"""PeCLR's inverse transforms (Spurr et al. 2021): what was done to a view is undone on its projection before the loss.
 
 A projection of 2P numbers is read as P points in the plane, x and y in turn. Three inverses:
 
 - `exact-units` (default): the paper's. The translation is a fraction of the view's side times the range of the points.
-- `reference`: what the published code does. It divides the shift in SOURCE pixels by the network's input size, which is right only
-  where a crop has that many source pixels.
-- `similarity`: the points are read as normalised image coordinates, and the view's whole similarity transform is inverted.
+- `reference`: what the published code does. It divides the shift in SOURCE pixels by the network's input size, which is
+  right only where a crop has that many source pixels.
+- `similarity`: the points are read as normalised image coordinates, and the view's whole similarity transform is
+  inverted.
 """
 
 import torch
@@ -18,10 +19,10 @@ from pipeline.geometry import at_least_float32, invert_affine, rotation_2d, simi
 def undo_transform(projections: Tensor, angle: Tensor, translation: Tensor) -> Tensor:
     """PeCLR's inverse: unit vectors (N, 2P), ready for NT-Xent, from projections (N, 2P).
 
-    angle: (N,) rotation of the view, radians, positive = counter-clockwise on screen. translation: (N, 2) shift of the view's content,
-    x right, y down, in fractions of the view's side. Steps, in the published order: normalise; move the points back by translation times
-    their range in x and in y; turn them by -angle about their centroid; normalise. Range and centroid are constants for the gradient.
-    Scale needs no step: the normalisation removes it. Computed in float32, or float64 for float64 projections.
+    angle: (N,) rotation of the view, radians, positive = counter-clockwise on screen. translation: (N, 2) shift of the
+    view's content, x right, y down, in fractions of the view's side. Steps, in the published order: normalise; move the
+    points back by translation times their range in x and in y; turn them by -angle about their centroid; normalise.
+    Range and centroid are constants for the gradient. Scale needs no step: the normalisation removes it. Computed in float32, or float64 for float64 projections.
     """
     points = _points(F.normalize(at_least_float32(projections), dim=-1))
     extent = (points.amax(-2, keepdim=True) - points.amin(-2, keepdim=True)).detach()
@@ -33,12 +34,14 @@ def undo_transform(projections: Tensor, angle: Tensor, translation: Tensor) -> T
 
 
 def undo_similarity(projections: Tensor, angle: Tensor, translation: Tensor, scale: Tensor) -> Tensor:
-    """The exact inverse: unit vectors (N, 2P) from projections (N, 2P) read as points in the view, origin at its centre, unit = its side.
+    """The exact inverse: unit vectors (N, 2P) from projections (N, 2P).
 
-    angle, translation: as in `undo_transform`; scale: (N,), > 1 = content larger. The points are mapped back into the crop by the inverse
-    of p -> scale * R(angle) p + translation, centred, and normalised once. Centring and normalisation make the result independent of
-    where and how large the points are: translation and scale then cancel, exactly, instead of being undone with an error. What the loss
-    still asks for is that the arrangement of the points turns with the image. Differentiable throughout, nothing is held constant.
+    The projections are read as points in the view, the origin at its centre and its side as the unit, mapped back into
+    the crop by the inverse of p -> scale * R(angle) p + translation, centred, and normalised once.
+    angle, translation: as in `undo_transform`; scale: (N,), > 1 = content larger.
+    Centring and normalisation make the result independent of where and how large the points are, so translation and
+    scale cancel exactly instead of being undone with an error: what the loss still asks for is that the arrangement of
+    the points turns with the image. Differentiable throughout, nothing is held constant.
     """
     points = _points(at_least_float32(projections))
     forward = similarity_matrix(angle.to(points), translation.to(points), scale.to(points))
@@ -50,8 +53,8 @@ def undo_similarity(projections: Tensor, angle: Tensor, translation: Tensor, sca
 def reference_translation(translation: Tensor, scale: Tensor, crop_side: Tensor | float, view_size: int) -> Tensor:
     """The translation (N, 2) that the published code would use: shift in source pixels / network input size.
 
-    translation: (N, 2), fraction of the view's side; scale: (N,); crop_side: side of the stored crop in source pixels, (N,) or one
-    number; view_size: pixels of the network's input. A view covers crop_side / scale source pixels.
+    translation: (N, 2), fraction of the view's side; scale: (N,); crop_side: side of the stored crop in source pixels,
+    (N,) or one number; view_size: pixels of the network's input. A view covers crop_side / scale source pixels.
     """
     crop_side = torch.as_tensor(crop_side, dtype=translation.dtype, device=translation.device)
     return translation * (crop_side / scale / view_size)[:, None]

@@ -16,15 +16,17 @@ class ObjectiveSettings(Settings):
     """The pretraining objective."""
 
     name: Literal["peclr", "simclr"] = "peclr"
-    """`peclr` undoes each view's geometric transform on its projection (equivariance); `simclr` compares projections as they are
-    (invariance), the baseline."""
+    """`peclr` undoes each view's geometric transform on its projection (equivariance); `simclr` compares projections as
+    they are (invariance), the baseline."""
 
     inverse: Literal["exact-units", "similarity", "reference"] = "exact-units"
-    """How `peclr` undoes the transform: `exact-units` as in the paper; `similarity` reads the projection as image points and inverts the
-    whole similarity transform; `reference` repeats the published code's translation units, for comparisons."""
+    """How `peclr` undoes the transform: `exact-units` as in the paper; `similarity` reads the projection as image
+    points and inverts the whole similarity transform; `reference` repeats the published code's translation units, for
+    comparisons."""
 
     temperature: float = Field(default=0.5, gt=0)
-    """NT-Xent temperature. 0.5 is the paper's; 0.1 weights hard negatives more, which helps where frames of one clip share a batch."""
+    """NT-Xent temperature. 0.5 is the paper's; 0.1 weights hard negatives more, which helps where frames of one clip
+    share a batch."""
 
 
 def latent(
@@ -36,8 +38,8 @@ def latent(
 ) -> Tensor:
     """What enters NT-Xent: unit vectors (N, 2P) from projections (N, 2P), row i belonging to row i of `views`.
 
-    crop_side, view_size matter to the inverse `reference` only: side of the stored crop in source pixels ((N,) or one number; where it is
-    unknown the stored size, 160, stands for it) and pixels of the network's input.
+    crop_side, view_size matter to the inverse `reference` only: side of the stored crop in source pixels ((N,) or one
+    number; where it is unknown the stored size, 160, stands for it) and pixels of the network's input.
     """
     if settings.name == "simclr":
         return F.normalize(at_least_float32(projections), dim=-1)

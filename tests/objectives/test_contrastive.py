@@ -65,7 +65,7 @@ def test_naive_loop_agrees(seed, num, temperature):
 
 @pytest.mark.parametrize("sizes", [(12,), (6, 6), (3, 3, 3, 3), (5, 4, 2, 1), (7, 0, 5)])
 def test_shards_equal_the_whole(sizes):
-    """What each worker computes, weighted by its share, adds up to the plain loss and its gradient, also with uneven shards."""
+    """What each worker computes, weighted by its share, adds up to the plain loss and its gradient."""
     view_1, view_2 = pairs(12)
     whole_1, whole_2 = view_1.clone().requires_grad_(), view_2.clone().requires_grad_()
     expected = nt_xent(whole_1, whole_2, 0.2)

@@ -1,11 +1,12 @@
-"""What each inverse recovers, on small and large crops; `pytest -s tests/objectives/test_inverse_table.py` prints the table.
+"""What each inverse recovers, on small and large crops; `pytest -s` on this file prints the table.
 
-The experiment: a perfectly equivariant projection (the 2D joints themselves) of two random views of the same hand. Views turn by +-45
-degrees and are cut out as the published code does it: margin 0.9 to 1.5, moved by 0 to 14 SOURCE pixels, then resized to 128 px. How
-similar are the two latents when only the rotation, only the translation, or both are undone? 1 is perfect.
+The experiment: a perfectly equivariant projection (the 2D joints themselves) of two random views of the same hand.
+Views turn by +-45 degrees and are cut out as the published code does it: margin 0.9 to 1.5, moved by 0 to 14 SOURCE
+pixels, then resized to 128 px. How similar are the two latents when only the rotation, only the translation, or both
+are undone? 1 is perfect.
 
-The published crop is centred on the mean of the joints, so that the image turns about the same point as the latent. Crops here are
-centred on the hand's box: that is the last case.
+The published crop is centred on the mean of the joints, so that the image turns about the same point as the latent.
+Crops here are centred on the hand's box: that is the last case.
 """
 
 from typing import NamedTuple
@@ -43,7 +44,7 @@ def uniform(generator: torch.Generator, *shape: int) -> torch.Tensor:
 
 
 def flat_hands(num: int, seed: int, centred_on: str = "joints") -> torch.Tensor:
-    """2D joints (num, 21, 2) of random open and closed hands in any orientation, filling the crop up to its margin of 1.5.
+    """2D joints (num, 21, 2) of random open and closed hands in any orientation, filling 1 / 1.5 of the crop.
 
     Coordinates are centred on the crop, its side is the unit. centred_on: "joints" (their mean) or "box".
     """

@@ -29,7 +29,7 @@ def test_reference(dtype, tag, tolerance, name):
 
 
 def test_reference_setting_uses_source_pixels():
-    """The published behaviour, through the setting: shift in source pixels over the input size, whatever the crop covers."""
+    """The published behaviour: shift in source pixels over the input size, whatever the crop covers."""
     v = golden("b_peclr_inverse_and_loss")
     num, crop_side, scale = 32, 300.0, 1.25
     covered = crop_side / scale  # source pixels across a view
@@ -88,7 +88,7 @@ def test_collapsed_projections_give_no_nan():
 
 
 def joints_in_view(joints, views):
-    """The perfectly equivariant projection (N, 42): the joints themselves, centred on the view, its side as the unit."""
+    """The perfectly equivariant projection (N, 42): the joints themselves, centred on the view, its side the unit."""
     from pipeline.geometry import similarity_matrix
 
     matrix = similarity_matrix(views.angle, views.translation, views.scale).double()
