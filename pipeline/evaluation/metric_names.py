@@ -22,7 +22,7 @@ METRICS: dict[str, MetricName] = {
         1,
         "mean distance of a predicted from a true joint after Procrustes alignment: the pose alone",
     ),
-    "mpjpe_mm": MetricName(
+    "root_relative_epe_mm": MetricName(
         "root-relative EPE", "mm", True, 1, "mean distance with both wrists in one place: pose, orientation and scale"
     ),
     "epe_mm": MetricName(
@@ -33,7 +33,7 @@ METRICS: dict[str, MetricName] = {
     ),
     "auc": MetricName("AUC", "", False, 3, "the same area before alignment"),
 }
-"""Metrics by their key in `metrics.pose_metrics`, in the order of a table's columns."""
+"""Metrics by key, in the order of a table's columns."""
 
 
 def metric_name(key: str) -> MetricName:

@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -40,6 +41,7 @@ def build_report(data: ReportData) -> str:
     environment.filters.update(
         number=number,
         duration=duration,
+        moment=_moment,
         data_uri=_data_uri,
         size=_picture_size,
         sum_values=lambda counts: sum(counts.values()),
@@ -65,6 +67,16 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _moment(text: str) -> str:
+    """An ISO 8601 time for people, in UTC; anything else as it is."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    utc = time if time.tzinfo is None else time.astimezone(UTC)
+    return f"{utc.day} {utc:%B %Y, %H:%M} UTC"
 
 
 @dataclass(frozen=True)

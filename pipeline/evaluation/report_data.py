@@ -1,13 +1,10 @@
 """What a report says, as plain data: saved as JSON beside the report, it can be rendered again."""
 
-from collections.abc import Mapping
 from typing import Any, Self
 
 import pydantic
 
-from pipeline.evaluation.metric_names import METRICS
 from pipeline.evaluation.verdict import Verdict
-from pipeline.hands import JOINTS
 
 
 class _Data(pydantic.BaseModel):
@@ -147,18 +144,6 @@ class ModelResult(_Data):
     """Before alignment."""
     pa_pck: Curve | None = None
     """After Procrustes alignment."""
-
-    @classmethod
-    def from_metrics(cls, name: str, metrics: Mapping[str, Any]) -> Self:
-        """What the report shows of `metrics.pose_metrics`."""
-        millimetres = [1000 * threshold for threshold in metrics["thresholds"]]
-        return cls(
-            name=name,
-            metrics={key: metrics[key] for key in METRICS},
-            joint_errors_mm=[metrics["pa_per_joint_mm"][joint] for joint in JOINTS],
-            pck=Curve(thresholds_mm=millimetres, shares=metrics["pck"]),
-            pa_pck=Curve(thresholds_mm=millimetres, shares=metrics["pa_pck"]),
-        )
 
 
 class Overlays(_Data):

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.evaluation import figures
-from pipeline.evaluation.metrics import pose_metrics
 from pipeline.evaluation.report import build_report, duration
 from pipeline.evaluation.report_data import (
+    Curve,
     Environment,
     FrameSet,
     ModelResult,
@@ -76,9 +75,20 @@ def picture(alt: str = "hands") -> Picture:
 
 
 def model(name: str, scale: float) -> ModelResult:
-    target = torch.randn(40, 21, 3, generator=torch.Generator().manual_seed(0)) * 0.05
-    noise = torch.randn(40, 21, 3, generator=torch.Generator().manual_seed(1)) * 0.01 * scale
-    return ModelResult.from_metrics(name, pose_metrics(target + noise, target))
+    curve = Curve(thresholds_mm=[0, 25, 50], shares=[0, 0.5 / scale, 0.9 / scale])
+    return ModelResult(
+        name=name,
+        metrics={
+            "epe_mm": 60 * scale,
+            "root_relative_epe_mm": 50 * scale,
+            "pa_epe_mm": 24 * scale,
+            "auc": 0.3 / scale,
+            "pa_auc": 0.5 / scale,
+        },
+        joint_errors_mm=[scale * joint for joint in range(21)],
+        pck=curve,
+        pa_pck=curve,
+    )
 
 
 def verdict(**changes: Any) -> Verdict:
@@ -285,6 +295,12 @@ def test_the_best_values_are_bold_and_differences_signed(html: str) -> None:
 def test_a_single_model_is_not_best() -> None:
     html = build_report(ReportData(results=Results(models=[model("only", 1.0)])))
     assert "<strong>" not in html
+
+
+def test_times_are_for_people(page: Page) -> None:
+    assert "1 March 2026, 12:00 UTC" in page.text
+    assert "last night" in build_report(ReportData(created_at="last night"))
+    assert "1 March 2026, 10:30 UTC" in build_report(ReportData(created_at="2026-03-01T12:30:00+02:00"))
 
 
 def test_trials_are_sorted_and_the_best_is_marked(html: str) -> None:
