@@ -38,13 +38,13 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def rotation_2d(angle: Tensor) -> Tensor:
-    """Rotation matrices (..., 2, 2) of angles (...), radians, positive = counter-clockwise on screen (y points down)."""
+    """Rotation matrices (..., 2, 2) of angles (...), radians, positive = counter-clockwise on screen (y down)."""
     cos, sin = torch.cos(angle), torch.sin(angle)
     return torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2)
 
 
 def similarity_matrix(angle: Tensor, translation: Tensor, scale: Tensor) -> Tensor:
-    """Affine matrices (..., 2, 3) of p -> scale * R(angle) p + translation; translation is (..., 2), the others (...)."""
+    """Affine matrices (..., 2, 3) of p -> scale * R(angle) p + translation; translation (..., 2), others (...)."""
     return torch.cat([scale[..., None, None] * rotation_2d(angle), translation[..., :, None]], -1)
 
 
@@ -77,7 +77,7 @@ def transform_points(matrix: Tensor, points: Tensor) -> Tensor:
 
 
 def transform_camera(matrix: Tensor, camera: Tensor) -> Tensor:
-    """Intrinsics of a transformed image, K' = T K: (..., 3, 3) from K (..., 3, 3) and the image's map (..., 2, 3), pixels.
+    """Intrinsics of a transformed image, K' = T K: (..., 3, 3) from K (..., 3, 3) and the map of pixels (..., 2, 3).
 
     3D labels stay in the camera frame in which they are: K' takes the whole image transform, rotation included.
     """

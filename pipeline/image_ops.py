@@ -52,9 +52,9 @@ def _gaussian_rows(size: int, sigma: Tensor) -> Tensor:
 
 
 def sobel(images: Tensor, maximum: float) -> Tensor:
-    """Edges of RGB images (B, 3, H, W), in all channels: |horizontal| + |vertical| 3 x 3 Sobel response of the luminance.
+    """Edges of RGB images (B, 3, H, W): |horizontal| + |vertical| 3 x 3 Sobel response of the luminance.
 
-    Cut off at `maximum`.
+    The same in all channels, cut off at `maximum`.
     """
     luma = (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
     kernel = images.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])

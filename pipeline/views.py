@@ -88,7 +88,7 @@ class ViewSettings(Settings):
     """Share of views with a grey rectangle."""
 
     cutout_side: float = Field(default=0.16, ge=0, le=1)
-    """Sides of that rectangle are uniform up to this fraction of the view's side; its centre lies in the middle half."""
+    """Sides of that rectangle are uniform up to this fraction of the view's; its centre lies in the middle half."""
 
     blur_probability: float = Field(default=0.0, ge=0, le=1)
     """Share of blurred views."""

@@ -38,7 +38,8 @@ def pose_metrics(pred: Tensor, target: Tensor, protocol: Protocol = "freihand") 
 
     `peclr` adds, in metres: epe_mean, epe_median (the lower of two middle values), epe_min, epe_max, epe2d_mean,
     epe2d_median (x and y only), pa_epe_mean, pa_epe_median, auc_per_joint, pa_auc_per_joint, and pa_pck_5cm,
-    pa_pck_5cm_thresholds (0 to 0.0495). Thresholds 0, 0.005, ..., 0.495, share < threshold; alignment by a proper rotation.
+    pa_pck_5cm_thresholds (0 to 0.0495). Thresholds 0, 0.005, ..., 0.495, share < threshold; alignment by a proper
+    rotation.
 
     Computed in float64. Raises DataError for other shapes, no samples, or values that are not finite; ValueError for
     another protocol.

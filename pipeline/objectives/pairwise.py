@@ -89,7 +89,7 @@ def hybrid_loss(
     log_scales: Mapping[str, Tensor] | nn.ParameterDict,
     temperature: float = 0.5,
 ) -> Tensor:
-    """Scalar: NT-Xent on pairs that differ in colour only, plus pairwise regression on pairs that differ in geometry only.
+    """Scalar: NT-Xent on pairs that differ in colour, plus pairwise regression on pairs that differ in geometry.
 
     projections_1, projections_2: (N, D) of the colour pair. predictions, targets, log_scales: as in `pairwise_loss`,
     for the geometry pair, over `GEOMETRY`. `pipeline.views.exchange_colour` makes such pairs.

@@ -22,7 +22,8 @@ def undo_transform(projections: Tensor, angle: Tensor, translation: Tensor) -> T
     angle: (N,) rotation of the view, radians, positive = counter-clockwise on screen. translation: (N, 2) shift of the
     view's content, x right, y down, in fractions of the view's side. Steps, in the published order: normalise; move the
     points back by translation times their range in x and in y; turn them by -angle about their centroid; normalise.
-    Range and centroid are constants for the gradient. Scale needs no step: the normalisation removes it. Computed in float32, or float64 for float64 projections.
+    Range and centroid are constants for the gradient. Scale needs no step: the normalisation removes it.
+    Computed in float32, or float64 for float64 projections.
     """
     points = _points(F.normalize(at_least_float32(projections), dim=-1))
     extent = (points.amax(-2, keepdim=True) - points.amin(-2, keepdim=True)).detach()
