@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import pydantic
 from PIL import Image, ImageOps
 
@@ -137,8 +138,14 @@ def _read_images(unit: Unit, rejects: Rejects, indexes: Sequence[int]) -> Iterat
             continue
         try:
             with Image.open(io.BytesIO(data)) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
+                upright = _to_rgb(ImageOps.exif_transpose(image))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             rejects.add("unreadable_image", name)
             continue
         yield index, upright
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel; PIL would clip instead of scaling
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
