@@ -8,13 +8,17 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field
 
 from pipeline.config import Settings, load, to_yaml
 from pipeline.errors import EquihandError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXIT_INTERRUPTED = 130
 _QUIET_ENVIRONMENT = {
@@ -103,9 +107,16 @@ def available_cpus() -> float:
     return float(ray.cluster_resources().get("CPU", 0))
 
 
-def run_job(settings_type: type[SettingsT], run: Callable[..., Any], prog: str, description: str | None) -> None:
+def run_job(
+    settings_type: type[SettingsT],
+    run: Callable[[SettingsT, Any], Any],
+    prog: str,
+    description: str | None,
+    chatter_to: Callable[[SettingsT], Path] | None = None,
+) -> None:
     """Command-line entry of a job; ends the process.
 
+    chatter_to: log file that receives all that libraries print, so that only the job's own words reach the terminal.
     Exit codes: 0 done, 1 failed, 2 bad settings, 130 interrupted.
     """
     from jobs.terminal import TerminalProgress
@@ -116,7 +127,8 @@ def run_job(settings_type: type[SettingsT], run: Callable[..., Any], prog: str, 
     try:
         settings = load(settings_type, prog=prog, description=description or "")
         print(f"# {prog}: settings\n{to_yaml(settings)}", flush=True)
-        with TerminalProgress() as progress:
+        log_file = chatter_to(settings) if chatter_to else None
+        with _own_terminal(log_file) as console, TerminalProgress(console) as progress:
             run(settings, progress)
     except EquihandError as error:
         if not quiet:
@@ -132,6 +144,32 @@ def run_job(settings_type: type[SettingsT], run: Callable[..., Any], prog: str, 
     if any(not t.daemon and t is not threading.main_thread() for t in threading.enumerate()):
         os._exit(code)  # a library's thread must not keep an ended job alive
     sys.exit(code)
+
+
+@contextmanager
+def _own_terminal(log_file: Path | None) -> Iterator["Console | None"]:
+    """A console on the real terminal while everything else that is printed, by any process, goes to a file."""
+    if log_file is None:
+        yield None
+        return
+    from rich.console import Console
+
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal, errors = os.dup(1), os.dup(2)
+    with open(log_file, "ab") as log, os.fdopen(os.dup(terminal), "w", encoding=sys.stdout.encoding) as screen:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield Console(file=screen) if screen.isatty() else Console(file=screen, width=120)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(terminal, 1)
+            os.dup2(errors, 2)
+            os.close(terminal)
+            os.close(errors)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

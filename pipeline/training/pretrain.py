@@ -127,7 +127,10 @@ def pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[st
     global_batch = settings.batch_size * settings.workers.num_workers
     return train_on_workers(
         pretrain_worker,
-        {"settings": settings.model_dump(mode="json"), "manifest": manifest.model_dump_json()},
+        {
+            "settings": settings.model_dump(mode="json", include=set(PretrainSettings.model_fields)),
+            "manifest": manifest.model_dump_json(),
+        },
         settings=settings,
         run=settings.run,
         run_id=run_id,

@@ -45,5 +45,5 @@ def test_pickled_code_is_not_loaded(tmp_path):
             return print, ("run",)
 
     torch.save({"x": Evil()}, tmp_path / "trainer.pt")
-    with pytest.raises(Exception, match="weights_only|Unsupported"):
+    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
         read_trainer_state(tmp_path)

@@ -1,0 +1,246 @@
+"""The whole pipeline on one machine, from rendered hand video to a report: no GPU, no account, a few minutes.
+
+    make demo                    (or: python -m jobs.demo)
+    make demo ARGS=--fresh       start over
+
+Stages: synthesize hand video -> ingest it into a frame set -> pretrain an encoder -> search fine-tuning settings, from the
+pretrained encoder and from scratch with the same budget -> evaluate both -> report. Everything lies in an S3 object store
+on loopback, as it would on a cluster. Run it again and finished stages are skipped; after Ctrl-C it goes on.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from jobs import evaluate, ingest, pretrain, search, synthesize
+from jobs.object_store import ObjectStore
+from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.terminal import TerminalProgress
+from pipeline.config import Settings
+from pipeline.errors import SettingsError
+from pipeline.storage import copy_to_local
+from pipeline.tracking import TrackingSettings
+
+BUCKET = "equihand"
+STATE_NAME, LOG_NAME = "state.json", "demo.log"
+
+
+class DemoJob(Settings):
+    """Size of the demo; the defaults fit two cores, 6 GB of memory and 8 minutes."""
+
+    folder: str = "demo"
+    """Local folder for everything: object store, MLflow database, logs, report."""
+    fresh: bool = False
+    """Delete what an earlier demo left and start over."""
+    num_clips: int = Field(default=1500, ge=60)
+    """Rendered clips, each of another hand before another background."""
+    pretrain_epochs: int = Field(default=10, ge=1)
+    """Passes over the training frames without labels."""
+    num_trials: int = Field(default=4, ge=1)
+    """Trials of each of the two searches."""
+    num_labels: int = Field(default=800, ge=40)
+    """Labelled frames to fine-tune on."""
+    finetune_epochs: int = Field(default=20, ge=2)
+    """Epochs of a trial that is not stopped early."""
+    seed: int = Field(default=5, ge=0)
+    """Seed of rendering, training and search."""
+    ray: RaySettings = RaySettings(address="local", num_cpus=4, object_store_mb=768)
+
+
+def run(settings: DemoJob, progress: TerminalProgress) -> dict[str, Any]:
+    """Run what is not done yet; returns the evaluation's result."""
+    folder = Path(settings.folder).absolute()
+    if settings.fresh:
+        _clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = _Stages(folder / STATE_NAME, _identity(settings), progress)
+    steps = _steps(settings, folder, progress)
+    progress.plan(len(steps))
+    with ObjectStore(folder / "object_store", bucket=BUCKET) as store, ray_session(settings.ray):
+        for name, step in steps:
+            stages.run(name, step)
+            store.save()
+        evaluated = stages.results["evaluate"]
+        report = folder / "report.html"
+        copy_to_local(evaluated["report"], report)
+    _say_what_came_out(evaluated, report, progress)
+    return evaluated
+
+
+def _steps(
+    settings: DemoJob, folder: Path, progress: TerminalProgress
+) -> list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]]:
+    """Name and action of each stage; an action gets the results of the stages before it."""
+    root = f"s3://{BUCKET}"
+    storage = {"storage": f"{root}/runs"}
+    tracking = TrackingSettings(uri=f"sqlite:///{folder / 'mlflow.db'}", experiment="demo").model_dump()
+    encoder = {"width": 32, "small_stem": True}
+    view_size = 48
+
+    def synthesize_clips(_: dict[str, Any]) -> dict[str, Any]:
+        # Few frames far apart: many hands and poses for little rendering.
+        job = synthesize.SynthesizeJob(
+            out=f"{root}/clips",
+            num_clips=settings.num_clips,
+            frames_per_clip=4,
+            fps=2,
+            image_size=96,
+            seed=settings.seed,
+        )
+        return synthesize.run(job, progress)
+
+    def ingest_clips(_: dict[str, Any]) -> dict[str, Any]:
+        job = ingest.IngestJob.model_validate(
+            {
+                "source": {"kind": "labelled_video", "uri": f"{root}/clips", "name": "synthetic"},
+                "output": f"{root}/frames",
+                "image_size": 72,
+                "group_size": 4,
+                "group_stride_s": 0.5,
+                "splits": {"train": 0.8, "val": 0.08, "test": 0.12},
+                "rows_per_shard": 1024,
+                "row_group_size": 128,
+                "seed": settings.seed,
+            }
+        )
+        return ingest.run(job, progress)
+
+    def pretrain_encoder(_: dict[str, Any]) -> dict[str, Any]:
+        job = pretrain.PretrainJob.model_validate(
+            {
+                "frame_set": f"{root}/frames",
+                "epochs": settings.pretrain_epochs,
+                "batch_size": 64,
+                "seed": settings.seed,
+                "views": {"size": view_size},
+                "objective": {"temperature": 0.1},
+                "encoder": encoder,
+                "optimiser": {"learning_rate": 2e-3, "weight_decay": 1e-4, "warmup_fraction": 0.05},
+                "probe": {"enabled": True, "every_epochs": 3, "num_train": 1000, "num_test": 400},
+                "checkpoint": {"every_epochs": 2, "keep": 2},
+                "workers": {"num_workers": 2},
+                "num_readers": 1,
+                "run": {**storage, "run_id": "demo-pretrain"},
+                "tracking": tracking,
+            }
+        )
+        return pretrain.run(job, progress)
+
+    def search_from(init: Callable[[dict[str, Any]], str | None], run_id: str) -> Callable[..., dict[str, Any]]:
+        def action(results: dict[str, Any]) -> dict[str, Any]:
+            job = search.SearchJob.model_validate(
+                {
+                    "finetune": {
+                        "frame_set": f"{root}/frames",
+                        "init": init(results),
+                        "encoder": encoder,
+                        "views": {"size": view_size},
+                        "labels": {"num_labels": settings.num_labels},
+                        "epochs": settings.finetune_epochs,
+                        "validate_every": 4,
+                        "max_validation_frames": 400,
+                        "seed": settings.seed,
+                    },
+                    "num_trials": settings.num_trials,
+                    "grace_epochs": max(1, settings.finetune_epochs // 3),
+                    "seed": settings.seed,
+                    "run": {**storage, "run_id": run_id},
+                    "tracking": tracking,
+                }
+            )
+            return search.run(job, progress)
+
+        return action
+
+    def evaluate_models(results: dict[str, Any]) -> dict[str, Any]:
+        job = evaluate.EvaluateJob.model_validate(
+            {
+                "models": {
+                    "pretrained (PeCLR)": results["search"]["best_checkpoint"],
+                    "from scratch": results["search from scratch"]["best_checkpoint"],
+                },
+                "baseline": "from scratch",
+                "frame_set": f"{root}/frames",
+                "split": "test",
+                "output": f"{root}/evaluation",
+                "pretrain_run": f"{root}/runs/demo-pretrain",
+                "search_run": f"{root}/runs/demo-search",
+                "title": "Equihand demo",
+                "tracking": tracking,
+            }
+        )
+        return evaluate.run(job, progress)
+
+    return [
+        ("synthesize", synthesize_clips),
+        ("ingest", ingest_clips),
+        ("pretrain", pretrain_encoder),
+        ("search", search_from(lambda results: results["pretrain"]["last_checkpoint"], "demo-search")),
+        ("search from scratch", search_from(lambda _: None, "demo-search-scratch")),
+        ("evaluate", evaluate_models),
+    ]
+
+
+class _Stages:
+    """Which stages are done, kept in a file: a finished one is not run again."""
+
+    def __init__(self, path: Path, identity: str, progress: TerminalProgress) -> None:
+        self.path, self.progress = path, progress
+        if not path.exists():
+            path.write_text(json.dumps({"identity": identity, "stages": {}}))
+        self.state = json.loads(path.read_text())
+        if self.state["identity"] != identity:
+            raise SettingsError(f"{path.parent} holds a demo of other settings; use --fresh to start over")
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """Results of the finished stages, by name."""
+        return {name: stage["result"] for name, stage in self.state["stages"].items()}
+
+    def run(self, name: str, action: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Run a stage, unless it is done."""
+        if name in self.state["stages"]:
+            self.progress.skip_stage(name, seconds=self.state["stages"][name]["seconds"])
+            return
+        started = time.monotonic()
+        with self.progress.stage(name):
+            result = action(self.results)
+        self.state["stages"][name] = {"result": result, "seconds": round(time.monotonic() - started, 1)}
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.state, indent=1))
+        temporary.replace(self.path)
+
+
+def _clear(folder: Path) -> None:
+    """Delete an earlier demo, but nothing that is not one; the log goes on."""
+    found = [path for path in folder.iterdir() if path.name != LOG_NAME] if folder.exists() else []
+    if found and not (folder / STATE_NAME).exists():
+        raise SettingsError(f"setting 'folder' = '{folder}': holds files that are not a demo's; they are not deleted")
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _identity(settings: DemoJob) -> str:
+    decisive = settings.model_dump(mode="json", exclude={"fresh", "ray", "folder"})
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _say_what_came_out(evaluated: dict[str, Any], report: Path, progress: TerminalProgress) -> None:
+    progress.table("Result on unseen hands (test split)", evaluated["table"]["columns"], evaluated["table"]["rows"])
+    database = report.with_name("mlflow.db")
+    progress.note(f"report:  {report}")
+    progress.note(f"MLflow:  {sys.executable} -m mlflow ui --backend-store-uri sqlite:///{database} --host 127.0.0.1")
+
+
+if __name__ == "__main__":
+    run_job(DemoJob, run, "jobs.demo", __doc__, chatter_to=lambda settings: Path(settings.folder) / LOG_NAME)

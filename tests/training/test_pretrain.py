@@ -1,0 +1,181 @@
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pipeline.errors import DataError, SettingsError
+from pipeline.frames.stream import Batch
+from pipeline.models.encoder import EncoderSettings
+from pipeline.tracking import Run
+from pipeline.training.checkpoints import read_checkpoint
+from pipeline.training.launch import RunSettings, WorkerSettings, open_run
+from pipeline.training.optim import OptimiserSettings, build_optimiser
+from pipeline.training.pretrain import PretrainModel, PretrainSettings, ProjectionSettings, _Steps, pretrain
+from pipeline.views import ViewSettings
+from tests.tiny_sets import write_tiny_set
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def small(frame_set: str, **changes) -> PretrainSettings:
+    values = {
+        "frame_set": frame_set,
+        "epochs": 3,
+        "batch_size": 16,
+        "log_every": 4,
+        "num_readers": 1,
+        "precision": "float32",
+        "views": ViewSettings(size=32),
+        "encoder": EncoderSettings(width=8),
+        "projection": ProjectionSettings(hidden=32, outputs=16),
+        "optimiser": OptimiserSettings(learning_rate=3e-3),
+        **changes,
+    }
+    return PretrainSettings.model_validate(values)
+
+
+def steps_for(settings: PretrainSettings) -> tuple[PretrainModel, _Steps]:
+    torch.manual_seed(0)
+    model = PretrainModel(settings.encoder, settings.projection)
+    optimiser = build_optimiser(model, settings.optimiser)
+    return model, _Steps(model, optimiser, settings, torch.device("cpu"), 0, 1, steps_per_epoch=40)
+
+
+def test_the_loss_falls_and_figures_are_plain_numbers():
+    settings = small("unused", epochs=5, log_every=40, objective={"temperature": 0.1})
+    _, steps = steps_for(settings)
+    coarse = torch.rand(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    frames = (255 * torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")).byte()
+    losses = []
+    for step in range(200):
+        steps.run(Batch(step // 40, step % 40, frames, {}), waited=0.01)
+        if steps.number % 40 == 0:
+            metrics, problem = steps.interval_metrics()
+            assert not problem
+            json.dumps(metrics)
+            losses.append(metrics["loss"])
+    assert losses[-1] < math.log(31) < losses[0]  # chance: one of 31 other views
+    assert 0 < metrics["data_wait_fraction"] < 1
+    assert metrics["positive_similarity"] > metrics["negative_similarity"]
+
+
+def test_a_loss_that_is_not_a_number_is_named():
+    model, steps = steps_for(small("unused", epochs=1))
+    frames = torch.zeros(16, 3, 32, 32, dtype=torch.uint8)
+    steps.run(Batch(0, 0, frames, {}), 0.0)
+    with torch.no_grad():
+        model.encoder.conv1.weight.fill_(float("nan"))
+    steps.run(Batch(0, 1, frames, {}), 0.0)
+    _, problem = steps.interval_metrics()
+    assert problem.startswith("the loss is nan at step 2 on worker 0; the last good checkpoint is kept")
+
+
+def test_views_do_not_depend_on_what_ran_before():
+    """A resumed run draws the views that an uninterrupted one would have drawn."""
+    frames = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+    seen = []
+    for first in (0, 3):
+        _, steps = steps_for(small("unused", log_every=4))
+        for step in range(first, 4):
+            steps.run(Batch(0, step, frames, {}), 0.0)
+        seen.append(steps.last_views)
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert not torch.equal(seen[0][0], seen[0][1])
+
+
+def test_bad_runs_are_refused_before_they_start(tmp_path):
+    uri = str(tmp_path / "set")
+    write_tiny_set(uri, splits={"train": 24}, labelled=False)
+    run = RunSettings(storage=str(tmp_path / "runs"), run_id="a")
+    with pytest.raises(SettingsError, match=r"'batch_size' = 32: 1 workers need 32 frames.*has 24"):
+        pretrain(small(uri, batch_size=32, run=run))
+    with pytest.raises(DataError, match="split 'val' is empty; the set has 24 train"):
+        pretrain(small(uri, split="val", run=run))
+    with pytest.raises(DataError, match="the probe needs split 'val'"):
+        pretrain(small(uri, probe={"enabled": True}, run=run))
+
+
+def test_a_run_id_stands_for_its_settings(tmp_path):
+    run = RunSettings(storage=str(tmp_path), run_id="a")
+    first = small("set", run=run)
+    folder, result = open_run(first, run, "a")
+    assert result is None
+    open_run(first.model_copy(update={"workers": WorkerSettings(num_workers=7)}), run, "a")
+    with pytest.raises(SettingsError, match=r"run 'a' .* epochs = 3, now it is 4; use the same settings"):
+        open_run(first.model_copy(update={"epochs": 4}), run, "a")
+    Path(folder, "result.json").write_text('{"run_id": "a"}')
+    assert open_run(first, run, "a")[1] == {"run_id": "a"}
+
+
+@pytest.mark.timeout(300)
+def test_two_workers_lose_one_and_finish(tmp_path):
+    """The whole job, with a probe; one worker is killed by force in mid-run, and the run goes on by itself."""
+    frame_set, runs = str(tmp_path / "set"), tmp_path / "runs"
+    write_tiny_set(frame_set, splits={"train": 256, "val": 64})
+    settings = [
+        f"--frame_set={frame_set}",
+        "--epochs=30",
+        "--batch_size=16",
+        "--log_every=4",
+        "--num_readers=1",
+        "--views.size=32",
+        "--encoder.width=8",
+        "--probe.enabled=true",
+        "--probe.every_epochs=15",
+        "--probe.num_train=200",
+        "--probe.num_test=64",
+        "--checkpoint.every_epochs=2",
+        "--workers.num_workers=2",
+        f"--run.storage={runs}",
+        "--run.run_id=killed",
+        f"--tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        "--ray.num_cpus=4",
+        "--ray.object_store_mb=200",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    with open(tmp_path / "log", "wb") as log:
+        job = subprocess.Popen(
+            [sys.executable, "-m", "jobs.pretrain", *settings], stdout=log, stderr=log, env=environment, cwd=ROOT
+        )
+        try:
+            victim = _wait_for_worker(job, runs / "killed")
+            victim.kill()
+            assert job.wait(240) == 0, (tmp_path / "log").read_text()[-2000:]
+        finally:
+            job.terminate()
+            job.wait(30)
+    result = json.loads((runs / "killed/result.json").read_text())
+    assert result["metrics"]["step"] == 30 * 8
+    assert result["metrics"]["probe_pa_epe_mm"] > 0
+    weights, meta = read_checkpoint(result["last_checkpoint"])
+    assert (meta["kind"], meta["step"]) == ("pretrain", 240)
+    assert "encoder.conv1.weight" in weights
+    # Three are kept, the newest always, and one may have been under way when the worker died.
+    assert 1 <= len(list((runs / "killed").glob("checkpoint_*/meta.json"))) <= 5
+    assert {path.name for path in (runs / "killed/pictures").iterdir()} == {"views.png", "neighbours.png"}
+
+    history = Run(f"sqlite:///{tmp_path}/mlflow.db", result["mlflow_run_id"], "1").history()
+    steps = [step for step, _ in history["loss"]]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 240
+    assert [step for step, _ in history["probe_pa_epe_mm"]] == [120, 240]
+
+
+def _wait_for_worker(job: subprocess.Popen, folder: Path) -> psutil.Process:
+    """A training worker's process, once the run has written a checkpoint."""
+    for _ in range(1200):
+        assert job.poll() is None, "the job ended before a worker could be killed"
+        if list(folder.glob("checkpoint_*/meta.json")):
+            for process in psutil.Process(job.pid).children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    return process
+        time.sleep(0.1)
+    raise AssertionError("no checkpoint was written")
