@@ -1,0 +1,237 @@
+import json
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from jobs import packing, submit
+from pipeline.errors import EquihandError, SettingsError
+
+PRETRAIN = ["--frame_set", "s3://b/frames", "--run.storage", "s3://b/runs", "--tracking.uri", "http://mlflow:5000"]
+
+
+@pytest.fixture(autouse=True)
+def _no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+class FakeCluster:
+    """The part of Ray's job client that submit uses."""
+
+    def __init__(self, jobs: dict[str, str]) -> None:
+        self.jobs = dict(jobs)
+        self.submitted: dict[str, Any] = {}
+        self.packed: list[str] = []
+        self.log = ["one\n", "two\n", "three\n"]
+        self.breaks_after = [2, 3]
+        self.exit_code: int | None = None
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(submission_id=name, status=status) for name, status in self.jobs.items()]
+
+    def submit_job(self, **request: Any) -> str:
+        assert request["submission_id"] not in self.jobs, "Ray refuses an id that it has seen"
+        self.submitted = request
+        with zipfile.ZipFile(request["runtime_env"]["working_dir"]) as archive:
+            self.packed = archive.namelist()
+        self.jobs[request["submission_id"]] = "RUNNING"
+        return str(request["submission_id"])
+
+    def get_job_info(self, submission_id: str) -> SimpleNamespace:
+        return SimpleNamespace(status=self.jobs[submission_id], message="it ended", driver_exit_code=self.exit_code)
+
+    async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        lines = self.breaks_after.pop(0) if self.breaks_after else len(self.log)
+        for line in self.log[:lines]:
+            yield line
+        if lines < len(self.log):
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+
+
+def test_prepared_arguments_carry_the_run_id_once_and_name_it_as_given() -> None:
+    given = submit.prepare("pretrain", [*PRETRAIN, "--run.run_id", "old"], "mine")
+    assert given.run_id == "mine"
+    assert [argument for argument in given.arguments if "run_id" in argument] == ["--run.run_id=mine"]
+    assert submit.prepare("pretrain", [*PRETRAIN, "--run.run_id=own"]).run_id == "own"
+    assert submit.prepare("pretrain", PRETRAIN).run_id.startswith("pretrain-2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "epochs"),
+        (["--epoch", "5"], "did you mean --epochs"),
+        (["--frame_set", "data/frames"], "'frame_set' = 'data/frames' is a path below this folder"),
+        (["--tracking.uri", "sqlite:///mlflow.db"], "'tracking.uri'"),
+        (["--tracking.uri", "https://me:secret@mlflow"], "'tracking.uri' holds a password"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_sent(arguments: list[str], message: str) -> None:
+    kept = [*PRETRAIN]
+    if arguments[0] in kept:
+        del kept[kept.index(arguments[0]) : kept.index(arguments[0]) + 2]
+    with pytest.raises(SettingsError, match=message) as error:
+        submit.prepare("pretrain", [*kept, *arguments])
+    assert "me:secret" not in str(error.value)
+
+
+def test_unknown_job_and_odd_run_id() -> None:
+    for name in ("nope", "runtime", "submit", "demo", "../pretrain"):
+        with pytest.raises(SettingsError, match=r"unknown job.*pretrain"):
+            submit.prepare(name, [])
+    with pytest.raises(SettingsError, match="letters, digits"):
+        submit.prepare("pretrain", PRETRAIN, "a/b")
+
+
+def test_tracking_server_of_the_environment_is_used_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other:5000")
+    assert "--tracking.uri=http://other:5000" in submit.prepare("pretrain", PRETRAIN[:4]).arguments
+    assert "--tracking.uri=http://other:5000" not in submit.prepare("pretrain", PRETRAIN).arguments
+
+
+def test_config_file_travels_with_the_code(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("frame_set: s3://b/frames\nrun: {storage: s3://b/runs, run_id: from-file}\n")
+    prepared = submit.prepare("pretrain", ["--config", str(config), "--tracking.uri=http://m"])
+    assert prepared.run_id == "from-file"
+    assert prepared.files == {"submitted/mine.yaml": config}
+    assert prepared.arguments[:2] == ["--config", "submitted/mine.yaml"]
+    assert submit.prepare("pretrain", [f"--config={config}", "--tracking.uri=http://m"]).arguments[0] == (
+        "--config=submitted/mine.yaml"
+    )
+
+
+def test_first_attempt_further_attempt_and_attaching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    config = tmp_path / "run.yaml"
+    config.write_text("epochs: 3\n")
+    prepared = submit.prepare("pretrain", ["--config", str(config), *PRETRAIN], "run")
+    cluster: Any = FakeCluster({"run2": "RUNNING", "other-run": "RUNNING"})
+    assert submit.submit(cluster, "http://head:8265", prepared) == "run"
+    request = cluster.submitted
+    assert request["entrypoint"].startswith("python -m jobs.pretrain --config submitted/run.yaml ")
+    assert request["metadata"] == {"job": "pretrain", "run_id": "run"}
+    assert request["runtime_env"]["env_vars"]["AWS_ENDPOINT_URL"] == "http://minio:9000"
+    assert "secret" not in json.dumps(request)
+    assert {"pipeline/config.py", "jobs/pretrain.py", "submitted/run.yaml"} <= set(cluster.packed)
+
+    assert submit.submit(cluster, "http://head:8265", prepared) == "run"  # still going
+    assert list(cluster.jobs) == ["run2", "other-run", "run"]
+    cluster.jobs["run"] = "FAILED"
+    assert submit.submit(cluster, "http://head:8265", prepared) == "run-attempt2"
+    assert "--run.run_id=run " in cluster.submitted["entrypoint"] + " "
+    assert submit.submit(cluster, "http://head:8265", prepared) == "run-attempt2"
+    cluster.jobs["run-attempt2"] = "STOPPED"
+    assert submit.submit(cluster, "http://head:8265", prepared) == "run-attempt3"
+    assert submit._latest(cluster, "run") == "run-attempt3"
+
+
+def test_a_loopback_endpoint_goes_only_to_a_cluster_on_this_machine() -> None:
+    environment = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9000",
+        "AWS_REGION": "eu-west-1",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_ENDPOINT_URL_S3": "http://user:pass@minio:9000",
+    }
+    local = submit.forwarded_environment("http://127.0.0.1:8265", environment)
+    assert local == {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000", "AWS_REGION": "eu-west-1"}
+    assert submit.forwarded_environment("http://head:8265", environment) == {"AWS_REGION": "eu-west-1"}
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "expected"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 1), ("STOPPED", -2, 1)],
+)
+def test_log_is_printed_once_over_broken_connections_and_the_exit_code_is_the_jobs(
+    status: str,
+    exit_code: int | None,
+    expected: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
+    cluster: Any = FakeCluster({"run": status})
+    cluster.exit_code = exit_code
+    assert submit.follow(cluster, "run") == expected
+    assert capsys.readouterr().out.replace("run: done\n", "") == "one\ntwo\nthree\n"
+
+
+def test_following_gives_up_when_the_cluster_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
+    cluster: Any = FakeCluster({"run": "RUNNING"})
+    cluster.breaks_after = [0] * 10
+    with pytest.raises(EquihandError, match="connection to the cluster is lost"):
+        submit.follow(cluster, "run")
+
+
+class JobServer(BaseHTTPRequestHandler):
+    """A job server that wants the token "right"."""
+
+    def do_GET(self) -> None:
+        sent = self.headers.get("Authorization")
+        code = 200 if sent == "Bearer right" else 403 if sent else 401
+        self.send_response(code)
+        self.end_headers()
+        if code == 200:
+            self.wfile.write(json.dumps({"ray_version": "2.59.0", "version": "4", "ray_commit": ""}).encode())
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def job_server() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), JobServer)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_token_is_sent_where_it_is_asked_for(
+    job_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
+    with pytest.raises(EquihandError, match="asks for a token"):
+        submit.connect(job_server)
+    (tmp_path / "token").write_text("wrong\n")
+    with pytest.raises(EquihandError, match="refuses your token"):
+        submit.connect(job_server)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    assert submit.connect(job_server).get_address() == job_server
+    assert "the cluster runs Ray 2.59.0" in capsys.readouterr().err
+
+
+def test_no_cluster_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit.main(["--address", "http://127.0.0.1:9", "--list"]) == 1
+    assert capsys.readouterr().err.startswith("error: no Ray job server answers at http://127.0.0.1:9")
+    assert submit.main(["--address", "http://127.0.0.1:9", "pretrain", "--epochs", "x"]) == 2
+
+
+def test_package_holds_code_only_and_is_the_same_for_the_same_code(tmp_path: Path) -> None:
+    root = tmp_path / "repo"
+    for name in ("pipeline/a.py", "pipeline/data/hand.npz", "jobs/b.py", "jobs/configs/c.yaml"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    for junk in (".env", "runs/x", "tests/t.py", "pipeline/.DS_Store", "pipeline/__pycache__/a.pyc", "jobs/.cache/x"):
+        (root / junk).parent.mkdir(parents=True, exist_ok=True)
+        (root / junk).write_text(junk)
+    packing.pack(root, tmp_path / "one.zip")
+    (root / "pipeline" / "a.py").touch()
+    packing.pack(root, tmp_path / "two.zip")
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        assert archive.namelist() == ["jobs/b.py", "jobs/configs/c.yaml", "pipeline/a.py", "pipeline/data/hand.npz"]
+    with (root / "jobs" / "weights.pt").open("wb") as file:
+        file.truncate(60_000_000)
+    with pytest.raises(EquihandError, match=r"60 MB to pack.*jobs/weights.pt \(60.0 MB\)"):
+        packing.pack(root, tmp_path / "three.zip")
+    assert not (tmp_path / "three.zip").exists()
