@@ -93,7 +93,7 @@ class IngestSettings(Settings):
     """Whole clips are split, never their frames; all hands of one video go the same way."""
     seed: int = Field(default=0, ge=0)
     """Of splits and shuffle."""
-    rows_per_shard: int = Field(default=8192, ge=64)
+    rows_per_shard: int = Field(default=8192, ge=16)
     """Rows of a shard, about (8192 crops of 160 px are some 50 MB)."""
     row_group_size: int = Field(default=256, ge=1)
     """Rows of a Parquet row group, at most; what a reader takes at once. At least group_size."""
