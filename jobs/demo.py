@@ -19,12 +19,14 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs import evaluate, ingest, pretrain, search, synthesize
+from jobs import ingest, pretrain, search, synthesize
 from jobs.object_store import ObjectStore
 from jobs.runtime import RaySettings, ray_session, run_job
 from jobs.terminal import TerminalProgress
 from pipeline.config import Settings
 from pipeline.errors import SettingsError
+from pipeline.evaluation.evaluate import EvaluateSettings, comparison_table, evaluate
+from pipeline.evaluation.report_data import Stage
 from pipeline.storage import copy_to_local
 from pipeline.tracking import TrackingSettings
 
@@ -160,7 +162,7 @@ def _steps(
         return action
 
     def evaluate_models(results: dict[str, Any]) -> dict[str, Any]:
-        job = evaluate.EvaluateJob.model_validate(
+        job = EvaluateSettings.model_validate(
             {
                 "models": {
                     "pretrained (PeCLR)": results["search"]["best_checkpoint"],
@@ -176,7 +178,8 @@ def _steps(
                 "tracking": tracking,
             }
         )
-        return evaluate.run(job, progress)
+        stages = [Stage(name=s.name, seconds=s.seconds, skipped=s.skipped) for s in progress.stage_times]
+        return evaluate(job, progress, stages) | {"report": f"{root}/evaluation/report.html"}
 
     return [
         ("synthesize", synthesize_clips),
@@ -236,7 +239,7 @@ def _identity(settings: DemoJob) -> str:
 
 
 def _say_what_came_out(evaluated: dict[str, Any], report: Path, progress: TerminalProgress) -> None:
-    progress.table("Result on unseen hands (test split)", evaluated["table"]["columns"], evaluated["table"]["rows"])
+    progress.table("Result on unseen hands (test split)", *comparison_table(evaluated))
     database = report.with_name("mlflow.db")
     progress.note(f"report:  {report}")
     progress.note(f"MLflow:  {sys.executable} -m mlflow ui --backend-store-uri sqlite:///{database} --host 127.0.0.1")

@@ -136,6 +136,17 @@ def start_run(
         raise EquihandError(f"MLflow at {settings.uri}: {' '.join(str(error).split())[:300]}") from None
 
 
+def existing_run(settings: TrackingSettings, mlflow_run_id: str) -> Run:
+    """The handle of a run by MLflow's own id. Raises EquihandError where the tracking server does not know it."""
+    from mlflow.exceptions import MlflowException
+
+    uri = _prepared_uri(settings.uri)
+    try:
+        return Run(uri, mlflow_run_id, _client(uri).get_run(mlflow_run_id).info.experiment_id)
+    except MlflowException as error:
+        raise EquihandError(f"MLflow at {settings.uri}: {' '.join(str(error).split())[:300]}") from None
+
+
 def _experiment(client: "MlflowClient", settings: TrackingSettings) -> str:
     from mlflow.exceptions import MlflowException
 

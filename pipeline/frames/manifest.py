@@ -74,6 +74,10 @@ class Manifest(_Model):
         """Rows of one split."""
         return sum(by_split.get(split, 0) for by_split in self.counts.values())
 
+    def splits(self) -> list[str]:
+        """Splits that have rows."""
+        return [split for split in SPLITS if self.rows_in(split)]
+
     def counts_text(self) -> str:
         """For people: "8000 train, 500 val, 500 test"."""
         return ", ".join(f"{self.rows_in(split)} {split}" for split in SPLITS)
