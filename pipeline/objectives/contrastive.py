@@ -1,5 +1,7 @@
 """NT-Xent, the contrastive loss of SimCLR (Chen et al. 2020) and PeCLR, and figures that describe an embedding."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,21 +56,21 @@ def similarity_stats(view_1: Tensor, view_2: Tensor) -> dict[str, Tensor]:
         Learning through Alignment and Uniformity".
     """
     view_1, view_2 = _unit(view_1), _unit(view_2)
-    num = view_1.shape[0]
+    num_pairs = len(view_1) * (len(view_1) - 1)
     with torch.autocast(view_1.device.type, enabled=False):
         within = torch.stack([view_1 @ view_1.T, view_2 @ view_2.T])
         across = view_1 @ view_2.T
     positive = across.diagonal().mean()
-    other = ~torch.eye(num, dtype=torch.bool, device=view_1.device)
-    negatives = torch.cat([within[:, other], across[other][None]])
+    itself = torch.eye(len(view_1), dtype=torch.bool, device=view_1.device)
+    # Among ordered pairs of different samples each pair across views counts twice (1 with 2, 2 with 1), as in the loss.
+    same_view, other_view = within.masked_fill(itself, 0).sum(), across.masked_fill(itself, 0).sum()
     # On the unit sphere the squared distance is 2 - 2 cosine.
-    spread = (4 * within[:, other] - 4).logsumexp(-1) - torch.tensor(float(num * (num - 1))).log().to(view_1)
+    spread = (4 * within - 4).masked_fill(itself, -torch.inf).flatten(1).logsumexp(-1)
     return {
         "positive_similarity": positive,
-        # Pairs across views count twice among ordered pairs (1 with 2, 2 with 1), as in the loss.
-        "negative_similarity": (negatives.mean(-1) * negatives.new_tensor([0.25, 0.25, 0.5])).sum(),
+        "negative_similarity": (same_view + 2 * other_view) / (4 * max(num_pairs, 1)),
         "alignment": 2 - 2 * positive,
-        "uniformity": spread.mean(),
+        "uniformity": spread.mean() - math.log(max(num_pairs, 1)),
     }
 
 
