@@ -148,6 +148,11 @@ class PoseModel(nn.Module):
         joints_25d, bone_length = geometry.to_25d(rooted, camera, root=0, bone=self.convention.bone)
         return PoseTargets(joints_25d, rooted[:, 0, 2] / bone_length, bone_length)
 
+    def bone_length(self, joints_3d: Tensor) -> Tensor:
+        """(B,) length of the reference bone of joints (B, 21, 3), in their unit."""
+        start, end = geometry.bone_joints(self.convention.bone)
+        return torch.linalg.vector_norm(joints_3d[:, end] - joints_3d[:, start], dim=-1)
+
     def to_rooted(self, joints: Tensor) -> Tensor:
         """Joints (B, 21, C) with the wrist as joint 0 -> with this model's root as joint 0."""
         if self.settings.root == "wrist":

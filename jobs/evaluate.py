@@ -1,0 +1,33 @@
+"""Evaluate pose models on a labelled frame set and compare them.
+
+    python -m jobs.evaluate --models.peclr s3://bucket/runs/search-1 --models.scratch s3://bucket/runs/finetune-2 \\
+        --frame_set s3://bucket/labelled --output s3://bucket/evaluation
+"""
+
+from typing import Any
+
+from jobs.runtime import run_job
+from jobs.terminal import TerminalProgress
+from pipeline.evaluation.evaluate import EvaluateSettings, comparison_table, evaluate
+from pipeline.progress import SILENT, Progress
+
+
+class EvaluateJob(EvaluateSettings):
+    """Settings of the job."""
+
+
+def run(settings: EvaluateJob, progress: Progress = SILENT) -> dict[str, Any]:
+    """Run the job; returns the metrics, and what a report needs of them."""
+    outcome = evaluate(settings, progress)
+    if isinstance(progress, TerminalProgress):
+        title = f"{outcome['num_frames']} frames of {settings.frame_set}, split '{settings.split}'"
+        progress.table(title, *comparison_table(outcome))
+        for note in dict.fromkeys(note for model in outcome["models"].values() for note in model["notes"]):
+            progress.note(note)
+        if settings.output:
+            progress.note(f"report: {settings.output}/report.html")
+    return outcome
+
+
+if __name__ == "__main__":
+    run_job(EvaluateJob, run, "jobs.evaluate", __doc__)

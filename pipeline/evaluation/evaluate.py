@@ -1,0 +1,272 @@
+"""Evaluate pose models on a labelled frame set: metrics, PCK curves, and frames that went well, so-so and badly."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+
+from pipeline.config import Settings
+from pipeline.errors import SettingsError
+from pipeline.evaluation.figures import Case, overlays, pick_cases
+from pipeline.evaluation.metrics import MM, Protocol, joint_errors, pose_metrics
+from pipeline.evaluation.predict import Predictions, predict
+from pipeline.evaluation.report import build_report
+from pipeline.evaluation.report_data import Curve, ModelResult, Overlays, Picture, ReportData, Results, Stage
+from pipeline.evaluation.run_report import gather_report
+from pipeline.evaluation.verdict import Verdict, compare
+from pipeline.frames.manifest import read_manifest
+from pipeline.geometry import procrustes_align, project
+from pipeline.models.weights import LoadedPoseModel, load_pose_model
+from pipeline.progress import SILENT, Progress
+from pipeline.storage import join, preflight, write_bytes, write_json
+from pipeline.tracking import TrackingSettings
+from pipeline.training.labelled import LabelledFrames, load_labelled
+
+TABLE_METRICS = ("epe_mm", "root_relative_epe_mm", "pa_epe_mm", "auc", "pa_auc")
+"""Metrics of the comparison table, by the names of metric_names.METRICS."""
+
+
+class EvaluateSettings(Settings):
+    """What is evaluated, on what."""
+
+    models: dict[str, str] = Field(min_length=1)
+    """Models by the name they get in tables: {name: URI of a checkpoint, a run, or a released file}."""
+    frame_set: str
+    """URI of a frame set with joints and cameras."""
+    split: str = "test"
+    """Split to evaluate on."""
+    max_frames: int | None = Field(default=None, ge=1)
+    """Evaluate on at most this many frames; none takes the whole split (it is held in memory)."""
+    scale: Literal["given", "mean"] = "given"
+    """Length of each hand's reference bone: from its labels, as FreiHAND gives it, or the training set's mean."""
+    protocol: Protocol = "freihand"
+    """Whose metrics: the official FreiHAND scorer's, or those of PeCLR's code."""
+    baseline: str | None = None
+    """Name of the model that the others are compared with in the report; none: no comparison."""
+    num_cases: int = Field(default=6, ge=1, le=24)
+    """Frames shown of each kind: good, median, worst."""
+    save_predictions: bool = False
+    """Also write every model's joints, as Parquet."""
+    use_gpu: bool | None = None
+    """Run on a GPU; none: if there is one."""
+    output: str | None = None
+    """URI of a folder for report.html, metrics.json, the pictures and the predictions; none writes nothing."""
+    pretrain_run: str | None = None
+    """URI of the pretraining run that the report also shows: its views, curves and neighbours."""
+    search_run: str | None = None
+    """URI of the search that the report also shows."""
+    title: str = "Equihand evaluation"
+    """Title of the report."""
+    tracking: TrackingSettings = TrackingSettings()
+    """Where the curves of pretrain_run are."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _accept_list(cls, models: Any) -> Any:
+        """Also accept [{name: ..., uri: ...}, ...]."""
+        if isinstance(models, list) and all(isinstance(m, dict) and {"name", "uri"} == m.keys() for m in models):
+            return {model["name"]: model["uri"] for model in models}
+        return models
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one model did on a labelled set."""
+
+    name: str
+    metrics: dict[str, Any]
+    """All of pose_metrics."""
+    predictions: Predictions
+    errors_mm: np.ndarray
+    """(N,) each frame's mean joint error after Procrustes alignment, mm."""
+
+    def result(self) -> ModelResult:
+        """The part that tables and charts need."""
+        metrics = {**self.metrics, "root_relative_epe_mm": self.metrics["mpjpe_mm"]}
+        thresholds = [value * MM for value in metrics["thresholds"]]
+        return ModelResult(
+            name=self.name,
+            metrics={name: metrics[name] for name in TABLE_METRICS},
+            joint_errors_mm=list(metrics["pa_per_joint_mm"].values()),
+            pck=Curve(thresholds_mm=thresholds, shares=metrics["pck"]),
+            pa_pck=Curve(thresholds_mm=thresholds, shares=metrics["pa_pck"]),
+        )
+
+
+def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Sequence[Stage] = ()) -> dict[str, Any]:
+    """Evaluate every model on the same frames. Needs no Ray. stages: what ran before, for the report.
+
+    Returns plain JSON: {"frame_set", "frame_set_digest", "split", "num_frames", "scale", "protocol", "models": {name:
+    {"uri", "metrics", "notes"}}, "verdicts": {name: verdict.Verdict against the baseline}, "results":
+    report_data.Results}; <output>/metrics.json holds it without the pictures. The overlays are of the first model that
+    is not the baseline. Raises DataError where a model or the labels cannot be used.
+    """
+    preflight(settings.frame_set)
+    if settings.output:
+        preflight(settings.output, write=True)
+    if settings.baseline is not None and settings.baseline not in settings.models:
+        raise SettingsError(
+            f"setting 'baseline' = '{settings.baseline}' is none of the models ({', '.join(settings.models)})"
+        )
+    models = {name: load_pose_model(uri) for name, uri in settings.models.items()}
+    manifest = read_manifest(settings.frame_set)
+    data = load_labelled(settings.frame_set, settings.split, manifest, limit=settings.max_frames)
+    use_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
+    device = torch.device("cuda" if use_gpu else "cpu")
+    progress.start("evaluate", len(models) * len(data), "frames")
+    evaluations = []
+    for name, loaded in models.items():
+        evaluations.append(evaluate_model(name, loaded, data, settings.scale, settings.protocol, device))
+        progress.advance(len(data), **{"PA-EPE mm": round(evaluations[-1].metrics["pa_epe_mm"], 1)})
+    progress.finish()
+    baseline = next((e for e in evaluations if e.name == settings.baseline), None)
+    others = [e for e in evaluations if e is not baseline]
+    results = Results(
+        models=[evaluation.result() for evaluation in evaluations],
+        baseline=settings.baseline or "",
+        test_set=f"{settings.frame_set}, split '{settings.split}', {len(data)} frames",
+        overlays=case_overlays((others or evaluations)[0], data, settings.num_cases),
+    )
+    clips = [frame_id.rsplit("/", 1)[0] for frame_id in data.frame_ids]
+    outcome: dict[str, Any] = {
+        "frame_set": settings.frame_set,
+        "frame_set_digest": manifest.digest,
+        "split": settings.split,
+        "num_frames": len(data),
+        "scale": settings.scale,
+        "protocol": settings.protocol,
+        "models": {
+            evaluation.name: {
+                "uri": settings.models[evaluation.name],
+                "metrics": evaluation.metrics,
+                "notes": model_notes(models[evaluation.name], settings.scale),
+            }
+            for evaluation in evaluations
+        },
+        "verdicts": {
+            e.name: compare(e.name, e.errors_mm, baseline.name, baseline.errors_mm, clips).model_dump(mode="json")
+            for e in others
+            if baseline is not None
+        },
+    }
+    if settings.output:
+        verdicts = [Verdict.model_validate(verdict) for verdict in outcome["verdicts"].values()]
+        report = gather_report(
+            title=settings.title,
+            frame_set=settings.frame_set,
+            results=results,
+            verdict=verdicts[0] if verdicts else None,
+            tracking=settings.tracking,
+            pretrain_run=settings.pretrain_run,
+            search_run=settings.search_run,
+            stages=stages,
+        )
+        _write(settings.output, outcome, report, evaluations, data, settings.save_predictions)
+    return {**outcome, "results": results.model_dump(mode="json")}
+
+
+def evaluate_model(
+    name: str,
+    loaded: LoadedPoseModel,
+    data: LabelledFrames,
+    scale: Literal["given", "mean"] = "given",
+    protocol: Protocol = "freihand",
+    device: torch.device | None = None,
+) -> Evaluation:
+    """Predict the joints of labelled frames and compare them with the labels."""
+    model = loaded.model.to(device or torch.device("cpu"))
+    batch = data.batch(slice(None))
+    bone_length = model.bone_length(batch.joints_3d) if scale == "given" else None
+    predictions = predict(model, batch.frames, batch.camera, loaded.view_size, bone_length)
+    metrics = pose_metrics(predictions.joints_3d, batch.joints_3d, protocol)
+    aligned = procrustes_align(predictions.joints_3d, batch.joints_3d, allow_reflection=protocol == "freihand")
+    errors = joint_errors(aligned, batch.joints_3d).mean(dim=-1) * MM
+    return Evaluation(name, metrics, predictions, errors.numpy())
+
+
+def case_overlays(evaluation: Evaluation, data: LabelledFrames, num_cases: int) -> list[Overlays]:
+    """Pictures of good, median and worst frames (by PA-EPE): predicted and true hands on the crop, and from the side."""
+    batch = data.batch(slice(None))
+    true_2d = project(batch.joints_3d, batch.camera)
+    groups = pick_cases(evaluation.errors_mm, num_cases)
+    sections = []
+    for title, rows in (("Good", groups.good), ("Median", groups.median), ("Worst", groups.worst)):
+        cases = [
+            Case(
+                image=batch.frames[row],
+                predicted=evaluation.predictions.joints_2d[row],
+                true=true_2d[row],
+                predicted_3d=evaluation.predictions.joints_3d[row],
+                true_3d=batch.joints_3d[row],
+                label=f"{evaluation.errors_mm[row]:.1f} mm",
+            )
+            for row in rows
+        ]
+        if cases:
+            names = ", ".join(data.frame_ids[row] for row in rows)
+            picture = Picture(
+                png=overlays(cases),
+                alt=f"{title} predictions of {evaluation.name} drawn on the frames",
+                caption=f"{evaluation.name}: {names}",
+            )
+            sections.append(Overlays(title=title, picture=picture))
+    return sections
+
+
+def comparison_table(outcome: Mapping[str, Any]) -> tuple[list[str], list[list[str | float]]]:
+    """Column titles and rows of the comparison, for a terminal. outcome: what `evaluate` returned."""
+    from pipeline.evaluation.metric_names import metric_name
+
+    names = [metric_name(key) for key in TABLE_METRICS]
+    columns = ["model", *(f"{name.label} ({name.unit})" if name.unit else name.label for name in names)]
+    rows: list[list[str | float]] = []
+    for model in outcome["results"]["models"]:
+        values = [model["metrics"][key] for key in TABLE_METRICS]
+        rows.append([model["name"], *(round(v, n.decimals) for v, n in zip(values, names, strict=True))])
+    return columns, rows
+
+
+def model_notes(loaded: LoadedPoseModel, scale: str) -> list[str]:
+    """What a reader of the model's metric numbers has to know."""
+    if scale == "given":
+        return ["each hand's reference bone was given: EPE and AUC do not contain errors of the hand's size"]
+    length = float(loaded.model.mean_bone_length) * MM
+    return [f"the hands' size was unknown: every reference bone was taken as {length:.1f} mm"]
+
+
+def _write(
+    output: str,
+    outcome: dict[str, Any],
+    report: ReportData,
+    evaluations: Sequence[Evaluation],
+    data: LabelledFrames,
+    save_predictions: bool,
+) -> None:
+    for section in report.results.overlays if report.results else ():
+        write_bytes(join(output, "pictures", f"overlays_{section.title.lower()}.png"), section.picture.png)
+    for evaluation in evaluations if save_predictions else ():
+        write_bytes(join(output, "predictions", f"{evaluation.name}.parquet"), _parquet(evaluation, data))
+    write_bytes(join(output, "report.html"), build_report(report).encode())
+    write_json(join(output, "metrics.json"), outcome)  # last: it says that the rest is there
+
+
+def _parquet(evaluation: Evaluation, data: LabelledFrames) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "frame_id": data.frame_ids,
+            "hand": data.hands,
+            "joints_3d": evaluation.predictions.joints_3d.flatten(1).tolist(),
+            "joints_2d": evaluation.predictions.joints_2d.flatten(1).tolist(),
+            "pa_epe_mm": evaluation.errors_mm,
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Search for good fine-tuning settings with Ray Tune."""

@@ -1,0 +1,80 @@
+"""What the driver does while trials run: MLflow child runs, and progress."""
+
+from typing import Any
+
+from pipeline.progress import Progress
+from pipeline.search.space import trial_settings
+from pipeline.tracking import Run, TrackingSettings, start_run
+from pipeline.training.finetune import FinetuneSettings
+
+_OPEN: dict[str, "SearchMonitor"] = {}
+# Tune pickles its callbacks with its state, so a callback only knows the name of its monitor.
+
+
+class SearchMonitor:
+    """Logs each trial as a child run of the search, and moves the progress bar by epochs."""
+
+    def __init__(
+        self, run_id: str, parent: Run, tracking: TrackingSettings, base: FinetuneSettings, progress: Progress
+    ) -> None:
+        self.run_id, self.parent, self.tracking, self.base, self.progress = run_id, parent, tracking, base, progress
+        self._runs: dict[str, Run] = {}
+        self._epochs: dict[str, float] = {}
+        self._best = float("inf")
+        _OPEN[run_id] = self
+
+    def callback(self) -> Any:
+        """The callback for Tune's RunConfig."""
+        from ray import tune
+
+        class Forward(tune.Callback):
+            def __init__(self, run_id: str) -> None:
+                self.run_id = run_id
+
+            def on_trial_result(
+                self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+            ) -> None:
+                _OPEN[self.run_id].result(trial.trial_id, trial.config, result)
+
+            def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+                _OPEN[self.run_id].ended(trial.trial_id, "FINISHED")
+
+            def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+                _OPEN[self.run_id].ended(trial.trial_id, "FAILED")
+
+        return Forward(self.run_id)
+
+    def result(self, trial_id: str, values: dict[str, Any], result: dict[str, Any]) -> None:
+        """A trial reported."""
+        if "score" not in result:
+            return
+        if trial_id not in self._runs:
+            settings = trial_settings(self.base, values)
+            self._runs[trial_id] = start_run(
+                self.tracking, f"{self.run_id}-{trial_id}", "trial", settings, parent=self.parent
+            )
+        names = ("loss", "learning_rate", "frames_per_second", "score")
+        metrics = {
+            key: float(value) for key, value in result.items() if key in names or key.startswith(("loss_", "val_"))
+        }
+        self._runs[trial_id].log_metrics(metrics, step=int(result["step"]))
+        self._best = min(self._best, result["score"])
+        self._epochs[trial_id] = result["epoch"]
+        self._show()
+
+    def ended(self, trial_id: str, status: str) -> None:
+        """A trial is over, by itself, by the scheduler, or by an error."""
+        self._epochs[trial_id] = self.base.epochs
+        if trial_id in self._runs:
+            self._runs.pop(trial_id).finish(status)
+        self._show()
+
+    def close(self, status: str) -> None:
+        """The search is over."""
+        for run in self._runs.values():
+            run.finish(status)
+        _OPEN.pop(self.run_id, None)
+
+    def _show(self) -> None:
+        figures = {"best PA-EPE mm": round(self._best, 1)} if self._best < float("inf") else {}
+        self.progress.update(round(sum(self._epochs.values())), trials=len(self._epochs), **figures)

@@ -1,0 +1,474 @@
+"""Fine-tune an encoder, pretrained or random, into a 3D hand pose model.
+
+A step: a batch of labelled uint8 crops -> one random view each, on the device, with camera K' = T K, so that 3D labels stay
+as they are -> 2.5D joints -> L1 losses. The loop is the same for one process (`finetune`, which a search's trials call)
+and for the workers of a Ray Train run (finetune_run.py).
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pipeline.config import Settings
+from pipeline.errors import DataError, SettingsError, TrainingError
+from pipeline.evaluation.metrics import pose_metrics
+from pipeline.evaluation.predict import predict
+from pipeline.frames.manifest import Manifest, read_manifest
+from pipeline.geometry import transform_camera
+from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
+from pipeline.models.pose import PoseModel, PoseSettings
+from pipeline.models.weights import load_encoder
+from pipeline.training.checkpoints import read_trainer_state, save_checkpoint
+from pipeline.training.distributed import bf16_pays, gather_values
+from pipeline.training.labelled import (
+    LabelledFrames,
+    LabelSelection,
+    LabelSettings,
+    PoseBatch,
+    decoded_megabytes,
+    load_labelled,
+    memory_epoch,
+    select_labels,
+    stream_forever,
+)
+from pipeline.training.optim import (
+    OptimiserSettings,
+    build_optimiser,
+    learning_rate_at,
+    parameter_groups,
+    peak_learning_rate,
+    set_learning_rate,
+)
+from pipeline.training.pose_loss import PoseLossSettings, pose_losses
+from pipeline.views import ViewSettings, apply_views, generator_for, sample_views, view_matrix
+
+SCORE = "val_pa_epe_mm"
+"""What early stopping and the choice of the best checkpoint look at; lower is better."""
+
+FINETUNE_VIEWS = ViewSettings(
+    rotation_deg=45.0,
+    translation=0.05,
+    scale=(1.0, 1.45),
+    brightness=(0.7, 1.3),
+    contrast=(0.8, 1.2),
+    saturation=(0.7, 1.3),
+    hue=0.02,
+    offset=(0.0, 0.0),
+)
+"""Rotation and shift as published; scale about that of the plain view (1.2) and mild colour changes are ours."""
+
+_VALIDATED = ("pa_epe_mm", "epe_mm", "mpjpe_mm", "auc", "pa_auc")
+
+SaveCheckpoint = Callable[[Path], None]
+"""Writes the checkpoint of this moment into a local directory."""
+
+Report = Callable[[dict[str, float], SaveCheckpoint | None], None]
+"""Receives the metrics of an interval, and at each validation also the means to save a checkpoint."""
+
+Notice = Callable[[int, dict[str, float]], None]
+"""Receives, after every step, the frames seen so far by this worker and the newest figures."""
+
+
+class FinetuneSettings(Settings):
+    """What is trained, on what, and how."""
+
+    frame_set: str
+    """URI of a frame set with joints and cameras."""
+    split: str = "train"
+    """Split to train on."""
+    validation_split: str = "val"
+    """Split that decides on early stopping and on the best checkpoint."""
+    max_validation_frames: int = Field(default=1000, ge=2)
+    """Validate on at most this many frames."""
+    labels: LabelSettings = LabelSettings()
+    memory_limit_mb: int = Field(default=500, ge=1)
+    """Training frames are held in memory (uint8) up to this many MB per worker, and streamed with Ray Data above it."""
+
+    init: str | None = None
+    """Encoder to start from: URI of a checkpoint, a run, a torchvision or a PeCLR file; none starts from scratch."""
+    encoder: EncoderSettings = EncoderSettings()
+    head: PoseSettings = PoseSettings()
+
+    train_mode: Literal["end-to-end", "frozen", "staged"] = "end-to-end"
+    """Train everything; the head only (the encoder's batch statistics stay too); or the head first, then everything."""
+    head_epochs: int = Field(default=5, ge=1)
+    """Epochs with a frozen encoder at the start of train_mode "staged"."""
+    encoder_lr_factor: float = Field(default=1.0, gt=0, le=10)
+    """Learning rate of the encoder as a multiple of the head's."""
+    layer_lr_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the learning rate from each stage of the encoder to the one before it; 1 treats all stages alike."""
+
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the chosen labels (parent repository of PeCLR: 50 frozen, 100 end-to-end)."""
+    batch_size: int = Field(default=128, ge=2)
+    """Frames per worker and step."""
+    seed: int = Field(default=5, ge=0)
+    """Seed of initial weights, order and views."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Autocast of the encoder; auto: bf16 where the device is faster with it. Head and losses are always float32."""
+    validate_every: int = Field(default=1, ge=1)
+    """Epochs between validations, each with a checkpoint; the last epoch is always validated."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many validations in a row without a better score; none trains for all epochs."""
+    log_every: int = Field(default=50, ge=1)
+    """Steps between logged metrics; also at every epoch's end."""
+
+    views: ViewSettings = FINETUNE_VIEWS
+    loss: PoseLossSettings = PoseLossSettings()
+    optimiser: OptimiserSettings = OptimiserSettings(weight_decay=0.01, warmup_fraction=0.05, gradient_clip=10.0)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "FinetuneSettings":
+        if self.train_mode == "staged" and self.head_epochs >= self.epochs:
+            raise ValueError(f"setting 'head_epochs' = {self.head_epochs}: must be less than epochs = {self.epochs}")
+        if self.views.size < 32:
+            raise ValueError(f"setting 'views.size' = {self.views.size}: must be at least 32 for a ResNet")
+        return self
+
+
+@dataclass(frozen=True)
+class FinetuneData:
+    """One worker's data."""
+
+    batches: Callable[[int], Iterator[PoseBatch]]
+    """Epoch -> its `steps_per_epoch` batches."""
+    steps_per_epoch: int
+    batch_size: int
+    """Frames per step; less than the setting where there are fewer labels."""
+    validation: LabelledFrames
+    mean_bone_length: dict[str, float]
+    frame_set_digest: str
+
+
+def finetune(
+    settings: FinetuneSettings,
+    train: LabelledFrames,
+    validation: LabelledFrames,
+    *,
+    mean_bone_length: dict[str, float],
+    frame_set_digest: str = "",
+    report: Report,
+    resume: Path | None = None,
+    device: torch.device | None = None,
+    notice: Notice | None = None,
+) -> dict[str, Any]:
+    """Fine-tune in this process, on frames in memory; neither Ray nor MLflow is touched.
+
+    report: gets the metrics of every interval (see `run_epochs`). resume: a checkpoint directory of this same run.
+    Returns {"score", "epoch", "stopped_early", "metrics"}. Raises TrainingError when a loss is not finite.
+    """
+    batch_size, steps = batch_and_steps(settings, len(train), 1)
+    data = FinetuneData(
+        batches=lambda epoch: memory_epoch(train, batch_size, steps, settings.seed, epoch),
+        steps_per_epoch=steps,
+        batch_size=batch_size,
+        validation=validation,
+        mean_bone_length=mean_bone_length,
+        frame_set_digest=frame_set_digest,
+    )
+    return run_epochs(settings, data, device or torch.device("cpu"), report, resume=resume, notice=notice)
+
+
+def check_settings(settings: FinetuneSettings) -> tuple[Manifest, LabelSelection]:
+    """Find out before any long work whether the labels and the initial weights are there."""
+    manifest = read_manifest(settings.frame_set)
+    selection = select_labels(settings.frame_set, settings.split, settings.labels, manifest)
+    if manifest.rows_in(settings.validation_split) == 0:
+        raise DataError(
+            f"{settings.frame_set}: validation_split '{settings.validation_split}' is empty; the set has "
+            f"{manifest.counts_text()}"
+        )
+    return manifest, selection
+
+
+def in_memory(settings: FinetuneSettings, manifest: Manifest, selection: LabelSelection) -> bool:
+    """Whether the chosen frames stay below the memory limit once decoded."""
+    return decoded_megabytes(selection.num_frames, manifest.image_size) <= settings.memory_limit_mb
+
+
+def load_validation(settings: FinetuneSettings, manifest: Manifest) -> LabelledFrames:
+    """The frames to validate on."""
+    return load_labelled(settings.frame_set, settings.validation_split, manifest, limit=settings.max_validation_frames)
+
+
+def worker_data(
+    settings: FinetuneSettings, manifest: Manifest, selection: LabelSelection, rank: int, world_size: int
+) -> FinetuneData:
+    """The data of one worker, from memory where the chosen frames fit, else streamed (needs a running Ray)."""
+    batch_size, steps = batch_and_steps(settings, selection.num_frames, world_size)
+    if in_memory(settings, manifest, selection):
+        train = load_labelled(settings.frame_set, settings.split, manifest, clips=selection.clips)
+        share = train.share(rank, world_size)
+
+        def batches(epoch: int) -> Iterator[PoseBatch]:
+            return memory_epoch(share, batch_size, steps, settings.seed, epoch, rank)
+    else:
+        stream: Iterator[PoseBatch] | None = None
+
+        def batches(epoch: int) -> Iterator[PoseBatch]:
+            nonlocal stream
+            if stream is None:  # one stream from the first epoch asked for, which a resumed run decides
+                stream = stream_forever(
+                    settings.frame_set,
+                    settings.split,
+                    selection,
+                    manifest,
+                    batch_size,
+                    settings.seed,
+                    epoch,
+                    settings.epochs - epoch,
+                    rank,
+                    world_size,
+                )
+            return islice(stream, steps)
+
+    validation = load_validation(settings, manifest).share(rank, world_size)
+    return FinetuneData(batches, steps, batch_size, validation, selection.mean_bone_length, manifest.digest)
+
+
+def batch_and_steps(settings: FinetuneSettings, num_frames: int, world_size: int) -> tuple[int, int]:
+    """Frames per worker and step, and steps per epoch. Few labels make one small batch."""
+    per_worker = num_frames // world_size
+    if per_worker < 2:
+        raise SettingsError(f"{world_size} workers need 2 labelled frames each, but {num_frames} were chosen")
+    batch_size = min(settings.batch_size, per_worker)
+    return batch_size, per_worker // batch_size
+
+
+def run_epochs(
+    settings: FinetuneSettings,
+    data: FinetuneData,
+    device: torch.device,
+    report: Report,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    resume: Path | None = None,
+    notice: Notice | None = None,
+) -> dict[str, Any]:
+    """The training loop of one worker; the workers agree on all decisions.
+
+    report gets, every `log_every` steps and at each epoch's end: "step", "epoch", "loss", "loss_2d", "loss_depth",
+    "loss_root", "learning_rate", "frames_per_second"; and at validations also "val_*" metrics, "score", and a function
+    that saves a checkpoint. The metrics are averages over all workers, the same on each.
+    """
+    torch.manual_seed(settings.seed)
+    model = build_model(settings, data.mean_bone_length)
+    optimiser = build_optimiser(model, settings.optimiser, groups=learning_rate_groups(model, settings))
+    state: dict[str, Any] = {"epoch": 0, "best": float("inf"), "without_gain": 0}
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if resume is not None:
+        state = _load_state(resume, model, optimiser)
+    trainer = _Trainer(settings, model, optimiser, data, device, rank, world_size)
+
+    metrics: dict[str, float] = {}
+    stopped_early = False
+    for epoch in range(state["epoch"], settings.epochs):
+        if settings.patience is not None and state["without_gain"] >= settings.patience:
+            stopped_early = True
+            break
+        trainer.start_epoch(epoch)
+        for step, batch in enumerate(data.batches(epoch)):
+            trainer.step(batch.to(device), epoch, step)
+            if notice is not None:
+                notice(trainer.number * data.batch_size, trainer.shown)
+            last_step = step == data.steps_per_epoch - 1
+            if trainer.number % settings.log_every == 0 and not last_step:
+                report(trainer.interval_metrics(), None)
+        metrics = trainer.interval_metrics()
+        state["epoch"] = epoch + 1
+        if state["epoch"] % settings.validate_every and state["epoch"] < settings.epochs:
+            report(metrics, None)
+            continue
+        metrics |= validate(model, data.validation, settings.views.size)
+        metrics["score"] = metrics[SCORE]
+        gained = metrics["score"] < state["best"]
+        state["best"] = min(state["best"], metrics["score"])
+        state["without_gain"] = 0 if gained else state["without_gain"] + 1
+        trainer.shown["PA-EPE mm"] = round(metrics["score"], 1)
+        report(metrics, _saver(settings, model, optimiser, data, state, metrics))
+    return {"score": state["best"], "epoch": state["epoch"], "stopped_early": stopped_early, "metrics": metrics}
+
+
+def build_model(settings: FinetuneSettings, mean_bone_length: dict[str, float]) -> PoseModel:
+    """The pose model with its initial weights."""
+    encoder: Encoder = load_encoder(settings.init)[0] if settings.init else build_encoder(settings.encoder)
+    model = PoseModel(encoder, settings.head)
+    model.mean_bone_length.fill_(mean_bone_length[model.convention.bone])
+    return model
+
+
+def learning_rate_groups(model: PoseModel, settings: FinetuneSettings) -> list[dict[str, object]]:
+    """Parameter groups: the head at the full learning rate, the encoder's stages at theirs."""
+    encoder = model.encoder
+    stem = nn.ModuleList([encoder.conv1, encoder.bn1])
+    stages: list[nn.Module] = [stem, encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4]
+    head = nn.ModuleList([model.head, *([model.refinement] if model.refinement is not None else [])])
+    groups = parameter_groups(head, settings.optimiser.weight_decay)
+    for depth, stage in enumerate(reversed(stages)):
+        scale = settings.encoder_lr_factor * settings.layer_lr_decay**depth
+        groups += [{**group, "lr_scale": scale} for group in parameter_groups(stage, settings.optimiser.weight_decay)]
+    return groups
+
+
+def trains_encoder(settings: FinetuneSettings, epoch: int) -> bool:
+    """Whether the encoder learns in this epoch."""
+    return settings.train_mode == "end-to-end" or (settings.train_mode == "staged" and epoch >= settings.head_epochs)
+
+
+def validate(model: PoseModel, data: LabelledFrames, view_size: int) -> dict[str, float]:
+    """ "val_*" metrics on plain views, each hand's bone length given; averages over all workers' shares."""
+    _synchronise_buffers(model)
+    batch = data.batch(slice(None))
+    predictions = predict(model, batch.frames, batch.camera, view_size, model.bone_length(batch.joints_3d))
+    metrics = pose_metrics(predictions.joints_3d, batch.joints_3d)
+    values = torch.tensor([metrics[name] for name in _VALIDATED], device=model.head.weight.device)
+    means = gather_values(values).mean(dim=0).tolist()
+    return {f"val_{name}": value for name, value in zip(_VALIDATED, means, strict=True)}
+
+
+class _Trainer:
+    """Optimiser steps, and the figures of those since the last log."""
+
+    def __init__(
+        self,
+        settings: FinetuneSettings,
+        model: PoseModel,
+        optimiser: torch.optim.Optimizer,
+        data: FinetuneData,
+        device: torch.device,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.settings, self.model, self.optimiser, self.device = settings, model, optimiser, device
+        self.rank, self.world_size = rank, world_size
+        self.steps_per_epoch, self.batch_size = data.steps_per_epoch, data.batch_size
+        self.total = settings.epochs * data.steps_per_epoch
+        self.peak = peak_learning_rate(settings.optimiser, data.batch_size * world_size)
+        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bf16_pays(device))
+        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+        self.network: nn.Module | None = None
+        self.encoder_learns = True
+        self.number = 0
+        self.learning_rate = 0.0
+        self.shown: dict[str, float] = {}
+        self._losses: list[Tensor] = []
+        self._started = time.perf_counter()
+
+    def start_epoch(self, epoch: int) -> None:
+        """Put the modules into the epoch's mode."""
+        learns = trains_encoder(self.settings, epoch)
+        if self.network is None or learns != self.encoder_learns:
+            # DistributedDataParallel fixes at wrapping which parameters get gradients.
+            self.encoder_learns = learns
+            self.model.encoder.requires_grad_(learns)
+            self.network = self._distributed()
+        self.model.train()
+        if not learns:
+            self.model.encoder.eval()
+        self.number = epoch * self.steps_per_epoch
+        self._started = time.perf_counter()
+
+    def step(self, batch: PoseBatch, epoch: int, step: int) -> None:
+        """One optimiser step."""
+        settings = self.settings
+        count, crop_size = len(batch.frames), batch.frames.shape[-1]
+        generator = generator_for(settings.seed, epoch, step, self.rank, self.device)
+        views = sample_views(settings.views, count, generator=generator, device=self.device)
+        images = apply_views(batch.frames, views, settings.views)
+        camera = transform_camera(view_matrix(views, crop_size, settings.views.size), batch.camera)
+        self.learning_rate = learning_rate_at(self.number, self.total, settings.optimiser, self.peak)
+        set_learning_rate(self.optimiser, self.learning_rate)
+        assert self.network is not None
+        with self.autocast:
+            output = self.network(images, camera)
+        losses = pose_losses(output, self.model.targets(batch.joints_3d, camera), settings.views.size, settings.loss)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()
+        if settings.optimiser.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.optimiser.gradient_clip)
+        self.optimiser.step()
+        self.number += 1
+        self._losses.append(torch.stack([loss.detach() for loss in losses]))
+
+    def interval_metrics(self) -> dict[str, float]:
+        """Averages since the last call, over all workers. Raises TrainingError where a loss was not finite."""
+        mine = torch.stack(self._losses)  # (steps, 4)
+        losses = gather_values(mine.flatten()).view(self.world_size, *mine.shape)
+        bad = (~torch.isfinite(losses[..., 0])).nonzero()
+        if len(bad):
+            worker, step = bad[bad[:, 1].argmin()].tolist()
+            raise TrainingError(
+                f"the loss is {losses[worker, step, 0].item()} at step {self.number - len(mine) + step + 1} on worker "
+                f"{worker}; the last good checkpoint is kept. Lower optimiser.learning_rate or set "
+                "optimiser.gradient_clip"
+            )
+        seconds = time.perf_counter() - self._started
+        total, loss_2d, loss_depth, loss_root = losses.mean(dim=(0, 1)).tolist()
+        metrics = {
+            "step": self.number,
+            "epoch": self.number / self.steps_per_epoch,
+            "loss": total,
+            "loss_2d": loss_2d,
+            "loss_depth": loss_depth,
+            "loss_root": loss_root,
+            "learning_rate": self.learning_rate,
+            "frames_per_second": len(mine) * self.batch_size * self.world_size / seconds,
+        }
+        self.shown["loss"] = round(total, 3)
+        self._losses, self._started = [], time.perf_counter()
+        return metrics
+
+    def _distributed(self) -> nn.Module:
+        if self.world_size == 1:
+            return self.model
+        devices = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def _saver(
+    settings: FinetuneSettings,
+    model: PoseModel,
+    optimiser: torch.optim.Optimizer,
+    data: FinetuneData,
+    state: dict[str, Any],
+    metrics: dict[str, float],
+) -> SaveCheckpoint:
+    def save(directory: Path) -> None:
+        meta = {
+            "kind": "pose",
+            "step": int(metrics["step"]),
+            "epoch": state["epoch"],
+            # The encoder's settings are those of the weights, which `init` may have brought.
+            "settings": {**settings.model_dump(mode="json"), "encoder": model.encoder.settings.model_dump(mode="json")},
+            "frame_set_digest": data.frame_set_digest,
+            "metrics": metrics,
+        }
+        save_checkpoint(directory, model, {"optimiser": optimiser.state_dict(), **state}, meta)
+
+    return save
+
+
+def _load_state(directory: Path, model: PoseModel, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(directory / "model.safetensors"))
+    state = read_trainer_state(directory)
+    optimiser.load_state_dict(state.pop("optimiser"))
+    return state
+
+
+def _synchronise_buffers(model: PoseModel) -> None:
+    """Give every worker rank 0's batch statistics, which are those that the checkpoint keeps."""
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)

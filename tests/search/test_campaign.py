@@ -1,0 +1,86 @@
+"""A whole search on a tiny labelled set: trials, the best model, MLflow child runs, and going on with it."""
+
+import pytest
+
+from pipeline.errors import SettingsError
+from pipeline.models.weights import load_pose_model
+from pipeline.search.campaign import SearchSettings, concurrent_trials, run_search
+from pipeline.storage import delete, exists, join, read_json
+from pipeline.tracking import TrackingSettings
+from tests.tiny_sets import write_tiny_set
+
+
+def search_settings(frame_set: str, **changes) -> SearchSettings:
+    return SearchSettings.model_validate(
+        {
+            "finetune": {
+                "frame_set": frame_set,
+                "encoder": {"width": 8},
+                "views": {"size": 32},
+                "epochs": 4,
+                "batch_size": 16,
+            },
+            "space": {"batch_size": [8, 16]},
+            "num_trials": 3,
+            "grace_epochs": 1,
+            **changes,
+        }
+    )
+
+
+def test_concurrency_follows_the_cluster():
+    settings = search_settings("unused", num_trials=20)
+    assert concurrent_trials(settings, {"CPU": 8.0}) == (8, 0.0)
+    assert concurrent_trials(settings, {"CPU": 8.0, "GPU": 2.0}) == (2, 1.0)
+    assert concurrent_trials(search_settings("unused"), {"CPU": 8.0}) == (3, 0.0)
+    quarter = search_settings("unused", num_trials=20, gpus_per_trial=0.25)
+    assert concurrent_trials(quarter, {"CPU": 64.0, "GPU": 2.0}) == (8, 0.25)
+    assert concurrent_trials(search_settings("unused", max_concurrent=2), {"CPU": 8.0})[0] == 2
+    with pytest.raises(SettingsError, match="a trial needs 4 CPUs"):
+        concurrent_trials(search_settings("unused", cpus_per_trial=4), {"CPU": 2.0})
+
+
+def test_too_many_frames_for_a_search_are_refused(tmp_path):
+    write_tiny_set(str(tmp_path / "set"), splits={"train": 400, "val": 8}, image_size=48)
+    settings = search_settings(str(tmp_path / "set"), run={"storage": str(tmp_path / "runs")})
+    finetune = settings.finetune.model_copy(update={"memory_limit_mb": 1})
+    with pytest.raises(SettingsError, match=r"finetune\.memory_limit_mb = 1"):
+        run_search(settings.model_copy(update={"finetune": finetune}))
+
+
+def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster):
+    write_tiny_set(join(s3, "set"), splits={"train": 48, "val": 16}, image_size=48)
+    tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "search-test"}
+    run = {"storage": join(s3, "runs"), "run_id": "search-1"}
+    settings = search_settings(join(s3, "set"), run=run, tracking=tracking)
+    result = run_search(settings)
+
+    trials = {trial["name"]: trial for trial in result["trials"]}
+    assert len(trials) == 3
+    assert {trial["state"] for trial in trials.values()} <= {"completed", "stopped"}
+    best = trials[result["best_trial"]]
+    assert best["value"] == min(trial["value"] for trial in trials.values()) == result["metrics"]["score"]
+    assert set(best["config"]) == {"learning_rate", "encoder_lr_factor", "weight_decay", "batch_size", "augmentation"}
+    assert read_json(join(s3, "runs", "search-1", "result.json")) == result
+
+    loaded = load_pose_model(join(s3, "runs", "search-1"))
+    assert loaded.view_size == 32
+    assert loaded.meta["metrics"]["val_pa_epe_mm"] == pytest.approx(best["value"])
+    assert loaded.meta["settings"]["batch_size"] == best["config"]["batch_size"]
+
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=TrackingSettings(**tracking).uri)
+    experiment = client.get_experiment_by_name("search-test")
+    runs = client.search_runs([experiment.experiment_id])
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == result["mlflow_run_id"]]
+    assert len(children) == 3
+    assert all(r.info.status == "FINISHED" and "score" in r.data.metrics for r in children)
+
+    # The same id again: the stored result. Without it (an interrupted search): Tune's state, and no trial runs twice.
+    assert run_search(settings) == result
+    delete(join(s3, "runs", "search-1", "result.json"))
+    again = run_search(settings)
+    assert again["best_trial"] == result["best_trial"]
+    assert [trial["rungs"] for trial in again["trials"]] == [trial["rungs"] for trial in result["trials"]]
+    assert exists(join(s3, "runs", "search-1", "best", "meta.json"))

@@ -1,0 +1,214 @@
+"""The fine-tuning loop in one process: it learns, resumes exactly, freezes what it should, and stops when it must."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import DataError, SettingsError, TrainingError
+from pipeline.frames.manifest import read_manifest
+from pipeline.models.encoder import EncoderSettings, build_encoder
+from pipeline.models.pose import PoseModel, PoseSettings
+from pipeline.models.weights import load_encoder, load_pose_model
+from pipeline.training.finetune import (
+    FinetuneSettings,
+    batch_and_steps,
+    check_settings,
+    finetune,
+    in_memory,
+    learning_rate_groups,
+    load_validation,
+    trains_encoder,
+    worker_data,
+)
+from pipeline.training.labelled import load_labelled
+from pipeline.training.pose_loss import PoseLossSettings, pose_losses
+from tests.tiny_sets import write_tiny_set
+
+
+@pytest.fixture(scope="module")
+def frame_set(tmp_path_factory) -> str:
+    uri = str(tmp_path_factory.mktemp("set"))
+    write_tiny_set(uri, splits={"train": 64, "val": 12}, image_size=48)
+    return uri
+
+
+def tiny_settings(frame_set: str, **changes) -> FinetuneSettings:
+    values = {"encoder": {"width": 8}, "views": {"size": 32}, "epochs": 3, "batch_size": 16, "seed": 1, **changes}
+    return FinetuneSettings.model_validate({"frame_set": frame_set, **values})
+
+
+class Recorder:
+    """Keeps what the loop reports, and its checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.metrics = folder, []
+        self.checkpoints: list[Path] = []
+
+    def __call__(self, metrics, save) -> None:
+        self.metrics.append(metrics)
+        if save is not None:
+            self.checkpoints.append(self.folder / f"checkpoint_{metrics['step']}")
+            save(self.checkpoints[-1])
+
+
+def train(settings: FinetuneSettings, folder: Path, resume: Path | None = None):
+    manifest, selection = check_settings(settings)
+    recorder = Recorder(folder)
+    outcome = finetune(
+        settings,
+        load_labelled(settings.frame_set, settings.split, manifest, clips=selection.clips),
+        load_validation(settings, manifest),
+        mean_bone_length=selection.mean_bone_length,
+        frame_set_digest=manifest.digest,
+        report=recorder,
+        resume=resume,
+    )
+    return outcome, recorder
+
+
+def test_learns_and_its_best_checkpoint_loads(frame_set, tmp_path):
+    settings = tiny_settings(frame_set, epochs=12, optimiser={"learning_rate": 3e-3})
+    outcome, recorder = train(settings, tmp_path)
+    losses = [metrics["loss"] for metrics in recorder.metrics]
+    assert losses[-1] < losses[0] / 2
+    assert outcome["score"] == min(metrics["score"] for metrics in recorder.metrics)
+    assert [metrics["step"] for metrics in recorder.metrics] == [4 * (epoch + 1) for epoch in range(12)]
+    assert recorder.metrics[-1]["val_pa_epe_mm"] < recorder.metrics[0]["val_pa_epe_mm"]
+
+    loaded = load_pose_model(str(recorder.checkpoints[-1]))
+    assert loaded.view_size == 32
+    assert loaded.meta["epoch"] == 12
+    assert loaded.meta["frame_set_digest"] == read_manifest(frame_set).digest
+    assert 0.02 < loaded.model.mean_bone_length < 0.05
+
+
+def test_resumed_training_equals_uninterrupted_training(frame_set, tmp_path):
+    settings = tiny_settings(frame_set)
+    _, whole = train(settings, tmp_path / "whole")
+    _, rest = train(settings, tmp_path / "rest", resume=whole.checkpoints[0])
+    assert len(rest.checkpoints) == 2
+    first = load_pose_model(str(whole.checkpoints[-1])).model.state_dict()
+    second = load_pose_model(str(rest.checkpoints[-1])).model.state_dict()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_frozen_encoder_does_not_move(frame_set, tmp_path):
+    settings = tiny_settings(frame_set, train_mode="frozen")
+    _, recorder = train(settings, tmp_path)
+    encoders = [load_encoder(str(path))[0].state_dict() for path in (recorder.checkpoints[0], recorder.checkpoints[-1])]
+    for name, tensor in encoders[0].items():
+        assert torch.equal(tensor, encoders[1][name]), name  # batch statistics too
+    heads = [load_pose_model(str(path)).model.head.weight for path in recorder.checkpoints]
+    assert not torch.equal(heads[0], heads[-1])
+
+
+def test_staged_training_starts_with_the_head(frame_set, tmp_path):
+    settings = tiny_settings(frame_set, train_mode="staged", head_epochs=2)
+    assert [trains_encoder(settings, epoch) for epoch in range(3)] == [False, False, True]
+    _, recorder = train(settings, tmp_path)
+    weights = [load_encoder(str(path))[0].conv1.weight for path in recorder.checkpoints]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+    with pytest.raises(ValueError, match="'head_epochs' = 5"):
+        tiny_settings(frame_set, train_mode="staged")
+
+
+def test_initial_weights_come_from_a_checkpoint_whatever_the_encoder_settings(frame_set, tmp_path):
+    encoder = build_encoder(EncoderSettings(name="resnet34", width=8))
+    torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
+    settings = tiny_settings(frame_set, init=str(tmp_path / "encoder.pth"), train_mode="frozen", epochs=1)
+    _, recorder = train(settings, tmp_path)
+    loaded = load_pose_model(str(recorder.checkpoints[0]))
+    assert torch.equal(loaded.model.encoder.conv1.weight, encoder.conv1.weight)
+    assert loaded.meta["settings"]["encoder"]["name"] == "resnet34"
+
+
+def test_early_stopping(frame_set, tmp_path):
+    settings = tiny_settings(frame_set, epochs=30, patience=2, optimiser={"learning_rate": 1e-12})
+    outcome, recorder = train(settings, tmp_path)
+    assert outcome["stopped_early"]
+    assert outcome["epoch"] == len(recorder.checkpoints) < 30
+
+
+def test_validation_every_few_epochs_and_at_the_end(frame_set, tmp_path):
+    _, recorder = train(tiny_settings(frame_set, epochs=5, validate_every=2, log_every=3), tmp_path)
+    validated = [metrics["epoch"] for metrics in recorder.metrics if "score" in metrics]
+    assert validated == [2.0, 4.0, 5.0]
+    assert len(recorder.checkpoints) == 3
+    assert [metrics["step"] for metrics in recorder.metrics][:3] == [3, 4, 6]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(frame_set, tmp_path):
+    settings = tiny_settings(frame_set)
+    manifest, selection = check_settings(settings)
+    data = load_labelled(frame_set, "train", manifest)
+    data.joints_3d[:] = math.nan
+    recorder = Recorder(tmp_path)
+    with pytest.raises(TrainingError, match=r"loss is nan at step 1 on worker 0; the last good checkpoint is kept"):
+        finetune(
+            settings,
+            data,
+            load_validation(settings, manifest),
+            mean_bone_length=selection.mean_bone_length,
+            report=recorder,
+        )
+    assert recorder.checkpoints == []
+
+
+def test_few_labels_make_one_small_batch(frame_set, tmp_path):
+    settings = tiny_settings(frame_set, labels={"num": 8})
+    assert batch_and_steps(settings, 8, 1) == (8, 1)
+    assert batch_and_steps(settings, 64, 2) == (16, 2)
+    with pytest.raises(SettingsError, match="2 workers need 2 labelled frames each, but 3"):
+        batch_and_steps(settings, 3, 2)
+    _, recorder = train(settings, tmp_path)
+    assert [metrics["step"] for metrics in recorder.metrics] == [1, 2, 3]
+
+
+def test_workers_share_the_frames(frame_set):
+    settings = tiny_settings(frame_set)
+    manifest, selection = check_settings(settings)
+    assert in_memory(settings, manifest, selection)
+    parts = [worker_data(settings, manifest, selection, rank, 2) for rank in range(2)]
+    assert [part.steps_per_epoch for part in parts] == [2, 2]
+    assert [len(part.validation) for part in parts] == [6, 6]
+    joints = torch.cat([batch.joints_3d for part in parts for batch in part.batches(0)])
+    assert len(torch.unique(joints[:, 0, 0])) == 64
+
+
+def test_missing_validation_split_is_named(frame_set):
+    with pytest.raises(DataError, match="validation_split 'test' is empty"):
+        check_settings(tiny_settings(frame_set, validation_split="test"))
+
+
+def test_learning_rates_by_depth():
+    model = PoseModel(build_encoder(EncoderSettings(width=8)))
+    settings = tiny_settings("unused", encoder_lr_factor=0.1, layer_lr_decay=0.5)
+    groups = learning_rate_groups(model, settings)
+    scale = {id(p): g.get("lr_scale", 1.0) for g in groups for p in g["params"]}  # type: ignore[attr-defined]
+    assert len(scale) == len(list(model.parameters()))
+    assert scale[id(model.head.weight)] == 1.0
+    assert scale[id(model.encoder.layer4[0].conv1.weight)] == pytest.approx(0.1)
+    assert scale[id(model.encoder.conv1.weight)] == pytest.approx(0.1 * 0.5**4)
+    without_decay = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}  # type: ignore[attr-defined]
+    assert id(model.encoder.bn1.weight) in without_decay
+    assert id(model.head.weight) not in without_decay
+
+
+def test_losses_are_zero_for_the_truth_and_weighted_as_published():
+    model = PoseModel(build_encoder(EncoderSettings(width=8)), PoseSettings(refine_root=False))
+    generator = torch.Generator().manual_seed(0)
+    joints = 0.05 * torch.randn(4, 21, 3, generator=generator) + torch.tensor([0.0, 0.0, 0.5])
+    camera = torch.tensor([[70.0, 0, 32], [0, 70, 32], [0, 0, 1]]).expand(4, 3, 3)
+    targets = model.targets(joints, camera)
+    output = model.lift(targets.joints_25d, camera)._replace(root_depth=targets.root_depth)
+    assert pose_losses(output, targets, 64, PoseLossSettings()).total == 0
+    moved = output._replace(
+        joints_25d=targets.joints_25d + torch.tensor([1.0, -3.0, 0.5]), root_depth=targets.root_depth + 2
+    )
+    losses = pose_losses(moved, targets, 64, PoseLossSettings())
+    assert losses.loss_2d.item() == pytest.approx(4.0, rel=1e-4)  # 2 px of 64 are 4 px of 128
+    assert losses.total.item() == pytest.approx(4.0 + 5 * 0.5 + 2.0, rel=1e-4)
