@@ -4,8 +4,7 @@ The video is decoded twice, first to find the hands and then, once a track's box
 out; decoding is cheap beside detection, and no pixels have to be kept.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -23,7 +22,7 @@ from pipeline.frames.sources.video import (
     read_frames,
     sample,
 )
-from pipeline.frames.track import Detection, link, smooth_boxes, vote_hand
+from pipeline.frames.track import Detection, TrackSettings, link, smooth_boxes, vote_hand
 from pipeline.storage import as_local_file, preflight
 
 _READERS = 16
@@ -46,12 +45,10 @@ class DetectedVideo:
         assert self.settings.detector.model is not None
         preflight(self.settings.detector.model)
         videos = find_videos(self.settings.uri)
+        fps, stride = self.settings.fps, self.settings.stride
         with ThreadPoolExecutor(_READERS) as pool:
-            counts = pool.map(expected_frames, videos.values())
-            return [
-                Unit(name, uri, math.ceil(count / self.settings.stride))
-                for (name, uri), count in zip(videos.items(), counts, strict=True)
-            ]
+            counts = pool.map(lambda video: expected_frames(video, fps, stride), videos.values())
+            return [Unit(name, uri, count) for (name, uri), count in zip(videos.items(), counts, strict=True)]
 
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
@@ -77,31 +74,38 @@ class DetectedVideo:
                 seen.append((index, detections))
             else:
                 rejects.add("no_hand", f"{name}/{index:06d}")
-        return self._settle(seen, info, name, rejects)
+        return settle(seen, info.times_s, self.settings.track, name, rejects)
 
-    def _settle(
-        self, seen: list[tuple[int, list[Detection]]], info: VideoInfo, name: str, rejects: Rejects
-    ) -> list[FrameHands]:
-        """Detections -> hands with tracks; numbers of tracks that are kept count from 0."""
-        settings = self.settings.track
-        times = [info.times_s[index] for index, _ in seen]
-        numbers = link(times, [[d.box for d in found] for _, found in seen], settings.max_gap_s, settings.max_shift)
-        members: dict[int, list[tuple[int, Detection]]] = {}
-        for (index, found), frame_numbers in zip(seen, numbers, strict=True):
-            for detection, number in zip(found, frame_numbers, strict=True):
-                members.setdefault(number, []).append((index, detection))
-        by_frame: dict[int, list[Hand]] = {}
-        num_kept = 0
-        for _, track in sorted(members.items()):
-            if len(track) < settings.min_frames:
-                for index, _ in track:
-                    rejects.add("short_track", f"{name}/{index:06d}")
-                continue
-            hand = vote_hand([detection for _, detection in track])
-            track_times = [info.times_s[index] for index, _ in track]
-            boxes = smooth_boxes(track_times, np.array([d.box for _, d in track]), settings.smoothing_s)
-            for (index, detection), box in zip(track, boxes.tolist(), strict=True):
-                found_hand = Hand(num_kept, hand, tuple(box), confidence=detection.score)
-                by_frame.setdefault(index, []).append(found_hand)
-            num_kept += 1
-        return [FrameHands(index, info.times_s[index], hands) for index, hands in sorted(by_frame.items())]
+
+def settle(
+    seen: Sequence[tuple[int, list[Detection]]],
+    times_s: Sequence[float],
+    settings: TrackSettings,
+    name: str,
+    rejects: Rejects,
+) -> list[FrameHands]:
+    """Detections of single frames -> hands with track, smoothed box and voted handedness.
+
+    seen: (frame index, detections), ascending. times_s: of all frames of the video. Tracks that are kept count from 0.
+    """
+    times = [times_s[index] for index, _ in seen]
+    numbers = link(times, [[d.box for d in found] for _, found in seen], settings.max_gap_s, settings.max_shift)
+    members: dict[int, list[tuple[int, Detection]]] = {}
+    for (index, found), frame_numbers in zip(seen, numbers, strict=True):
+        for detection, number in zip(found, frame_numbers, strict=True):
+            members.setdefault(number, []).append((index, detection))
+    by_frame: dict[int, list[Hand]] = {}
+    num_kept = 0
+    for _, track in sorted(members.items()):
+        if len(track) < settings.min_frames:
+            for index, _ in track:
+                rejects.add("short_track", f"{name}/{index:06d}")
+            continue
+        hand = vote_hand([detection for _, detection in track])
+        track_times = [times_s[index] for index, _ in track]
+        boxes = smooth_boxes(track_times, np.array([d.box for _, d in track]), settings.smoothing_s)
+        for (index, detection), box in zip(track, boxes.tolist(), strict=True):
+            found_hand = Hand(num_kept, hand, tuple(box), confidence=detection.score)
+            by_frame.setdefault(index, []).append(found_hand)
+        num_kept += 1
+    return [FrameHands(index, times_s[index], hands) for index, hands in sorted(by_frame.items())]

@@ -1,6 +1,7 @@
 """What all video sources share: finding files, frame times without decoding, decoding chosen frames."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,17 +71,17 @@ def probe(path: str) -> VideoInfo | None:
     return VideoInfo(pts, times, max(num_declared, len(pts)), *size)
 
 
-def expected_frames(uri: str) -> int:
-    """How many frames a video's header promises, read where it lies; 0 where it does not say."""
+def expected_frames(uri: str, fps: float | None, stride: int) -> int:
+    """How many frames `sample` will take, from the video's header, read where it lies; 0 where it does not say."""
     filesystem, path = resolve(uri)
     try:
         with filesystem.open_input_file(path) as file, av.open(file, buffer_size=_HEADER_READ) as container:
             stream = container.streams.video[0]
-            if stream.frames or container.duration is None or stream.average_rate is None:
-                return stream.frames
-            return round(container.duration / av.time_base * stream.average_rate)
+            rate, duration = float(stream.average_rate or 0), float(container.duration or 0) / av.time_base
+            count = stream.frames or round(duration * rate)
     except (av.error.FFmpegError, OSError, IndexError, ValueError):
         return 0
+    return math.ceil(count * min(1.0, fps / rate) if fps and rate else count / stride)
 
 
 def sample(times_s: Sequence[float], fps: float | None, stride: int) -> list[int]:

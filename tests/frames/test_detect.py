@@ -1,0 +1,113 @@
+import importlib.util
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import DataError
+from pipeline.frames import detect
+from pipeline.frames.detect import DetectorSettings, HandDetector
+from pipeline.frames.rejects import Rejects
+from pipeline.frames.sources import SourceSettings, open_source
+from pipeline.frames.sources.detected_video import settle
+from pipeline.frames.sources.video import probe, read_frames
+from pipeline.frames.track import Detection, TrackSettings
+from tests.conftest import real_data
+from tests.frames.clips import write_video
+
+needs_mediapipe = pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="mediapipe is not installed")
+
+
+@pytest.fixture(scope="module")
+def detector():
+    pytest.importorskip("mediapipe")
+    loaded = HandDetector(DetectorSettings(model=str(real_data("hand_landmarker.task"))))
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="module")
+def right_hand() -> Image.Image:
+    """A frame of real video: one right hand, its palm to the camera, fingers up, the thumb on the image's right."""
+    path = str(real_data("human_hand_video.mp4"))
+    info = probe(path)
+    assert info is not None
+    return next(read_frames(path, info, [300], "video", Rejects()))[1]
+
+
+def test_a_real_right_hand_is_a_right_hand(detector, right_hand, capfd):
+    (found,) = detector(right_hand)
+    assert found.hand == "right"
+    assert found.score > 0.9
+    np.testing.assert_allclose(found.box, (600, 120, 915, 415), atol=15)
+    (mirrored,) = detector(right_hand.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    assert mirrored.hand == "left"
+    np.testing.assert_allclose(mirrored.box[0], right_hand.width - found.box[2], atol=8)
+    assert capfd.readouterr().err == ""
+
+
+def test_two_hands_are_found_left_to_right(detector, right_hand):
+    both = Image.new("RGB", (right_hand.width * 2, right_hand.height))
+    both.paste(right_hand.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (0, 0))
+    both.paste(right_hand, (right_hand.width, 0))
+    assert [found.hand for found in detector(both)] == ["left", "right"]
+
+
+def test_an_image_without_a_hand_gives_nothing(detector):
+    assert detector(Image.new("RGB", (320, 240), "grey")) == []
+
+
+@needs_mediapipe
+def test_a_file_that_is_no_model_is_said(tmp_path):
+    (tmp_path / "model.task").write_bytes(b"no model")
+    with pytest.raises(DataError, match=r"model\.task: not a usable Hand Landmarker model"):
+        HandDetector(DetectorSettings(model=str(tmp_path / "model.task")))
+
+
+def test_without_mediapipe_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(detect.importlib.util, "find_spec", lambda name: None)
+    write_video(tmp_path / "v.mp4", [np.zeros((64, 64, 3), np.uint8)])
+    settings = SourceSettings(kind="detected_video", uri=str(tmp_path), detector=DetectorSettings(model="model.task"))
+    with pytest.raises(DataError, match=r"pip install equihand\[detect\]"):
+        open_source(settings).list_units(Rejects())
+
+
+def test_real_video_becomes_one_steady_track(detector, tmp_path, monkeypatch):
+    path = real_data("human_hand_video.mp4")
+    settings = SourceSettings(
+        kind="detected_video",
+        uri=str(path),
+        fps=3,
+        detector=DetectorSettings(model=str(real_data("hand_landmarker.task"))),
+        track=TrackSettings(max_gap_s=1.0),
+    )
+    monkeypatch.setattr("pipeline.frames.sources.detected_video.shared_detector", lambda _: detector)
+    source = open_source(settings)
+    rejects = Rejects()
+    (unit,) = source.list_units(rejects)
+    assert unit.num_frames == 63
+    with source.open(unit, rejects) as opened:
+        assert opened is not None
+        hands = [hand for frame in opened.frames for hand in frame.hands]
+        assert len(hands) == 63
+        assert {hand.track for hand in hands} == {0}
+        assert {hand.hand for hand in hands} == {"right"}  # though single frames are taken for a left hand
+        assert [index for index, _ in opened.read([0, 30])] == [0, 30]
+    assert not rejects.counts
+
+
+def test_tracks_are_settled_and_short_ones_counted():
+    def box(x):
+        return (x, 10.0, x + 40.0, 60.0)
+
+    times = [i / 10 for i in range(12)]
+    seen = [(i, [Detection(box(20.0 + i), "right" if i == 5 else "left", 0.9)]) for i in range(12)]
+    seen[3][1].append(Detection(box(300.0), "right", 0.6))
+    rejects = Rejects()
+    frames = settle(seen, times, TrackSettings(min_frames=4), "clip", rejects)
+    assert rejects.counts == {"short_track": 1}
+    assert rejects.examples == {"short_track": ["clip/000003"]}
+    assert [frame.index for frame in frames] == list(range(12))
+    hands = [hand for frame in frames for hand in frame.hands]
+    assert len(hands) == 12
+    assert {(hand.track, hand.hand, hand.confidence) for hand in hands} == {(0, "left", 0.9)}
