@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import geometry
+from pipeline.hands import reorder
 from tests.conftest import golden
 
 DTYPES = [(torch.float64, "f64", 1e-9), (torch.float32, "f32", 1e-4)]
@@ -65,8 +66,6 @@ class TestReferenceOpenCode:
         np.testing.assert_allclose(degenerate, v[f"zroot_norm_degenerate_{tag}"], rtol=tolerance)
 
     def test_names_mean_the_same_bone_in_freihand_order(self):
-        from pipeline.hands import reorder
-
         v = tensors(golden("c_root_depth_wrist_indexmcp"))
         joints = reorder(v["joints3d"], "ait", "freihand")
         joints_25d, scale = geometry.to_25d(joints, v["K"], root="wrist", bone="wrist-index")

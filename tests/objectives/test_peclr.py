@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.geometry import transform_points
+from pipeline.geometry import similarity_matrix, transform_points
 from pipeline.objectives import ObjectiveSettings, latent, nt_xent, undo_transform
 from pipeline.views import ViewSettings, generator_for, identity_views, sample_views
 from tests.conftest import golden
+from tests.objectives.test_inverse_table import flat_hands
 
 SETTINGS = {"crop_rotate": (1, 1), "crop": (1, 0), "rotate": (0, 1), "none": (0, 0)}
 
@@ -89,8 +90,6 @@ def test_collapsed_projections_give_no_nan():
 
 def joints_in_view(joints, views):
     """The perfectly equivariant projection (N, 42): the joints themselves, centred on the view, its side the unit."""
-    from pipeline.geometry import similarity_matrix
-
     matrix = similarity_matrix(views.angle, views.translation, views.scale).double()
     return transform_points(matrix, joints).flatten(1)
 
@@ -98,8 +97,6 @@ def joints_in_view(joints, views):
 @pytest.mark.parametrize(("inverse", "smallest"), [("similarity", 0.999), ("exact-units", 0.99)])
 def test_perfectly_equivariant_projection(inverse, smallest):
     """The joints themselves as projections: after the inverse, both views of a hand must give the same latent."""
-    from tests.objectives.test_inverse_table import flat_hands
-
     joints = flat_hands(512, seed=3)
     latents = []
     for rank in range(2):
