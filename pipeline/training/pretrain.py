@@ -35,7 +35,7 @@ from pipeline.training.optim import (
     peak_learning_rate,
     set_learning_rate,
 )
-from pipeline.views import ViewSettings, apply_views, generator_for, sample_views
+from pipeline.views import ViewSettings, apply_views, cat_views, generator_for, sample_views
 
 
 class ProjectionSettings(Settings):
@@ -282,15 +282,16 @@ class _Steps:
         if self.device.type == "cuda":
             frames = frames.pin_memory().to(self.device, non_blocking=True)
         count = frames.shape[0]
-        generator = generator_for(settings.seed, batch.epoch, batch.step, self.rank, self.device)
+        # Drawn on the CPU: the same views on every kind of device.
+        generator = generator_for(settings.seed, batch.epoch, batch.step, self.rank)
         views = [sample_views(settings.views, count, generator=generator, device=self.device) for _ in range(2)]
-        images = [apply_views(frames, view, settings.views) for view in views]
+        images = apply_views(frames, cat_views(*views), settings.views)
         self.learning_rate = learning_rate_at(step, self.total, settings.optimiser, self.peak)
         set_learning_rate(self.optimiser, self.learning_rate)
         with self.autocast:
-            projections = self.network(torch.cat(images).contiguous(memory_format=torch.channels_last))
+            projections = self.network(images)
         first, second = (
-            latent(part, view, settings.objective)
+            latent(part, view, settings.objective, crop_side=batch.frames.shape[-1], view_size=settings.views.size)
             for part, view in zip(projections.float().chunk(2), views, strict=True)
         )
         everyone = gather(torch.stack([first, second], dim=1), [count] * self.world_size)
@@ -309,7 +310,7 @@ class _Steps:
         self._frames += count
         if self.number % settings.log_every == 0 or batch.step == self.steps_per_epoch - 1:
             self._stats = similarity_stats(everyone[:, 0].detach(), everyone[:, 1].detach())
-            self.last_views = (images[0].detach(), images[1].detach())
+            self.last_views = (images[:count], images[count:])
 
     def figures(self) -> dict[str, float]:
         """What the progress bar shows."""
