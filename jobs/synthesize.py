@@ -24,7 +24,7 @@ SETTINGS_FILE = "synthesize.json"
 GENERATOR_VERSION = 1
 """Raised when equal settings no longer give equal clips, so that a folder never mixes two generators."""
 
-_FRAMES_PER_TASK = 256
+_FRAMES_PER_TASK = 96
 
 
 class SynthesizeJob(ClipSettings):
@@ -73,13 +73,13 @@ def _claim_folder(settings: SynthesizeJob, clip_settings: ClipSettings) -> None:
     wanted = {"generator_version": GENERATOR_VERSION, **flatten(clip_settings)}
     if storage.exists(uri):
         recorded = storage.read_json(uri)
-        before = recorded["clips"]
+        before = recorded.get("clips", {})
         differing = [
             f"{name} was {before.get(name)} and is now {value}"
             for name, value in wanted.items()
             if before.get(name) != value
         ]
-        if recorded["num_clips"] > settings.num_clips:
+        if recorded.get("num_clips", 0) > settings.num_clips:
             differing.append(f"num_clips was {recorded['num_clips']} and is now {settings.num_clips}")
         if differing:
             raise SettingsError(
@@ -92,7 +92,7 @@ def _claim_folder(settings: SynthesizeJob, clip_settings: ClipSettings) -> None:
 
 
 def _render(clip_settings: ClipSettings, missing: list[int], out: str, progress: Progress) -> None:
-    """Render clips in Ray tasks of some seconds each; the queue is kept short, so that millions of clips do not pile up."""
+    """Render clips in Ray tasks of about a second; the queue is kept short, so that millions of clips do not pile up."""
     import ray
 
     num_cpus = max(1, int(available_cpus()))

@@ -1,6 +1,7 @@
 """Procedural backgrounds: walls, wood, blobs, cluttered rooms and checked cloth, more or less out of focus."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,21 +17,21 @@ def sample_background(rng: np.random.Generator, size: int) -> Tensor:
     """A random background (3, size, size), linear RGB in 0..2."""
     kinds = (_wall, _wood, _blobs, _room, _checks)
     image = kinds[rng.integers(len(kinds))](rng, size)
-    blur = int(rng.integers(0, 4))
-    for _ in range(2 if blur else 0):
-        image = _box_blur(_box_blur(image, blur, axis=0), blur, axis=1)
-    return torch.from_numpy(np.ascontiguousarray(image.clip(0, 2).transpose(2, 0, 1), dtype=np.float32))
+    picture = torch.from_numpy(image.clip(0, 2).astype(np.float32)).permute(2, 0, 1).contiguous()
+    radius = int(rng.integers(0, 4))
+    if radius:
+        blur = _blur_matrix(size, radius)
+        picture = blur @ picture @ blur.T
+    return picture
 
 
-def _box_blur(image: Image, radius: int, axis: int) -> Image:
-    """Mean over 2 radius + 1 pixels along one axis; the border is repeated."""
-    size = image.shape[axis]
-    padding = [(0, 0)] * image.ndim
-    padding[axis] = (radius + 1, radius)
-    sums = np.pad(image, padding, mode="edge").cumsum(axis)
-    return (sums.take(range(2 * radius + 1, 2 * radius + 1 + size), axis) - sums.take(range(size), axis)) / (
-        2 * radius + 1
-    )
+@lru_cache(maxsize=16)
+def _blur_matrix(size: int, radius: int) -> Tensor:
+    """(size, size): the mean over 2 radius + 1 neighbours, taken twice; the border is repeated."""
+    columns = torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)
+    mean = torch.zeros(size, size).scatter_add_(1, columns.clamp(0, size - 1), torch.ones(columns.shape))
+    mean /= 2 * radius + 1
+    return mean @ mean
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ from pipeline.frames.synthetic.viewpoint import sample_viewpoint
 class ClipSettings(Settings):
     """What the clips are like. Equal settings give equal clips, one by one, whatever is rendered beside them."""
 
-    frames_per_clip: int = Field(default=24, ge=1, le=10_000)
+    frames_per_clip: int = Field(default=24, ge=1, le=2000)
     """Frames of each clip."""
     fps: float = Field(default=15.0, gt=0, le=240)
     """Frames a second. Few frames at a low rate (4 at 2 a second) give varied poses of one hand at little cost."""

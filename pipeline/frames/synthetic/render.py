@@ -12,7 +12,7 @@ from pipeline.frames.synthetic.mesh import DressedMesh, load_dressed_mesh, verte
 from pipeline.frames.synthetic.noise import sensor_noise
 from pipeline.frames.synthetic.occlusion import cast_shadows, lit_share, openness
 from pipeline.frames.synthetic.rasteriser import Fragments, rasterise
-from pipeline.frames.synthetic.shading import Surface, illuminate, material, unit
+from pipeline.frames.synthetic.shading import Surface, illuminate, surface_material, unit
 
 FRAMES_AT_ONCE = 8
 """Small enough for a core's cache at 128 pixels."""
@@ -117,7 +117,7 @@ class _Scene:
         palm, redness, crease, nail = attributes[3:].unbind(0)
         surface = Surface(position, unit(normal), attributes[:3], palm, redness, crease, nail, is_cloth)
 
-        what = material(surface, self.skin, self.cloth, self.clip.texture_offset)
+        material = surface_material(surface, self.skin, self.cloth, self.clip.texture_offset)
         lit = torch.ones_like(depth)
         if self.clip.settings.shadows:
             shadows = cast_shadows(
@@ -128,11 +128,11 @@ class _Scene:
                 _SHADOW_RADIUS * hand_length,
                 int(_SHADOW_RESOLUTION * self.size),
             )
-            lit = lit_share(shadows, frame, position, what.normal)
+            lit = lit_share(shadows, frame, position, material.normal)
         depth_image = depth.new_full((len(frames), size, size), 1.6 * self.clip.distance)
         depth_image.view(-1).index_copy_(0, fragments.pixel, depth)
         open_to_sky = openness(depth_image, fragments.pixel, depth, hand_length)
-        return illuminate(surface, what, self.lights, lit, open_to_sky)
+        return illuminate(surface, material, self.lights, lit, open_to_sky)
 
     def behind(self, frame: int) -> Tensor:
         """The background (3, S, S) of one frame."""

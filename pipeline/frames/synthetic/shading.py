@@ -55,7 +55,7 @@ def unit(vectors: Tensor) -> Tensor:
     return vectors * dot(vectors, vectors).clamp_min(1e-20).rsqrt()
 
 
-def material(surface: Surface, skin: Skin, cloth: Cloth, texture_offset: float) -> Material:
+def surface_material(surface: Surface, skin: Skin, cloth: Cloth, texture_offset: float) -> Material:
     """Procedural skin (tone, palms, knuckles, creases, nails, pores) and cloth.
 
     texture_offset: where in the solid noise this clip's texture lies.
@@ -88,13 +88,13 @@ def material(surface: Surface, skin: Skin, cloth: Cloth, texture_offset: float) 
     )
 
 
-def illuminate(surface: Surface, what: Material, lights: Lights, lit: Tensor, open_to_sky: Tensor) -> Tensor:
+def illuminate(surface: Surface, material: Material, lights: Lights, lit: Tensor, open_to_sky: Tensor) -> Tensor:
     """Light that reaches the camera from N points (3, N).
 
     lit: (N,) share of the key light that is not shadowed. open_to_sky: (N,) share of the surroundings that a point sees.
     """
     view = -unit(surface.position)
-    normal = what.normal
+    normal = material.normal
     # Light wraps round skin, most of all red light, which travels farthest in flesh.
     wrap = torch.where(surface.is_cloth, 0.1, normal.new_tensor([[0.38], [0.20], [0.14]]))
     softness = 1 / (1 + wrap)
@@ -106,15 +106,15 @@ def illuminate(surface: Surface, what: Material, lights: Lights, lit: Tensor, op
     lit_by_channel = torch.stack([lit**0.75, lit, lit])  # red light leaks into the shadow's edge
     light += (key_cosine * softness + wrap).clamp_min(0) * lit_by_channel * (0.8 * lights.key_colour)[:, None]
     light += (fill_cosine * softness + wrap).clamp_min(0) * open_to_sky * (0.8 * lights.fill_colour)[:, None]
-    colour = what.albedo * light
+    colour = material.albedo * light
 
-    strength = what.specular * (what.sharpness + 8) * (2.2 / 25)
+    strength = material.specular * (material.sharpness + 8) * (2.2 / 25)
     for direction, light_colour, cosine, visible in (
         (lights.key_direction, lights.key_colour, key_cosine, lit),
         (lights.fill_direction, lights.fill_colour, fill_cosine, open_to_sky),
     ):
         half = unit(view + direction[:, None])
-        lobe = (dot(normal, half).clamp_min(1e-6).log() * what.sharpness).exp()
+        lobe = (dot(normal, half).clamp_min(1e-6).log() * material.sharpness).exp()
         fresnel = 0.04 + 0.96 * (1 - dot(view, half).clamp(0, 1)) ** 5
         colour += (strength * visible * lobe * cosine.clamp_min(0) * fresnel) * light_colour[:, None]
     rim = (1 - dot(normal, view).clamp(0, 1)) ** 3
