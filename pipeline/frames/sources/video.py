@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import av
 import av.error
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from pipeline.errors import DataError
@@ -104,14 +105,16 @@ def read_frames(
     wanted = set(indexes)
     last = max(wanted, default=-1)
     received = set()
+    reformatter = VideoReformatter()  # setting one up for every frame would take longer than its work
     try:
         with av.open(path) as container:
             stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # a worker has one CPU
             for frame in container.decode(stream):
                 index = number.get(frame.pts, -1) if frame.pts is not None else -1
                 if index in wanted and index not in received:
                     received.add(index)
-                    yield index, _upright(frame)
+                    yield index, _upright(reformatter.reformat(frame, format="rgb24", threads=1), frame.rotation)
                 if index >= last:
                     break
     except (av.error.FFmpegError, OSError):
@@ -120,10 +123,11 @@ def read_frames(
         rejects.add("broken_video_tail", f"{name}/{index:06d}")
 
 
-def _upright(frame: av.VideoFrame) -> Image.Image:
-    pixels: np.ndarray = frame.to_ndarray(format="rgb24")
-    if frame.rotation % 360:  # degrees counter-clockwise, as stored by phones
-        pixels = np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90)))
+def _upright(frame: av.VideoFrame, rotation: int) -> Image.Image:
+    """rotation: degrees counter-clockwise, as phones store it."""
+    pixels: np.ndarray = frame.to_ndarray()
+    if rotation % 360:
+        pixels = np.ascontiguousarray(np.rot90(pixels, k=round(rotation / 90)))
     return Image.fromarray(pixels)
 
 
