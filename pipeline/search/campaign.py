@@ -9,6 +9,7 @@ nested Ray Train, so that a trial starts in a second or two.
 """
 
 import os
+import pickle
 import tempfile
 import threading
 import time
@@ -183,6 +184,19 @@ def _quiet_tune() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
+def _restored(uri: str, trainable: Any) -> Any | None:
+    """The search whose state is at `uri`. One cut off while its first state was written has nothing yet: None."""
+    from ray import tune
+
+    if not tune.Tuner.can_restore(uri):
+        return None
+    try:
+        return tune.Tuner.restore(uri, trainable, resume_errored=True)
+    except (EOFError, pickle.UnpicklingError):
+        delete(uri)
+        return None
+
+
 def _tuner(
     settings: SearchSettings, folder: str, manifest: Manifest, selection: LabelSelection, monitor: SearchMonitor
 ) -> Any:
@@ -208,8 +222,9 @@ def _tuner(
         ),
         {"cpu": settings.cpus_per_trial, "gpu": gpus},
     )
-    if tune.Tuner.can_restore(join(folder, "tune")):
-        return tune.Tuner.restore(join(folder, "tune"), trainable, resume_errored=True)
+    restored = _restored(join(folder, "tune"), trainable)
+    if restored is not None:
+        return restored
     guess = first_guess(settings.space, base)
     return tune.Tuner(
         trainable,

@@ -2,13 +2,32 @@
 
 from typing import Any
 
+from ray import tune
+
 from pipeline.progress import Progress
 from pipeline.search.space import trial_settings
 from pipeline.tracking import Run, TrackingSettings, start_run
 from pipeline.training.finetune import FinetuneSettings
 
 _OPEN: dict[str, "SearchMonitor"] = {}
-# Tune pickles its callbacks with its state, so a callback only knows the name of its monitor.
+
+
+class _Forward(tune.Callback):
+    """Tune pickles its callbacks with its state, so this one only knows the name of its monitor."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        _OPEN[self.run_id].result(trial.trial_id, trial.config, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        _OPEN[self.run_id].ended(trial.trial_id, "FINISHED")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        _OPEN[self.run_id].ended(trial.trial_id, "FAILED")
 
 
 class SearchMonitor:
@@ -25,24 +44,7 @@ class SearchMonitor:
 
     def callback(self) -> Any:
         """The callback for Tune's RunConfig."""
-        from ray import tune
-
-        class Forward(tune.Callback):
-            def __init__(self, run_id: str) -> None:
-                self.run_id = run_id
-
-            def on_trial_result(
-                self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-            ) -> None:
-                _OPEN[self.run_id].result(trial.trial_id, trial.config, result)
-
-            def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                _OPEN[self.run_id].ended(trial.trial_id, "FINISHED")
-
-            def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                _OPEN[self.run_id].ended(trial.trial_id, "FAILED")
-
-        return Forward(self.run_id)
+        return _Forward(self.run_id)
 
     def result(self, trial_id: str, values: dict[str, Any], result: dict[str, Any]) -> None:
         """A trial reported."""
