@@ -442,12 +442,13 @@ def _saver(
     metrics: dict[str, float],
 ) -> SaveCheckpoint:
     def save(directory: Path) -> None:
+        recipe = settings.model_dump(mode="json", include=set(FinetuneSettings.model_fields))
         meta = {
             "kind": "pose",
             "step": int(metrics["step"]),
             "epoch": state["epoch"],
             # The encoder's settings are those of the weights, which `init` may have brought.
-            "settings": {**settings.model_dump(mode="json"), "encoder": model.encoder.settings.model_dump(mode="json")},
+            "settings": {**recipe, "encoder": model.encoder.settings.model_dump(mode="json")},
             "frame_set_digest": data.frame_set_digest,
             "metrics": metrics,
         }

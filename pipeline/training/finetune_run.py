@@ -47,7 +47,7 @@ def run_finetune(settings: FinetuneRunSettings, progress: Progress = SILENT) -> 
     return train_on_workers(
         finetune_worker,
         {
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json", include=set(FinetuneRunSettings.model_fields)),
             "manifest": manifest.model_dump_json(),
             "selection": selection,
         },

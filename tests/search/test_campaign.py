@@ -72,6 +72,7 @@ def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster):
 
     client = mlflow.MlflowClient(tracking_uri=TrackingSettings(**tracking).uri)
     experiment = client.get_experiment_by_name("search-test")
+    assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == result["mlflow_run_id"]]
     assert len(children) == 3
@@ -82,5 +83,5 @@ def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster):
     delete(join(s3, "runs", "search-1", "result.json"))
     again = run_search(settings)
     assert again["best_trial"] == result["best_trial"]
-    assert [trial["rungs"] for trial in again["trials"]] == [trial["rungs"] for trial in result["trials"]]
+    assert again["trials"] == result["trials"]
     assert exists(join(s3, "runs", "search-1", "best", "meta.json"))

@@ -43,7 +43,8 @@ class Recorder:
     """Keeps what the loop reports, and its checkpoints."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.metrics = folder, []
+        self.folder = folder
+        self.metrics: list[dict[str, float]] = []
         self.checkpoints: list[Path] = []
 
     def __call__(self, metrics, save) -> None:
@@ -191,8 +192,9 @@ def test_learning_rates_by_depth():
     scale = {id(p): g.get("lr_scale", 1.0) for g in groups for p in g["params"]}  # type: ignore[attr-defined]
     assert len(scale) == len(list(model.parameters()))
     assert scale[id(model.head.weight)] == 1.0
-    assert scale[id(model.encoder.layer4[0].conv1.weight)] == pytest.approx(0.1)
-    assert scale[id(model.encoder.conv1.weight)] == pytest.approx(0.1 * 0.5**4)
+    parameters = dict(model.encoder.named_parameters())
+    assert scale[id(parameters["layer4.0.conv1.weight"])] == pytest.approx(0.1)
+    assert scale[id(parameters["conv1.weight"])] == pytest.approx(0.1 * 0.5**4)
     without_decay = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}  # type: ignore[attr-defined]
     assert id(model.encoder.bn1.weight) in without_decay
     assert id(model.head.weight) not in without_decay
