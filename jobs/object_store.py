@@ -135,7 +135,8 @@ class ObjectStore:
                     found += [(bucket, item["Key"], item["ETag"].strip('"')) for item in page.get("Contents", [])]
             _in_parallel(keep, found)
             if index != self._index:
-                _write_atomically(self.folder / "index.json", json.dumps({"version": 1, "buckets": index}).encode())
+                saved = json.dumps({"version": 1, "buckets": index}, indent=0, sort_keys=True)
+                _write_atomically(self.folder / "index.json", saved.encode())
             self._index, self._saved_etags = index, etags
             self._remove_unused_blobs()
             sizes = [entry["size"] for entries in index.values() for entry in entries.values()]

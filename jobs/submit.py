@@ -231,13 +231,13 @@ def _version(address: str, sent: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def _relative_paths(settings: pydantic.BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings that are described as a URI, folder or file and hold a path relative to the working directory."""
+    """Settings that name or describe themselves as a URI, and hold a path relative to the working directory."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if isinstance(value, pydantic.BaseModel):
             yield from _relative_paths(value, f"{prefix}{name}.")
             continue
-        if not re.search(r"\b(URIs?|folder|file|path)\b", field.description or "", re.IGNORECASE):
+        if name not in ("uri", "frame_set") and not re.search(r"\bURIs?\b", field.description or ""):
             continue
         for text in _texts(value):
             path = text.removeprefix("sqlite:///").removeprefix("file://")

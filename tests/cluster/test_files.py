@@ -24,38 +24,66 @@ def read(name: str) -> Any:
 
 
 def problems(rayjob: Any) -> list[str]:
-    """What KubeRay would refuse: fields, types, and the rules between fields that a schema does not express."""
+    """What KubeRay would refuse: fields and types, and the rules between fields that its operator checks (v1.7)."""
     found = [error.message for error in jsonschema.Draft7Validator(SCHEMA).iter_errors(rayjob)]
     if found:
         return found
     spec = rayjob["spec"]
-    if "deletionStrategy" in spec and ("shutdownAfterJobFinishes" in spec or "ttlSecondsAfterFinished" in spec):
-        found.append("deletionRules exclude shutdownAfterJobFinishes and ttlSecondsAfterFinished")
+    cluster = spec["rayClusterSpec"]
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", rayjob["metadata"]["name"]):
+        found.append("the name must begin with a letter and have 47 characters at most")
+    if cluster.get("authOptions", {}).get("mode") == "token" and "rayVersion" not in cluster:
+        found.append("a token needs rayVersion")
     if spec.get("ttlSecondsAfterFinished") and not spec.get("shutdownAfterJobFinishes"):
         found.append("ttlSecondsAfterFinished needs shutdownAfterJobFinishes")
+    if spec.get("suspend") and not spec.get("shutdownAfterJobFinishes"):
+        found.append("suspend needs shutdownAfterJobFinishes")
+    for group in [cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", [])]:
+        found += _problems_of_group(group, cluster)
+    return found + _problems_of_deletion(spec)
+
+
+def _problems_of_group(group: Any, cluster: Any) -> list[str]:
+    found = []
+    name = group.get("groupName", "head")
+    pod = group["template"]["spec"]
+    parameters = group.get("rayStartParams", {})
+    if "labels" in parameters:
+        found.append(f"{name}: labels are a field of the group")
+    if group.get("resources") and {"num-cpus", "num-gpus", "memory", "resources"} & set(parameters):
+        found.append(f"{name}: resources in two places")
+    if cluster.get("autoscalerOptions", {}).get("version") == "v2" and pod.get("restartPolicy", "Never") != "Never":
+        found.append(f"{name}: autoscaler v2 needs restartPolicy Never")
+    if "groupName" in group and not group["minReplicas"] <= group.get("replicas", 0) <= group["maxReplicas"]:
+        found.append(f"{name}: minReplicas <= replicas <= maxReplicas")
+    volumes = {volume["name"] for volume in pod.get("volumes", [])}
+    for container in pod["containers"]:
+        if not {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes:
+            found.append(f"{name}: a mount without its volume")
+        if len({container["resources"][kind].get("nvidia.com/gpu") for kind in ("limits", "requests")}) > 1:
+            found.append(f"{name}: GPU limits and requests must agree")
+    return found
+
+
+def _problems_of_deletion(spec: Any) -> list[str]:
+    found = []
+    rules = spec.get("deletionStrategy", {}).get("deletionRules", [])
+    if rules and spec.get("shutdownAfterJobFinishes"):
+        found.append("deletionRules exclude shutdownAfterJobFinishes")
+    if spec["rayClusterSpec"].get("enableInTreeAutoscaling") and "DeleteWorkers" in [rule["policy"] for rule in rules]:
+        found.append("DeleteWorkers excludes autoscaling")
     delays: dict[str, list[tuple[str, int]]] = {}
-    for rule in spec.get("deletionStrategy", {}).get("deletionRules", []):
+    for rule in rules:
         condition = dict(rule["condition"])
         delay = condition.pop("ttlSeconds", 0)
         delays.setdefault(str(condition), []).append((rule["policy"], delay))
-    order = ["DeleteWorkers", "DeleteCluster", "DeleteSelf"]
-    for when, rules in delays.items():
-        if len({policy for policy, _ in rules}) < len(rules):
+    order = ["DeleteWorkers", "DeleteCluster", "DeleteSelf", "DeleteNone"]
+    for when, staged in delays.items():
+        if len({policy for policy, _ in staged}) < len(staged):
             found.append(f"two rules with one policy for {when}")
-        staged = [delay for policy, delay in sorted(rules, key=lambda rule: order.index(rule[0]))]
-        if staged != sorted(staged):
+        in_order = [delay for _, delay in sorted(staged, key=lambda stage: order.index(stage[0]))]
+        if in_order != sorted(in_order):
             found.append(f"{when}: what deletes more must come later")
-    for group in spec["rayClusterSpec"].get("workerGroupSpecs", []):
-        if not group["minReplicas"] <= group.get("replicas", 0) <= group["maxReplicas"]:
-            found.append(f"{group['groupName']}: minReplicas <= replicas <= maxReplicas")
-        pod = group["template"]["spec"]
-        volumes = {volume["name"] for volume in pod.get("volumes", [])}
-        for container in pod["containers"]:
-            if not {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes:
-                found.append(f"{group['groupName']}: a mount without its volume")
-            gpus = [container["resources"][kind].get("nvidia.com/gpu") for kind in ("limits", "requests")]
-            if gpus[0] != gpus[1]:
-                found.append(f"{group['groupName']}: GPU limits and requests must agree")
     return found
 
 
@@ -82,8 +110,17 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
         _set("spec/submissionMode", "k8sJobMode"),
         _set("spec/shutdownAfterJobFinishes", True),
         _set("spec/deletionStrategy/deletionRules/0/policy", "DeleteAll"),
-        _set("spec/deletionStrategy/deletionRules/2/condition/ttlSeconds", -1),
-        _set("spec/deletionStrategy/deletionRules/1/condition/ttlSeconds", 7200),
+        _set("spec/deletionStrategy/deletionRules/1/condition/ttlSeconds", -1),
+        _set("spec/deletionStrategy/deletionRules/1/condition", {"jobStatus": "SUCCEEDED", "ttlSeconds": 60}),
+        _set("spec/deletionStrategy/deletionRules/1/policy", "DeleteWorkers"),
+        _set(
+            "spec/deletionStrategy/deletionRules/1", {"policy": "DeleteSelf", "condition": {"jobStatus": "SUCCEEDED"}}
+        ),
+        _set("spec/rayClusterSpec/headGroupSpec/rayStartParams/labels", "a=b"),
+        _set("spec/rayClusterSpec/headGroupSpec/resources", {"CPU": "0"}),
+        _set("spec/rayClusterSpec/headGroupSpec/template/spec/restartPolicy", "Always"),
+        _set("spec/suspend", True),
+        _set("metadata/name", "3-runs"),
         _set("spec/rayClusterSpec/workerGroupSpecs/0/template/spec/restartPolicy", "never"),
         _set("spec/rayClusterSpec/workerGroupSpecs/0/template/spec/containers/0/resources/limits/nvidia.com~1gpu", "2"),
         _set("apiVersion", "ray.io/v1alpha1"),

@@ -106,6 +106,15 @@ def test_config_file_travels_with_the_code(tmp_path: Path) -> None:
     )
 
 
+def test_a_job_without_a_run_gets_no_run_id() -> None:
+    source = ["--source.kind", "labelled_video", "--source.uri", "s3://b/clips"]
+    prepared = submit.prepare("ingest", [*source, "--output", "s3://b/frames"], "mine")
+    assert prepared.run_id == "mine"
+    assert prepared.arguments == [*source, "--output", "s3://b/frames"]
+    with pytest.raises(SettingsError, match=r"'source.uri' = 'clips'"):
+        submit.prepare("ingest", [*source[:3], "clips", "--output", "s3://b/frames"])
+
+
 def test_first_attempt_further_attempt_and_attaching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
