@@ -11,6 +11,7 @@ import psutil
 import torch
 import yaml
 
+from pipeline import __version__
 from pipeline.errors import DataError
 from pipeline.evaluation.figures import contact_sheet
 from pipeline.evaluation.report_data import (
@@ -32,7 +33,7 @@ from pipeline.storage import exists, join, read_bytes, read_json
 from pipeline.tracking import TrackingSettings, existing_run
 
 _SHEET_FRAMES = 48
-_LIBRARIES = ("torch", "ray", "mlflow", "equihand")
+_LIBRARIES = ("torch", "ray", "mlflow")
 
 
 def gather_report(
@@ -87,7 +88,7 @@ def _environment() -> Environment:
         memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
         accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        versions={name: version(name) for name in _LIBRARIES},
+        versions={"equihand": __version__, **{name: version(name) for name in _LIBRARIES}},
     )
 
 
