@@ -9,6 +9,7 @@ Arrow streams are used between the stages because a byte range can be read witho
 large number.
 """
 
+import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -66,9 +67,19 @@ class PartWriter:
 
 
 def write_shard(
-    uri: str, path: str, source: str, bucket: Bucket, pieces: Sequence[Piece], seed: int, row_group_size: int
+    uri: str,
+    path: str,
+    work_uri: str,
+    source: str,
+    bucket: Bucket,
+    pieces: Sequence[Piece],
+    seed: int,
+    row_group_size: int,
 ) -> Shard:
-    """Shuffle one bucket into the shard <uri>/<path>; the same rows in the same order every time."""
+    """Shuffle one bucket into the shard <uri>/<path>; the same rows in the same order every time.
+
+    work_uri: where a local file grows before it is moved to its place, whole.
+    """
     table = _read(pieces)
     split, number = bucket
     order, row_groups = _shuffled(
@@ -76,14 +87,19 @@ def write_shard(
     )
     table = table.select(SCHEMA.names).take(pa.array(order))
     shard_uri = join(uri, path)
+    written_uri = join(work_uri, f"{uuid.uuid4().hex}.tmp") if is_local(uri) else shard_uri
     with (
-        _create(shard_uri) as stream,
+        _create(written_uri) as stream,
         pq.ParquetWriter(stream, SCHEMA, **_PARQUET) as writer,
     ):
         start = 0
         for num_rows in row_groups:
             writer.write_table(table.slice(start, num_rows), row_group_size=num_rows)
             start += num_rows
+    if written_uri != shard_uri:
+        filesystem, final = resolve(shard_uri)
+        filesystem.create_dir(final.rpartition("/")[0], recursive=True)
+        filesystem.move(resolve(written_uri)[1], final)
     return Shard(
         path=path,
         source=source,

@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import re
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -216,7 +217,9 @@ def run_task(
 ) -> dict[str, Any]:
     """Stage 1 for one task: writes its part file and its statistics, which mark it as done, and gives the latter."""
     name = settings.source.resolved_name()
-    writer = PartWriter(_part_uri(work_uri, task.number))
+    # A name of its own for every attempt: a worker that outlives its killed driver must not write into a newer file.
+    part = f"{task.number:05d}-{uuid.uuid4().hex}.arrows"
+    writer = PartWriter(join(work_uri, "parts", part))
     rejects = Rejects()
     counts: dict[str, int] = {}
     hands: dict[str, int] = {}
@@ -231,6 +234,7 @@ def run_task(
     writer.close()
     stats = {
         "task": task.number,
+        "part": part,
         "num_rows": sum(counts.values()),
         "num_clips": len(clips),
         "counts": counts,
@@ -256,7 +260,7 @@ def _second_stage_item(
     pieces: list[Piece] = [(part, start, num, rows) for part, start, num, rows in item["pieces"]]
     name = settings.source.resolved_name()
     path = shard_path(name, bucket)
-    shard = write_shard(output_uri, path, name, bucket, pieces, settings.seed, settings.row_group_size)
+    shard = write_shard(output_uri, path, work_uri, name, bucket, pieces, settings.seed, settings.row_group_size)
     write_json(join(work_uri, f"{path}.json"), shard.model_dump())
     return shard.model_dump()
 
@@ -265,10 +269,6 @@ def shard_path(source: str, bucket: Bucket) -> str:
     """Where a shard lies in the frame set."""
     split, number = bucket
     return f"shards/{source}-{split}-{number:05d}.parquet"
-
-
-def _part_uri(work_uri: str, task: int) -> str:
-    return join(work_uri, "parts", f"{task:05d}.arrows")
 
 
 def _first_stage(
@@ -304,7 +304,7 @@ def _second_stage(
     progress: Progress,
 ) -> list[Shard]:
     """All shards, ordered by split and bucket; shards that an earlier run has finished are not written again."""
-    buckets = pieces_by_bucket((_part_uri(work_uri, value["task"]), value["pieces"]) for value in stats)
+    buckets = pieces_by_bucket((join(work_uri, "parts", value["part"]), value["pieces"]) for value in stats)
     marks = list_files(join(work_uri, "shards"), ".json")
     done = {shard.path: shard for shard in map(Shard.model_validate, map(read_json, marks))}
     todo = [

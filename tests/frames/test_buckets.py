@@ -59,7 +59,9 @@ def test_every_group_ends_whole_in_its_bucket(tmp_path, monkeypatch, buffer_byte
     pieces = pieces_by_bucket(write_parts(tmp_path, groups))
     assert list(pieces) == [("train", 0), ("train", 1)]
     shards = [
-        write_shard(str(tmp_path), f"shards/s{b[1]}.parquet", "s", b, pieces[b], seed=0, row_group_size=8)
+        write_shard(
+            str(tmp_path), f"shards/s{b[1]}.parquet", str(tmp_path), "s", b, pieces[b], seed=0, row_group_size=8
+        )
         for b in pieces
     ]
     tables = [pq.read_table(tmp_path / shard.path) for shard in shards]
@@ -86,7 +88,9 @@ def test_a_shard_does_not_depend_on_the_parts(tmp_path):
     contents = []
     for name, order, num_parts in (("a", groups, 3), ("b", groups[::-1], 2)):
         pieces = pieces_by_bucket(write_parts(tmp_path / name, order, num_parts, num_buckets=1))["train", 0]
-        write_shard(str(tmp_path), f"{name}.parquet", "s", ("train", 0), pieces, seed=5, row_group_size=256)
+        write_shard(
+            str(tmp_path), f"{name}.parquet", str(tmp_path), "s", ("train", 0), pieces, seed=5, row_group_size=256
+        )
         contents.append((tmp_path / f"{name}.parquet").read_bytes())
     assert contents[0] == contents[1]
 
@@ -95,14 +99,14 @@ def test_the_seed_decides_the_order(tmp_path):
     pieces = pieces_by_bucket(write_parts(tmp_path, [group(c, 1) for c in range(12)], num_buckets=1))["train", 0]
     orders = []
     for seed in (0, 0, 1):
-        write_shard(str(tmp_path), "x.parquet", "s", ("train", 0), pieces, seed=seed, row_group_size=256)
+        write_shard(str(tmp_path), "x.parquet", str(tmp_path), "s", ("train", 0), pieces, seed=seed, row_group_size=256)
         orders.append(pq.read_table(tmp_path / "x.parquet")["frame_id"].to_pylist())
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_jpegs_are_stored_as_they_are(tmp_path):
     pieces = pieces_by_bucket(write_parts(tmp_path, [group(0, 4)], num_parts=1))["train", 0]
-    write_shard(str(tmp_path), "x.parquet", "s", ("train", 0), pieces, seed=0, row_group_size=256)
+    write_shard(str(tmp_path), "x.parquet", str(tmp_path), "s", ("train", 0), pieces, seed=0, row_group_size=256)
     metadata = pq.ParquetFile(tmp_path / "x.parquet").metadata.row_group(0)
     columns = {metadata.column(i).path_in_schema: metadata.column(i) for i in range(metadata.num_columns)}
     assert columns["jpeg"].compression == "UNCOMPRESSED"
