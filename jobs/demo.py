@@ -65,13 +65,17 @@ def run(settings: DemoJob, progress: TerminalProgress) -> dict[str, Any]:
     stages = _Stages(folder / STATE_NAME, _identity(settings), progress)
     steps = _steps(settings, folder, progress)
     progress.plan(len(steps))
-    with ObjectStore(folder / "object_store", bucket=BUCKET) as store, ray_session(settings.ray):
+    report = folder / "report.html"
+    if not all(name in stages.results for name, _ in steps) or not report.exists():
+        with ObjectStore(folder / "object_store", bucket=BUCKET) as store, ray_session(settings.ray):
+            for name, step in steps:
+                stages.run(name, step)
+                store.save()
+            copy_to_local(stages.results["evaluate"]["report"], report)
+    else:
         for name, step in steps:
             stages.run(name, step)
-            store.save()
-        evaluated = stages.results["evaluate"]
-        report = folder / "report.html"
-        copy_to_local(evaluated["report"], report)
+    evaluated = stages.results["evaluate"]
     _say_what_came_out(evaluated, report, progress)
     return evaluated
 
@@ -144,7 +148,7 @@ def _steps(
                         "init": init(results),
                         "encoder": encoder,
                         "views": {"size": view_size},
-                        "labels": {"num_labels": settings.num_labels},
+                        "labels": {"num": settings.num_labels},
                         "epochs": settings.finetune_epochs,
                         "validate_every": 4,
                         "max_validation_frames": 400,

@@ -33,6 +33,7 @@ from pipeline.storage import exists, join, read_bytes, read_json
 from pipeline.tracking import TrackingSettings, existing_run
 
 _SHEET_FRAMES = 48
+_SHOWN_VIEWS = ("size", "rotation_deg", "brightness", "saturation", "hue")
 _LIBRARIES = ("torch", "ray", "mlflow")
 
 
@@ -108,7 +109,7 @@ def _views(run: str, settings: str) -> Views:
             "Pairs of views of the same frames",
             "Two random views of each frame, as the network sees them",
         ),
-        settings=yaml.safe_load(settings)["views"],
+        settings={name: value for name, value in yaml.safe_load(settings)["views"].items() if name in _SHOWN_VIEWS},
     )
 
 
