@@ -38,9 +38,9 @@ STOP_TIMEOUT_S = 15.0
 WORKER_OBJECT_STORE_MB = 256
 HEAD_OBJECT_STORE_MB = 100
 
-State = dict[
-    str, Any
-]  # {"address", "job_server", "num_workers", "cpus", "folder", "processes": [[pid, start time], ...]}
+# address, job_server, num_workers, cpus, folder; processes: {node: [process id, start time]}, `ray start` of each node;
+# members: [[process id, start time], ...], what these had started when the cluster was ready
+State = dict[str, Any]
 
 
 class ClusterError(EquihandError):
@@ -55,10 +55,15 @@ def up(home: Path, num_workers: int = 2, cpus: int = 4, job_port: int = 8265) ->
     job_port: port of the job server and dashboard, on loopback.
     Raises ClusterError; whatever had been started is stopped then.
     """
-    running = status(home)
-    if running is not None:
+    running = _read(home)
+    if running is not None and _processes(running):
+        if len(_processes(running)) < len(running["processes"]):
+            raise ClusterError(
+                "a node of the local cluster has ended, others still run; stop it with make cluster-down"
+            )
+        _wait(running, home, 1 + running["num_workers"], time.monotonic() + START_TIMEOUT_S)
         return running
-    down(home)  # remains of a cluster that died
+    down(home)  # the files of a cluster that has ended
     if _port_in_use(job_port):
         raise ClusterError(f"port {job_port} is in use, so the job server cannot have it; choose one with --port")
     ensure_token()
@@ -71,7 +76,8 @@ def up(home: Path, num_workers: int = 2, cpus: int = 4, job_port: int = 8265) ->
         "num_workers": num_workers,
         "cpus": cpus,
         "folder": str(folder),
-        "processes": [],
+        "processes": {},
+        "members": [],
     }
     home.mkdir(parents=True, exist_ok=True)
     head = ["--head", f"--port={gcs_port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
@@ -81,10 +87,12 @@ def up(home: Path, num_workers: int = 2, cpus: int = 4, job_port: int = 8265) ->
     deadline = time.monotonic() + START_TIMEOUT_S
     try:
         _start_node(home, state, "head", head)
-        _wait(state, home, lambda: _alive_nodes(state) >= 1, deadline)
+        _wait(state, home, 1, deadline)
         for number in range(1, num_workers + 1):
             _start_node(home, state, f"worker-{number}", worker)
-        _wait(state, home, lambda: _alive_nodes(state) >= 1 + num_workers, deadline)
+        _wait(state, home, 1 + num_workers, deadline)
+        state["members"] = [[member.pid, member.create_time()] for member in _with_children(_processes(state))]
+        _record(home, state)
     except BaseException:
         down(home, keep_files=True)
         raise
@@ -94,7 +102,7 @@ def up(home: Path, num_workers: int = 2, cpus: int = 4, job_port: int = 8265) ->
 def status(home: Path) -> State | None:
     """The state of the cluster when all of its nodes are alive, else None."""
     state = _read(home)
-    if state is None or not state["processes"] or any(_process(*entry) is None for entry in state["processes"]):
+    if state is None or len(_processes(state)) < len(state["processes"]):
         return None
     return state if _alive_nodes(state) >= 1 + state["num_workers"] else None
 
@@ -107,8 +115,9 @@ def down(home: Path, keep_files: bool = False) -> bool:
     state = _read(home)
     if state is None:
         return False
-    roots = [process for entry in state["processes"] if (process := _process(*entry)) is not None]
-    family = _with_children(roots)
+    roots = _processes(state)
+    members = [process for entry in state["members"] if (process := _process(*entry)) is not None]
+    family = _with_children([*roots, *members])  # a member may have lost its parent
     for process in reversed(roots):  # worker nodes first, so that the head sees them leave
         _signal(process, signal.SIGTERM)
     _, remaining = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
@@ -152,16 +161,16 @@ def _start_node(home: Path, state: State, name: str, options: list[str]) -> None
             env=environment,
             start_new_session=True,
         )
-    state["processes"].append([process.pid, psutil.Process(process.pid).create_time()])
+    state["processes"][name] = [process.pid, psutil.Process(process.pid).create_time()]
     _record(home, state)
 
 
-def _wait(state: State, home: Path, ready: Any, deadline: float) -> None:
-    while not ready():
-        ended = [entry for entry in state["processes"] if _process(*entry) is None]
+def _wait(state: State, home: Path, num_nodes: int, deadline: float) -> None:
+    while _alive_nodes(state) < num_nodes:
+        ended = len(_processes(state)) < len(state["processes"])
         if ended or time.monotonic() > deadline:
             what = "a node ended" if ended else f"not ready after {START_TIMEOUT_S:.0f} s"
-            raise ClusterError(f"the local cluster did not start: {what}; see {home}/*.log and {state['folder']}")
+            raise ClusterError(f"the local cluster is not there: {what}; see {home}/*.log and {state['folder']}")
         time.sleep(0.3)
 
 
@@ -176,6 +185,11 @@ def _alive_nodes(state: State) -> int:
     except (OSError, ValueError, KeyError):
         return 0
     return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+
+
+def _processes(state: State) -> list[psutil.Process]:
+    """The nodes' processes that are alive, head first."""
+    return [process for entry in state["processes"].values() if (process := _process(*entry)) is not None]
 
 
 def _process(pid: int, start_time: float) -> psutil.Process | None:
@@ -252,10 +266,13 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if state is None:
-        print("no local cluster is running")
+        broken = _read(home) is not None
+        print("the local cluster is not whole: make cluster-down" if broken else "no local cluster is running")
         return 1
     print(
-        f"local cluster: 1 head, {state['num_workers']} worker nodes of {state['cpus']} CPUs\n"
+        f"local cluster: 1 head, {state['num_workers']} worker nodes of {state['cpus']} CPUs ("
+        + ", ".join(f"{name}: process {pid}" for name, (pid, _) in state["processes"].items())
+        + ")\n"
         f"  submit:  python -m jobs.submit --address {state['job_server']} JOB [--setting value ...]\n"
         f"  stop:    make cluster-down"
     )

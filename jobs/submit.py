@@ -122,22 +122,24 @@ def forwarded_environment(address: str, environment: Mapping[str, str]) -> dict[
     }
 
 
-def attempts_of(client: "JobSubmissionClient", run_id: str) -> list["JobDetails"]:
-    """The submissions of one run on this cluster, first attempt first."""
+def attempts_of(client: "JobSubmissionClient", run_id: str) -> dict[int, "JobDetails"]:
+    """The submissions of one run that this cluster knows, by the number of the attempt, in order."""
     pattern = re.compile(re.escape(run_id) + r"(?:-attempt(\d+))?")
     found = [(pattern.fullmatch(item.submission_id or ""), item) for item in client.list_jobs()]
-    return [item for _, item in sorted([(int(m[1] or 1), item) for m, item in found if m], key=lambda pair: pair[0])]
+    attempts = {int(match[1] or 1): item for match, item in found if match}
+    return dict(sorted(attempts.items()))
 
 
 def submit(client: "JobSubmissionClient", address: str, submission: Submission) -> str:
     """Submit a job, or find the attempt of the same run that is still going; returns the submission's id."""
     job, run_id, arguments, files = submission
     attempts = attempts_of(client, run_id)
-    if attempts and attempts[-1].status not in ENDED:
+    latest = max(attempts, default=0)
+    if latest and attempts[latest].status not in ENDED:
         print(f"run {run_id} is going already: attaching to it; its settings stay as they were", flush=True)
-        return str(attempts[-1].submission_id)
+        return str(attempts[latest].submission_id)
     # Ray refuses an id that it has seen, also that of a job that has ended.
-    submission_id = f"{run_id}-attempt{len(attempts) + 1}" if attempts else run_id
+    submission_id = f"{run_id}-attempt{latest + 1}" if latest else run_id
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, "equihand.zip")
         size = pack(ROOT, package, files)
@@ -284,7 +286,7 @@ def _latest(client: "JobSubmissionClient", run_id: str) -> str:
     attempts = attempts_of(client, run_id)
     if not attempts:
         raise EquihandError(f"the cluster knows no job '{run_id}'; --list shows those that there are")
-    return str(attempts[-1].submission_id)
+    return str(attempts[max(attempts)].submission_id)
 
 
 def _show_jobs(client: "JobSubmissionClient") -> None:

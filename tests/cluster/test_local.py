@@ -96,15 +96,17 @@ def test_submitted_job_runs_on_both_nodes_with_its_own_code(checkout: Path, clus
 def test_down_ends_the_nodes_and_nothing_else(cluster: tuple[Path, local.State]) -> None:
     home, state = cluster
     bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    nodes = [psutil.Process(pid) for pid, _ in state["processes"]]
+    nodes = [psutil.Process(pid) for pid, _ in state["processes"].values()]
     family = [member for node in nodes for member in [node, *node.children(recursive=True)]]
     assert len(family) > 10
     try:
         # A process id that has been used again must not be taken for a node's.
         recorded = json.loads((home / "state.json").read_text())
-        recorded["processes"].append([bystander.pid, 0.0])
+        recorded["processes"]["another"] = [bystander.pid, 0.0]
         (home / "state.json").write_text(json.dumps(recorded))
         assert local.status(home) is None
+        with pytest.raises(local.ClusterError, match="a node of the local cluster has ended"):
+            local.up(home)
         assert local.down(home)
         psutil.wait_procs(family, timeout=10)
         assert [member for member in family if member.is_running() and member.status() != psutil.STATUS_ZOMBIE] == []

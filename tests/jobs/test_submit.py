@@ -139,6 +139,8 @@ def test_first_attempt_further_attempt_and_attaching(tmp_path: Path, monkeypatch
     cluster.jobs["run-attempt2"] = "STOPPED"
     assert submit.submit(cluster, "http://head:8265", prepared) == "run-attempt3"
     assert submit._latest(cluster, "run") == "run-attempt3"
+    cluster.jobs = {"run-attempt9": "SUCCEEDED"}  # the earlier ones are forgotten
+    assert submit.submit(cluster, "http://head:8265", prepared) == "run-attempt10"
 
 
 def test_a_loopback_endpoint_goes_only_to_a_cluster_on_this_machine() -> None:
