@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.runtime import RaySettings, ray_session, run_job
 from jobs.terminal import TerminalProgress
-from pipeline.frames.ingest import IngestSettings, ingest
+from pipeline.frames.ingest import IngestSettings, execute, prepare
 from pipeline.frames.manifest import Manifest
 from pipeline.frames.schema import SPLITS
 from pipeline.progress import SILENT, Progress
@@ -26,8 +26,10 @@ class IngestJob(IngestSettings):
 def run(settings: IngestJob, progress: Progress = SILENT) -> dict[str, Any]:
     """Run the job; returns the frame set's URI, counts, rejects and digest."""
     ingest_settings = IngestSettings.model_validate(settings.model_dump(include=set(IngestSettings.model_fields)))
-    with ray_session(settings.ray):
-        manifest = ingest(ingest_settings, settings.output, progress)
+    manifest = prepare(ingest_settings, settings.output)  # before Ray starts, so that a mistake shows at once
+    if not isinstance(manifest, Manifest):
+        with ray_session(settings.ray):
+            manifest = execute(manifest, progress)
     if isinstance(progress, TerminalProgress):
         _show(settings.output, manifest, progress)
     return {

@@ -37,17 +37,16 @@ class DetectorSettings(Settings):
 class HandDetector:
     """A loaded Hand Landmarker. Frames are looked at one by one, so results do not depend on the frames before."""
 
-    def __init__(self, settings: DetectorSettings) -> None:
+    def __init__(self, model_uri: str, settings: DetectorSettings) -> None:
         """Raises DataError where mediapipe, one of its system libraries or the model is missing."""
         require_mediapipe()
-        assert settings.model is not None
         try:
             import mediapipe
             from mediapipe.tasks.python import BaseOptions, vision
         except (ImportError, OSError) as error:
             raise DataError(f"mediapipe does not start: {' '.join(str(error).split())}") from None
         options = vision.HandLandmarkerOptions(
-            base_options=BaseOptions(model_asset_buffer=read_bytes(settings.model)),
+            base_options=BaseOptions(model_asset_buffer=read_bytes(model_uri)),
             num_hands=settings.max_hands,
             min_hand_detection_confidence=settings.min_confidence,
             min_hand_presence_confidence=settings.min_confidence,
@@ -57,7 +56,8 @@ class HandDetector:
                 self._landmarker = vision.HandLandmarker.create_from_options(options)
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise DataError(f"{settings.model}: not a usable Hand Landmarker model ({reason})") from None
+            raise DataError(f"{model_uri}: not a usable Hand Landmarker model ({reason})") from None
+        atexit.register(self.close)  # mediapipe's own finaliser runs too late and prints a traceback
         self._to_image = lambda pixels: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
 
     def __call__(self, image: Image.Image) -> list[Detection]:
@@ -80,16 +80,15 @@ class HandDetector:
         return _without_duplicates(found)
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model; also done when the process ends."""
+        atexit.unregister(self.close)
         self._landmarker.close()
 
 
 @lru_cache(maxsize=1)
-def shared_detector(settings: DetectorSettings) -> HandDetector:
+def shared_detector(model_uri: str, settings: DetectorSettings) -> HandDetector:
     """The detector of this process: a worker loads it once for all the videos that it gets."""
-    detector = HandDetector(settings)
-    atexit.register(detector.close)
-    return detector
+    return HandDetector(model_uri, settings)
 
 
 def require_mediapipe() -> None:

@@ -145,6 +145,26 @@ class Plan:
         return sum(unit.num_frames for task in self.tasks for unit, _ in task.units)
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """An ingest that is checked and planned."""
+
+    settings: IngestSettings
+    output_uri: str
+    name: str
+    """Of the source."""
+    record: dict[str, Any]
+    """Settings and listing; equal records mean equal rows."""
+    plan: Plan
+    there: Manifest | None
+    """Of the frame set that is added to."""
+
+    @property
+    def work_uri(self) -> str:
+        """Where unfinished work lies."""
+        return _work_uri(self.output_uri, self.name)
+
+
 def ingest(settings: IngestSettings, output_uri: str, progress: Progress = SILENT) -> Manifest:
     """Add a source to the frame set at `output_uri` (made where there is none yet). Needs a running Ray.
 
@@ -152,43 +172,52 @@ def ingest(settings: IngestSettings, output_uri: str, progress: Progress = SILEN
     Raises DataError where the source is unusable, too much of it was rejected, or it does not fit the set; the frame set is
     then as it was before. Raises StorageError where a URI cannot be reached.
     """
+    prepared = prepare(settings, output_uri)
+    return prepared if isinstance(prepared, Manifest) else execute(prepared, progress)
+
+
+def prepare(settings: IngestSettings, output_uri: str) -> Preparation | Manifest:
+    """The first part of `ingest`, without Ray: check, list and plan. The frame set's manifest where nothing is to be done."""
     name = settings.source.resolved_name()
     preflight(settings.source.uri)
     preflight(output_uri, write=True)
     source = open_source(settings.source)
     record = {"settings": settings.deciding(), "listing": _listing(source)}
-    old = read_manifest(output_uri) if has_manifest(output_uri) else None
-    work_uri = join(output_uri, "_ingest", name)
-    if old is not None and name in old.settings:
-        _check_same(output_uri, name, old.settings[name], record)
-        _clean_up(output_uri, work_uri)
-        return old
-    if old is not None and (old.image_size, old.group_size) != (settings.image_size, settings.group_size):
+    there = read_manifest(output_uri) if has_manifest(output_uri) else None
+    if there is not None and name in there.settings:
+        _check_same(output_uri, name, there.settings[name], record)
+        _clean_up(output_uri, name)
+        return there
+    if there is not None and (there.image_size, there.group_size) != (settings.image_size, settings.group_size):
         raise DataError(
-            f"{output_uri}: holds crops of {old.image_size} px in groups of {old.group_size}; image_size and group_size "
+            f"{output_uri}: holds crops of {there.image_size} px in groups of {there.group_size}; image_size and group_size "
             "of another source must be the same"
         )
+    return Preparation(settings, output_uri, name, record, make_plan(settings, source), there)
 
-    if not exists(join(work_uri, "plan.json")) or read_json(join(work_uri, "plan.json")) != record:
+
+def execute(prepared: Preparation, progress: Progress = SILENT) -> Manifest:
+    """The second part of `ingest`. Needs a running Ray."""
+    settings, output_uri, name, work_uri = prepared.settings, prepared.output_uri, prepared.name, prepared.work_uri
+    plan_uri = join(work_uri, "plan.json")
+    if not exists(plan_uri) or read_json(plan_uri) != prepared.record:
         # Remains of an ingest with other settings or files; nothing of it was published.
         delete(work_uri)
         for shard_uri in _shards_of(output_uri, name):
             delete(shard_uri)
-        write_json(join(work_uri, "plan.json"), record)
+        write_json(plan_uri, prepared.record)
 
-    plan = make_plan(settings, source)
-    stats = _first_stage(settings, name, plan, work_uri, progress)
+    stats = _first_stage(prepared, progress)
     rejects = Rejects()
-    rejects.merge(plan.rejects)
+    rejects.merge(prepared.plan.rejects)
     for task_stats in stats:
         rejects.merge(Rejects.from_json(task_stats["rejects"]))
-    num_rows = sum(task_stats["num_rows"] for task_stats in stats)
-    _check_rejects(settings, plan, rejects, num_rows)
-    shards = _second_stage(settings, name, stats, output_uri, work_uri, progress)
+    _check_rejects(settings, prepared.plan, rejects, sum(task_stats["num_rows"] for task_stats in stats))
+    shards = _second_stage(prepared, stats, progress)
 
-    manifest = merge(old, _describe(settings, name, record, stats, shards, rejects), MAX_EXAMPLES)
+    manifest = merge(prepared.there, _describe(prepared, stats, shards, rejects), MAX_EXAMPLES)
     write_manifest(output_uri, manifest)
-    _clean_up(output_uri, work_uri)
+    _clean_up(output_uri, name)
     return manifest
 
 
@@ -271,10 +300,9 @@ def shard_path(source: str, bucket: Bucket) -> str:
     return f"shards/{source}-{split}-{number:05d}.parquet"
 
 
-def _first_stage(
-    settings: IngestSettings, name: str, plan: Plan, work_uri: str, progress: Progress
-) -> list[dict[str, Any]]:
+def _first_stage(prepared: Preparation, progress: Progress) -> list[dict[str, Any]]:
     """Statistics of all tasks, in their order; tasks that an earlier run has finished are not run again."""
+    settings, plan, work_uri = prepared.settings, prepared.plan, prepared.work_uri
     done = {value["task"]: value for value in map(read_json, list_files(join(work_uri, "parts"), ".json"))}
     todo = [
         {"number": task.number, "units": [[asdict(unit), split] for unit, split in task.units]}
@@ -282,7 +310,7 @@ def _first_stage(
         if task.number not in done
     ]
     expected = {task.number: sum(unit.num_frames for unit, _ in task.units) for task in plan.tasks}
-    progress.start(f"find and crop hands ({name})", plan.num_frames, "frames")
+    progress.start(f"find and crop hands ({prepared.name})", plan.num_frames, "frames")
     arguments = {"settings": settings, "num_buckets": plan.num_buckets, "work_uri": work_uri}
     rows = rejects = frames = 0
     for stats in chain(list(done.values()), _run_in_ray(_first_stage_item, arguments, todo, settings.num_workers)):
@@ -295,15 +323,9 @@ def _first_stage(
     return [done[task.number] for task in plan.tasks]
 
 
-def _second_stage(
-    settings: IngestSettings,
-    name: str,
-    stats: Sequence[dict[str, Any]],
-    output_uri: str,
-    work_uri: str,
-    progress: Progress,
-) -> list[Shard]:
+def _second_stage(prepared: Preparation, stats: Sequence[dict[str, Any]], progress: Progress) -> list[Shard]:
     """All shards, ordered by split and bucket; shards that an earlier run has finished are not written again."""
+    settings, name, work_uri = prepared.settings, prepared.name, prepared.work_uri
     buckets = pieces_by_bucket((join(work_uri, "parts", value["part"]), value["pieces"]) for value in stats)
     marks = list_files(join(work_uri, "shards"), ".json")
     done = {shard.path: shard for shard in map(Shard.model_validate, map(read_json, marks))}
@@ -313,7 +335,7 @@ def _second_stage(
         if shard_path(name, (split, number)) not in done
     ]
     progress.start(f"shuffle and write shards ({name})", sum(value["num_rows"] for value in stats), "rows")
-    arguments = {"settings": settings, "output_uri": output_uri, "work_uri": work_uri}
+    arguments = {"settings": settings, "output_uri": prepared.output_uri, "work_uri": work_uri}
     rows = num_bytes = 0
     written = map(Shard.model_validate, _run_in_ray(_second_stage_item, arguments, todo, settings.num_workers))
     for shard in chain(list(done.values()), written):
@@ -410,14 +432,10 @@ def _check_rejects(settings: IngestSettings, plan: Plan, rejects: Rejects, num_r
 
 
 def _describe(
-    settings: IngestSettings,
-    name: str,
-    record: dict[str, Any],
-    stats: Sequence[dict[str, Any]],
-    shards: list[Shard],
-    rejects: Rejects,
+    prepared: Preparation, stats: Sequence[dict[str, Any]], shards: list[Shard], rejects: Rejects
 ) -> Manifest:
     """The manifest of this source alone."""
+    settings, name = prepared.settings, prepared.name
     counts = {split: sum(value["counts"].get(split, 0) for value in stats) for split in SPLITS}
     num_clips = sum(value["num_clips"] for value in stats)
     return Manifest(
@@ -430,7 +448,7 @@ def _describe(
         hands={hand: sum(value["hands"].get(hand, 0) for value in stats) for hand in HANDS},
         rejects={name: dict(sorted(rejects.counts.items()))},
         reject_examples=dict(sorted(rejects.examples.items())),
-        settings={name: IngestRecord(**record, num_clips=num_clips)},
+        settings={name: IngestRecord(**prepared.record, num_clips=num_clips)},
         digest=total_digest(shards),
         shards=shards,
     )
@@ -442,8 +460,12 @@ def _listing(source: Source) -> str:
     return hashlib.blake2b("".join(lines).encode(), digest_size=16).hexdigest()
 
 
-def _clean_up(output_uri: str, work_uri: str) -> None:
-    delete(work_uri)
+def _work_uri(output_uri: str, name: str) -> str:
+    return join(output_uri, "_ingest", name)
+
+
+def _clean_up(output_uri: str, name: str) -> None:
+    delete(_work_uri(output_uri, name))
     if not list_files(join(output_uri, "_ingest")):
         delete(join(output_uri, "_ingest"))
 

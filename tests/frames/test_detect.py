@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, SettingsError
 from pipeline.frames import detect
 from pipeline.frames.detect import DetectorSettings, HandDetector
 from pipeline.frames.rejects import Rejects
@@ -21,7 +21,7 @@ needs_mediapipe = pytest.mark.skipif(importlib.util.find_spec("mediapipe") is No
 @pytest.fixture(scope="module")
 def detector():
     pytest.importorskip("mediapipe")
-    loaded = HandDetector(DetectorSettings(model=str(real_data("hand_landmarker.task"))))
+    loaded = HandDetector(str(real_data("hand_landmarker.task")), DetectorSettings())
     yield loaded
     loaded.close()
 
@@ -61,7 +61,7 @@ def test_an_image_without_a_hand_gives_nothing(detector):
 def test_a_file_that_is_no_model_is_said(tmp_path):
     (tmp_path / "model.task").write_bytes(b"no model")
     with pytest.raises(DataError, match=r"model\.task: not a usable Hand Landmarker model"):
-        HandDetector(DetectorSettings(model=str(tmp_path / "model.task")))
+        HandDetector(str(tmp_path / "model.task"), DetectorSettings())
 
 
 def test_without_mediapipe_it_says_what_to_install(tmp_path, monkeypatch):
@@ -70,6 +70,11 @@ def test_without_mediapipe_it_says_what_to_install(tmp_path, monkeypatch):
     settings = SourceSettings(kind="detected_video", uri=str(tmp_path), detector=DetectorSettings(model="model.task"))
     with pytest.raises(DataError, match=r"pip install equihand\[detect\]"):
         open_source(settings).list_units(Rejects())
+
+
+def test_a_missing_model_setting_is_said(tmp_path):
+    with pytest.raises(SettingsError, match=r"source\.detector\.model"):
+        open_source(SourceSettings(kind="detected_video", uri=str(tmp_path)))
 
 
 def test_real_video_becomes_one_steady_track(detector, tmp_path, monkeypatch):
@@ -81,7 +86,7 @@ def test_real_video_becomes_one_steady_track(detector, tmp_path, monkeypatch):
         detector=DetectorSettings(model=str(real_data("hand_landmarker.task"))),
         track=TrackSettings(max_gap_s=1.0),
     )
-    monkeypatch.setattr("pipeline.frames.sources.detected_video.shared_detector", lambda _: detector)
+    monkeypatch.setattr("pipeline.frames.sources.detected_video.shared_detector", lambda *_: detector)
     source = open_source(settings)
     rejects = Rejects()
     (unit,) = source.list_units(rejects)

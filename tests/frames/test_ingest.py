@@ -296,7 +296,6 @@ def _die(item):
     ("change", "message"),
     [
         ({"source": {"kind": "boxed_images"}}, "boxes"),
-        ({"source": {"kind": "detected_video"}}, "hand_landmarker"),
         ({"source": {"boxes": "x.json"}}, "no meaning for labelled_video"),
         ({"source": {"fps": 5, "stride": 2}}, "fps or stride"),
         ({"source": {"kind": "boxed_images", "boxes": "b.json", "fps": 5}}, "rate of the images"),

@@ -72,13 +72,6 @@ class SourceSettings(Settings):
             raise ValueError("fps needs to know the rate of the images")
         return value
 
-    @field_validator("detector")
-    @classmethod
-    def _needs_model(cls, value: DetectorSettings, info: ValidationInfo) -> DetectorSettings:
-        if info.data.get("kind") == "detected_video" and value.model is None:
-            raise ValueError("detected_video needs source.detector.model, the URI of a hand_landmarker.task file")
-        return value
-
     def resolved_name(self) -> str:
         """The source's name, made from the URI where none is set. Raises DataError where that gives none."""
         if self.name:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from pipeline.errors import SettingsError
 from pipeline.frames.detect import require_mediapipe, shared_detector
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
@@ -32,18 +33,22 @@ class DetectedVideo:
     """See the file's docstring."""
 
     def __init__(self, settings: SourceSettings) -> None:
+        """Raises SettingsError where no detector model is named."""
+        if settings.detector.model is None:
+            raise SettingsError(
+                "setting 'source.detector.model' is required for detected_video: the URI of MediaPipe's hand_landmarker.task"
+            )
         self.settings = settings
+        self._model = settings.detector.model
 
     def list_files(self) -> dict[str, int]:
         """The videos and the detector's model."""
-        assert self.settings.detector.model is not None
-        return file_sizes(self.settings.uri, VIDEO_SUFFIXES) | file_sizes(self.settings.detector.model, ("",))
+        return file_sizes(self.settings.uri, VIDEO_SUFFIXES) | file_sizes(self._model, ("",))
 
     def list_units(self, rejects: Rejects) -> list[Unit]:
         """One unit a video. Raises DataError where there is no video, or no detector to run."""
         require_mediapipe()
-        assert self.settings.detector.model is not None
-        preflight(self.settings.detector.model)
+        preflight(self._model)
         videos = find_videos(self.settings.uri)
         fps, stride = self.settings.fps, self.settings.stride
         with ThreadPoolExecutor(_READERS) as pool:
@@ -63,7 +68,7 @@ class DetectedVideo:
             yield OpenUnit(frames, lambda indexes: read_frames(path, info, indexes, unit.name, rejects))
 
     def _find(self, path: str, info: VideoInfo, name: str, rejects: Rejects) -> list[FrameHands]:
-        detector = shared_detector(self.settings.detector)
+        detector = shared_detector(self._model, self.settings.detector)
         indexes = sample(info.times_s, self.settings.fps, self.settings.stride)
         for index in range(len(info.pts), info.num_declared):
             rejects.add("broken_video_tail", f"{name}/{index:06d}")
