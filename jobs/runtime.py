@@ -74,6 +74,8 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     except (ConnectionError, TimeoutError, RuntimeError) as error:
         raise EquihandError(f"Ray at '{address}' cannot be reached: {' '.join(str(error).split())[:200]}") from None
     quiet_libraries()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # ray.init put its own handler there, which ends without clean-up
     try:
         yield
     finally:
