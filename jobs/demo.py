@@ -87,8 +87,8 @@ def _steps(
     root = f"s3://{BUCKET}"
     storage = {"storage": f"{root}/runs"}
     tracking = TrackingSettings(uri=f"sqlite:///{folder / 'mlflow.db'}", experiment="demo").model_dump()
-    encoder = {"width": 32, "small_stem": True}
-    view_size = 48
+    encoder = {"width": 32}
+    view_size = 64
 
     def synthesize_clips(_: dict[str, Any]) -> dict[str, Any]:
         # Few frames far apart: many hands and poses for little rendering.
@@ -107,7 +107,7 @@ def _steps(
             {
                 "source": {"kind": "labelled_video", "uri": f"{root}/clips", "name": "synthetic"},
                 "output": f"{root}/frames",
-                "image_size": 72,
+                "image_size": 96,
                 "group_size": 4,
                 "group_stride_s": 0.5,
                 "splits": {"train": 0.8, "val": 0.08, "test": 0.12},
