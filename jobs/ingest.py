@@ -9,8 +9,9 @@ from typing import Any
 
 from jobs.runtime import RaySettings, ray_session, run_job
 from jobs.terminal import TerminalProgress
-from pipeline.frames.ingest import IngestSettings, execute, prepare
+from pipeline.frames.ingest import execute, prepare
 from pipeline.frames.manifest import Manifest
+from pipeline.frames.plan import IngestSettings
 from pipeline.frames.schema import SPLITS
 from pipeline.progress import SILENT, Progress
 

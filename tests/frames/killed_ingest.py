@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.frames import buckets, ingest, manifest
+from pipeline.frames import buckets, ingest, manifest, plan
 
 
 def main() -> None:
-    settings = ingest.IngestSettings.model_validate_json(Path(sys.argv[1]).read_text())
+    settings = plan.IngestSettings.model_validate_json(Path(sys.argv[1]).read_text())
     remaining = int(sys.argv[3])
 
     def count() -> None:

@@ -10,8 +10,10 @@ import pytest
 from jobs.ingest import IngestJob, run
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames import ingest as module
-from pipeline.frames.ingest import IngestSettings, ingest
+from pipeline.frames import plan
+from pipeline.frames.ingest import ingest
 from pipeline.frames.manifest import read_manifest
+from pipeline.frames.plan import IngestSettings
 from pipeline.frames.schema import SCHEMA, digest, digest_to_hex
 from pipeline.progress import Progress
 from pipeline.storage import copy_from_local, exists, join, list_files, resolve
@@ -37,7 +39,7 @@ def clips(tmp_path_factory) -> Path:
 @pytest.fixture
 def inline(monkeypatch):
     """Run the tasks in this process."""
-    monkeypatch.setattr(module, "MIN_FRAMES_PER_TASK", 30)
+    monkeypatch.setattr(plan, "MIN_FRAMES_PER_TASK", 30)
 
     def run_inline(work, arguments, items, num_workers):
         for item in items:
@@ -115,7 +117,7 @@ def test_again_is_a_no_op(clips, tmp_path, inline):
 
 def test_results_do_not_depend_on_how_the_work_was_divided(clips, tmp_path, inline, monkeypatch):
     first = ingest(settings_for(clips), str(tmp_path / "a"))
-    monkeypatch.setattr(module, "MIN_FRAMES_PER_TASK", 1000)
+    monkeypatch.setattr(plan, "MIN_FRAMES_PER_TASK", 1000)
     second = ingest(settings_for(clips), str(tmp_path / "b"))
     assert first.shards == second.shards
 
