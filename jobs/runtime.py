@@ -92,12 +92,14 @@ def _python_path() -> dict[str, str]:
 
 def quiet_libraries() -> None:
     """Keep the libraries' chatter out of the terminal; warnings and errors still go to their log files."""
+    import ray.data  # sets its own log levels when it is imported, so before ours
+    import ray.train
+    import ray.tune  # noqa: F401
+
     warnings.filterwarnings("ignore", module=r"(ray|mlflow|torch|optuna|pydantic|pandas)\b.*")
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "mlflow", "alembic", "optuna", "botocore", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
+    context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
