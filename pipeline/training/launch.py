@@ -64,10 +64,11 @@ def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, di
         old = yaml.safe_load(read_bytes(settings_uri))
         flat = flatten(settings)
         previous = dict(_flat(old))
+        # A setting that is in only one of the two came or went with a version of the code.
         changed = [
             name
-            for name in sorted({*flat, *previous})
-            if not name.startswith(_MAY_CHANGE) and flat.get(name) != previous.get(name)
+            for name in sorted(flat.keys() & previous.keys())
+            if not name.startswith(_MAY_CHANGE) and flat[name] != previous[name]
         ]
         if changed:
             name = changed[0]
