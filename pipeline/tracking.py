@@ -1,4 +1,4 @@
-"""MLflow: runs, settings, metrics and pictures. The only file that imports it.
+"""MLflow: runs, settings, metrics, pictures and models. The only file of the project that imports it.
 
 A run is created in the driver. Its handle (`Run`) is small and picklable, so that workers and callbacks can log to it
 through the client API (the fluent API keeps global state and is not safe across processes).
@@ -9,7 +9,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from pipeline.errors import EquihandError
 from pipeline.storage import absolute, is_local
 
 if TYPE_CHECKING:
+    import numpy as np
     from mlflow import MlflowClient
 
 # MLflow reads these when it is imported.
@@ -77,6 +78,10 @@ class Run:
     def log_file(self, path: str | Path, folder: str = "") -> None:
         """Store a local file as an artifact, below `folder`."""
         _client(self.tracking_uri).log_artifact(self.mlflow_run_id, str(path), folder if folder != "." else None)
+
+    def log_folder(self, path: str | Path, folder: str) -> None:
+        """Store a local folder as artifacts, below `folder`."""
+        _client(self.tracking_uri).log_artifacts(self.mlflow_run_id, str(path), folder)
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """Every metric of the run as (step, value) pairs, in order of step."""
@@ -145,6 +150,38 @@ def existing_run(settings: TrackingSettings, mlflow_run_id: str) -> Run:
         return Run(uri, mlflow_run_id, _client(uri).get_run(mlflow_run_id).info.experiment_id)
     except MlflowException as error:
         raise EquihandError(f"MLflow at {settings.uri}: {' '.join(str(error).split())[:300]}") from None
+
+
+def save_model(
+    path: str | Path,
+    code: str | Path,
+    program: str | Path,
+    inputs: Mapping[str, "np.ndarray"],
+    outputs: Mapping[str, "np.ndarray"],
+    requirements: Sequence[str],
+) -> None:
+    """Write an MLflow model (python_function flavour, signature, input example) into a local folder.
+
+    code: Python file that the model runs (see models/mlflow_program.py). program: file that it loads. inputs, outputs: an
+    example batch by name; their first axis becomes the batch. requirements: pip packages, with versions.
+    """
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    def schema(arrays: Mapping[str, "np.ndarray"]) -> Schema:
+        return Schema([TensorSpec(a.dtype, (-1, *a.shape[1:]), name) for name, a in arrays.items()])
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    mlflow.pyfunc.save_model(
+        str(path),
+        python_model=str(code),
+        artifacts={"program": str(program)},
+        signature=ModelSignature(schema(inputs), schema(outputs)),
+        input_example=dict(inputs),
+        model_config={"inputs": list(inputs), "outputs": list(outputs)},
+        pip_requirements=[f"mlflow=={mlflow.__version__}", *requirements],
+    )
 
 
 def _experiment(client: "MlflowClient", settings: TrackingSettings) -> str:

@@ -29,13 +29,16 @@ def skeleton_overlay(image: Any, joints: Any, true_joints: Any = None, size: int
     draw = ImageDraw.Draw(picture)
     width = max(1.0, size / 100) * _OVERSAMPLING
     if true_joints is not None:
-        _draw_skeleton(draw, np.asarray(true_joints, dtype=float) * factor, width, plain=True)
-    _draw_skeleton(draw, np.asarray(joints, dtype=float) * factor, width)
+        draw_skeleton(draw, np.asarray(true_joints, dtype=float) * factor, width, plain=True)
+    draw_skeleton(draw, np.asarray(joints, dtype=float) * factor, width)
     return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def _draw_skeleton(draw: ImageDraw.ImageDraw, joints: npt.NDArray[Any], width: float, plain: bool = False) -> None:
-    """A dark rim keeps every line readable on skin, on white and on black."""
+def draw_skeleton(draw: ImageDraw.ImageDraw, joints: npt.NDArray[Any], width: float, plain: bool = False) -> None:
+    """Draw a hand, joints (21, 2) in pixels; plain: in white. Joints that are not finite draw nothing.
+
+    A dark rim keeps every line readable on skin, on white and on black.
+    """
     if not np.isfinite(joints).all():
         return
     points = [(float(x), float(y)) for x, y in joints]
@@ -63,7 +66,7 @@ def side_view(predicted: Any, true: Any, size: int) -> npt.NDArray[np.uint8]:
     draw = ImageDraw.Draw(picture)
     for hand, plain in zip(hands, (True, False), strict=True):
         points = (hand - centre) / max(reach, 1e-9) * 0.44 * large + large / 2
-        _draw_skeleton(draw, points, max(1.0, size / 100) * _OVERSAMPLING, plain)
+        draw_skeleton(draw, points, max(1.0, size / 100) * _OVERSAMPLING, plain)
     return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
 
 

@@ -21,11 +21,17 @@ from pipeline.hands import NUM_JOINTS, reorder
 from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.training.checkpoints import read_checkpoint
+from pipeline.views import VIEW_MARGIN
 
 StateDict = dict[str, Tensor]
 
 RELEASED_VIEW_SIZE = 224
 """Side of the views that PeCLR's released fine-tuned models expect, pixels (published prediction script)."""
+
+RELEASED_VIEW_MARGIN = 1 / 0.7
+"""Side of those views in hand boxes: there, the hand fills 0.7 of the view."""
+
+_RELEASED_META = {"kind": "pose", "format": "peclr-released"}
 
 _DEPTHS = {
     (False, (2, 2, 2, 2)): "resnet18",
@@ -45,6 +51,11 @@ class LoadedPoseModel(NamedTuple):
     """Side of the views it was trained on, pixels."""
     meta: dict[str, Any]
     """meta.json of the checkpoint; for released files {"kind": "pose", "format": ...}."""
+
+    @property
+    def view_margin(self) -> float:
+        """Side of its views in hand boxes (tight around the joints)."""
+        return RELEASED_VIEW_MARGIN if self.meta.get("format") == _RELEASED_META["format"] else VIEW_MARGIN
 
 
 def load_encoder(uri: str) -> tuple[Encoder, dict[str, Any]]:
@@ -66,7 +77,7 @@ def load_pose_model(uri: str) -> LoadedPoseModel:
     state, meta = _read(uri)
     if "backend_model.fc.weight" in state:
         model = _released_pose_model(state, uri)
-        return LoadedPoseModel(model.eval(), RELEASED_VIEW_SIZE, {"kind": "pose", "format": "peclr-released"})
+        return LoadedPoseModel(model.eval(), RELEASED_VIEW_SIZE, dict(_RELEASED_META))
     if meta.get("kind") != "pose":
         held = f"a {meta['kind']} checkpoint" if "kind" in meta else f"keys {_some(state)}"
         raise DataError(
@@ -82,6 +93,15 @@ def load_pose_model(uri: str) -> LoadedPoseModel:
     rest = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
     _load(model, {**_prefixed("encoder.", model.encoder.state_dict()), **rest}, uri)
     return LoadedPoseModel(model.eval(), view_size, meta)
+
+
+def read_meta(uri: str) -> dict[str, Any]:
+    """What is known of the model behind a URI without building it: meta.json of a checkpoint or a run, {"kind": "pose",
+    "format": "peclr-released"} for PeCLR's fine-tuned files, {} for other weights files. kind "pose" is for
+    `load_pose_model`, anything else for `load_encoder`.
+    """
+    state, meta = _read(uri)
+    return dict(_RELEASED_META) if "backend_model.fc.weight" in state else meta
 
 
 def _read(uri: str) -> tuple[StateDict, dict[str, Any]]:

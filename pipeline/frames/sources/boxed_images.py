@@ -108,7 +108,7 @@ class BoxedImages:
             )
             for (index, good), numbers in zip(chosen, tracks, strict=True)
         ]
-        yield OpenUnit(frames, partial(_read_images, unit, rejects))
+        yield OpenUnit(frames, partial(read_images, unit, rejects))
 
     def _hands_with_boxes(
         self, entry: dict[str, Any], name: str, rejects: Rejects
@@ -123,7 +123,7 @@ class BoxedImages:
         return good
 
 
-def _read_images(unit: Unit, rejects: Rejects, indexes: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
+def read_images(unit: Unit, rejects: Rejects, indexes: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
     """Images by index, upright RGB; those that are missing or broken are counted."""
     for index in indexes:
         file = (unit.entries or [])[index]["file"]

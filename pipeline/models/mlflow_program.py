@@ -1,0 +1,31 @@
+"""The code inside an exported MLflow model: it runs the torch.export program that lies beside it.
+
+MLflow copies this file into the model and runs it wherever the model is loaded, so it needs torch, and nothing of this
+project. It is not imported from here.
+"""
+
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+import torch
+
+
+class ProgramModel(mlflow.pyfunc.PythonModel):
+    """Arrays by input name -> arrays by output name."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the program."""
+        self.program = torch.export.load(context.artifacts["program"]).module()
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        """Arrays by input name -> arrays by output name. (MLflow takes a signature from type hints, where there are any.)"""
+        config = context.model_config
+        inputs = [torch.from_numpy(np.ascontiguousarray(model_input[name])) for name in config["inputs"]]
+        with torch.inference_mode():
+            outputs = self.program(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {name: output.numpy() for name, output in zip(config["outputs"], outputs, strict=True)}
+
+
+mlflow.models.set_model(ProgramModel())
