@@ -1,6 +1,6 @@
 """Self-supervised objectives as pure functions on tensors."""
 
-from pipeline.objectives.contrastive import nt_xent, nt_xent_global, similarity_stats
+from pipeline.objectives.contrastive import PairWeights, nt_xent, nt_xent_global, similarity_stats
 from pipeline.objectives.pairwise import (
     GEOMETRY,
     PairwiseHead,
@@ -9,12 +9,15 @@ from pipeline.objectives.pairwise import (
     relative_transform,
 )
 from pipeline.objectives.peclr import reference_translation, undo_similarity, undo_transform
-from pipeline.objectives.settings import ObjectiveSettings, latent
+from pipeline.objectives.settings import NegativeSettings, ObjectiveSettings, PositiveSettings, latent
 
 __all__ = [
     "GEOMETRY",
+    "NegativeSettings",
     "ObjectiveSettings",
+    "PairWeights",
     "PairwiseHead",
+    "PositiveSettings",
     "hybrid_loss",
     "latent",
     "nt_xent",

@@ -1,12 +1,31 @@
 """NT-Xent, the contrastive loss of SimCLR (Chen et al. 2020) and PeCLR, and figures that describe an embedding."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.geometry import at_least_float32
+
+
+class PairWeights(NamedTuple):
+    """How single pairs of views count in NT-Xent, for r anchors and all 2N views; None leaves the plain loss."""
+
+    log_weight: Tensor | None = None
+    """(r, 2N) logarithm of what a view's term in the denominator is multiplied by; -inf leaves it out. The positive
+    always counts once, whatever stands here."""
+    factor: Tensor | None = None
+    """(r, 2N) multiplies the cosines in the denominator, the positive's too."""
+    positive_factor: Tensor | None = None
+    """(r,) multiplies the positive's cosine in the numerator."""
+
+
+WeightsOf = Callable[[Tensor], PairWeights]
+"""The weights of given anchors: indices (r,) into this worker's 2n anchors, those of the first views first."""
 
 
 def nt_xent(view_1: Tensor, view_2: Tensor, temperature: float = 0.5) -> Tensor:
@@ -20,7 +39,15 @@ def nt_xent(view_1: Tensor, view_2: Tensor, temperature: float = 0.5) -> Tensor:
 
 
 def nt_xent_global(
-    local_1: Tensor, local_2: Tensor, all_1: Tensor, all_2: Tensor, offset: int, temperature: float = 0.5
+    local_1: Tensor,
+    local_2: Tensor,
+    all_1: Tensor,
+    all_2: Tensor,
+    offset: int,
+    temperature: float = 0.5,
+    *,
+    weights_of: WeightsOf | None = None,
+    max_rows: int | None = None,
 ) -> Tensor:
     """NT-Xent of one worker's n pairs against all 2N views of all workers: a scalar, the mean over its 2n anchors.
 
@@ -29,6 +56,8 @@ def nt_xent_global(
     Workers may hold different n: the loss of the whole batch is sum over workers of (n / N) * loss. So under
     DistributedDataParallel, which averages gradients over W workers, each worker multiplies by W * n / N. A worker with
     no pairs gives 0.
+    weights_of: how single pairs count. max_rows: anchors whose logits are held at a time, (max_rows, 2N) floats; the
+    backward pass computes them again. None holds all.
     """
     anchors = _unit(torch.cat([local_1, local_2]))
     columns = _unit(torch.cat([all_1, all_2]))
@@ -38,10 +67,31 @@ def nt_xent_global(
     rows = torch.arange(offset, offset + num_local, device=anchors.device)
     itself = torch.cat([rows, rows + num_all])
     positive = torch.cat([rows + num_all, rows])
+    index = torch.arange(2 * num_local, device=anchors.device)
+
+    def loss_sum(part: Tensor) -> Tensor:
+        weights = weights_of(part) if weights_of is not None else PairWeights()
+        own, partner = itself[part, None], positive[part, None]
+        logits = anchors[part] @ columns.T / temperature
+        target = logits.gather(1, partner)[:, 0]
+        if weights.positive_factor is not None:
+            target = target * weights.positive_factor
+        if weights.factor is not None:
+            logits = logits * weights.factor
+        if weights.log_weight is not None:
+            logits = logits + weights.log_weight.scatter(1, partner, 0)
+        return (logits.scatter(1, own, -torch.inf).logsumexp(1) - target).sum()
+
     with torch.autocast(anchors.device.type, enabled=False):
-        logits = anchors @ columns.T / temperature
-        logits = logits.scatter(1, itself[:, None], -torch.inf)
-        return F.cross_entropy(logits, positive, reduction="sum") / max(2 * num_local, 1)
+        if max_rows is None or 2 * num_local <= max_rows:
+            total = loss_sum(index)
+        else:
+            parts = [
+                checkpoint(loss_sum, part, use_reentrant=False, preserve_rng_state=False)
+                for part in index.split(max_rows)
+            ]
+            total = torch.stack(parts).sum()
+    return total / max(2 * num_local, 1)
 
 
 @torch.no_grad()

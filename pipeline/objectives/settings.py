@@ -3,21 +3,63 @@
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from pipeline.config import Settings
 from pipeline.geometry import at_least_float32
+from pipeline.objectives.pairwise import GEOMETRY, TARGET_SIZES
 from pipeline.objectives.peclr import reference_translation, undo_similarity, undo_transform
 from pipeline.views import Views
+
+
+class PositiveSettings(Settings):
+    """What a view is pulled towards."""
+
+    kind: Literal["same-frame", "temporal", "similar"] = "same-frame"
+    """`same-frame`: the frame's other view. `temporal`: a view of another frame of its clip, from its frame group.
+    `similar`: a view of a frame of another video with a similar 2D pose, mined by `jobs.mine` (SiMHand)."""
+
+    max_seconds: float = Field(default=0.5, gt=0)
+    """`temporal`: how far apart the two frames may be, at most. Frames without such a partner use their own."""
+
+    pairs: str = "similar"
+    """`similar`: name under which `jobs.mine` wrote the pairs beside the frame set."""
+
+    adaptive_weights: bool = False
+    """`similar`: weigh cosines by the distance of the 2D joints in the two views, as SiMHand does."""
+
+    @model_validator(mode="after")
+    def _weights_need_joints(self) -> "PositiveSettings":
+        if self.adaptive_weights and self.kind != "similar":
+            raise ValueError("adaptive_weights needs kind 'similar', whose pairs carry 2D joints")
+        return self
+
+
+class NegativeSettings(Settings):
+    """What other frames of a frame's own clip count for among its negatives.
+
+    With frame groups a batch holds some of them: same background, skin and light, and only the pose tells them apart.
+    """
+
+    same_clip: Literal["keep", "beyond", "weight", "mask"] = "keep"
+    """`keep`: like all others (hard negatives). `beyond`: only where further away than beyond_seconds. `weight`: times
+    `weight`. `mask`: not at all."""
+
+    beyond_seconds: float = Field(default=0.5, ge=0)
+    """`beyond`: frames nearer than this (near-duplicates) are left out."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """`weight`: what their terms in the denominator are multiplied by; below 1 softens, above 1 sharpens."""
 
 
 class ObjectiveSettings(Settings):
     """The pretraining objective."""
 
-    name: Literal["peclr", "simclr"] = "peclr"
+    name: Literal["peclr", "simclr", "pairwise", "hybrid"] = "peclr"
     """`peclr` undoes each view's geometric transform on its projection (equivariance); `simclr` compares projections as
-    they are (invariance), the baseline."""
+    they are (invariance), the baseline; `pairwise` regresses the transform between two views; `hybrid` contrasts views
+    that differ in colour and regresses the transform between views that differ in geometry."""
 
     inverse: Literal["exact-units", "similarity", "reference"] = "exact-units"
     """How `peclr` undoes the transform: `exact-units` as in the paper; `similarity` reads the projection as image
@@ -27,6 +69,39 @@ class ObjectiveSettings(Settings):
     temperature: float = Field(default=0.5, gt=0)
     """NT-Xent temperature. 0.5 is the paper's; 0.1 weights hard negatives more, which helps where frames of one clip
     share a batch."""
+
+    positives: PositiveSettings = PositiveSettings()
+    negatives: NegativeSettings = NegativeSettings()
+
+    max_logits_rows: int | None = Field(default=None, ge=1)
+    """Anchors (two a frame) whose similarities are held in memory at a time; none holds all. Worth setting above some
+    16,000 views."""
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether NT-Xent is part of it, for which a projection head is needed."""
+        return self.name != "pairwise"
+
+    @property
+    def regresses(self) -> tuple[str, ...]:
+        """Parameters of the transform between two views that are regressed."""
+        return {"pairwise": tuple(TARGET_SIZES), "hybrid": GEOMETRY}.get(self.name, ())
+
+    @property
+    def needs_relations(self) -> bool:
+        """Whether it asks which clip a frame is from."""
+        return self.positives.kind != "same-frame" or self.negatives.same_clip != "keep"
+
+    @model_validator(mode="after")
+    def _other_frames_need_a_contrast(self) -> "ObjectiveSettings":
+        if self.positives.kind != "same-frame" and self.regresses:
+            raise ValueError(
+                f"positives '{self.positives.kind}' do not go with '{self.name}', which regresses the transform between "
+                "two views of one frame"
+            )
+        if self.negatives.same_clip != "keep" and not self.contrasts:
+            raise ValueError(f"'{self.name}' has no negatives; leave negatives.same_clip at 'keep'")
+        return self
 
 
 def latent(
@@ -41,7 +116,7 @@ def latent(
     crop_side, view_size matter to the inverse `reference` only: side of the stored crop in source pixels ((N,) or one
     number; where it is unknown the stored size, 160, stands for it) and pixels of the network's input.
     """
-    if settings.name == "simclr":
+    if settings.name != "peclr":
         return F.normalize(at_least_float32(projections), dim=-1)
     if settings.inverse == "similarity":
         return undo_similarity(projections, views.angle, views.translation, views.scale)

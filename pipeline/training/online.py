@@ -13,6 +13,8 @@ from pipeline.views import ViewSettings, apply_views, denormalise, identity_view
 
 _BATCH = 256
 _NUM_QUERIES, _NUM_NEIGHBOURS = 6, 6
+NUM_VIEW_PAIRS = 24
+"""In the picture of views."""
 
 
 class ProbeSettings(Settings):
@@ -90,7 +92,7 @@ def view_pairs_picture(first: Tensor, second: Tensor) -> bytes:
     """PNG of pairs of views as the network saw them. first, second: (N, 3, S, S), normalised."""
     from pipeline.evaluation.figures import view_pairs
 
-    return view_pairs(denormalise(first[:24].cpu()), denormalise(second[:24].cpu()))
+    return view_pairs(denormalise(first.cpu()), denormalise(second.cpu()))
 
 
 def _neighbours_picture(features: Tensor, frames: Tensor) -> bytes:

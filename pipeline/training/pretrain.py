@@ -1,13 +1,15 @@
 """Pretraining with equivariant contrastive learning (PeCLR, Spurr et al. 2021) on any number of workers.
 
 A step: a batch of uint8 crops -> two views each, on the device -> both views through encoder and projection head in one
-pass -> each view's transform undone on its projection -> NT-Xent against the views of all workers.
+pass -> each view's transform undone on its projection -> NT-Xent against the views of all workers. What a step computes is
+in contrast.py, how a batch larger than the memory gets through the network in grad_cache.py.
 """
 
 import os
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,17 +19,20 @@ from torch import Tensor, nn
 from pipeline.config import Settings
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.manifest import Manifest, read_manifest
+from pipeline.frames.pairs import read_pairs_info
 from pipeline.frames.stream import Batch, num_batches, stream_batches
-from pipeline.models.encoder import EncoderSettings, build_encoder
-from pipeline.models.projection import ProjectionHead
-from pipeline.objectives import ObjectiveSettings, latent, nt_xent_global, similarity_stats
+from pipeline.models.encoder import EncoderSettings
+from pipeline.models.pretrain import PretrainModel, ProjectionSettings
+from pipeline.objectives import ObjectiveSettings, similarity_stats
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import join, preflight, write_bytes
 from pipeline.tracking import TrackingSettings
 from pipeline.training.checkpoints import read_trainer_state, save_checkpoint
-from pipeline.training.distributed import bf16_pays, gather, gather_values
+from pipeline.training.contrast import Pairs, columns_for, make_pairs, step_loss
+from pipeline.training.distributed import bf16_pays, gather_values
+from pipeline.training.grad_cache import backward
 from pipeline.training.launch import RunSettings, WorkerSettings, new_run_id, open_run, train_on_workers
-from pipeline.training.online import OnlineProbe, ProbeSettings, view_pairs_picture
+from pipeline.training.online import NUM_VIEW_PAIRS, OnlineProbe, ProbeSettings, view_pairs_picture
 from pipeline.training.optim import (
     OptimiserSettings,
     build_optimiser,
@@ -35,16 +40,8 @@ from pipeline.training.optim import (
     peak_learning_rate,
     set_learning_rate,
 )
-from pipeline.views import ViewSettings, apply_views, cat_views, generator_for, sample_views
-
-
-class ProjectionSettings(Settings):
-    """The projection head, used in pretraining only."""
-
-    hidden: int = Field(default=512, ge=1)
-    """Units of the hidden layer."""
-    outputs: int = Field(default=128, ge=4, multiple_of=2)
-    """Length of the projection; read as outputs / 2 points in the plane."""
+from pipeline.training.sync_norm import synchronise_batch_norm
+from pipeline.views import ViewSettings, generator_for
 
 
 class CheckpointSettings(Settings):
@@ -69,6 +66,9 @@ class PretrainSettings(Settings):
     """Passes over the split (PeCLR: 100)."""
     batch_size: int = Field(default=128, ge=2)
     """Frames per worker and step; every frame gives two views."""
+    micro_batch: int | None = Field(default=None, ge=2)
+    """Frames that pass through the network at a time (gradient caching); none takes the whole batch at once. Memory then
+    follows micro_batch, not batch_size, for one more forward pass; BatchNorm sees each micro-batch for itself."""
     seed: int = Field(default=5, ge=0)
     """Seed of initial weights, order and views."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
@@ -98,20 +98,11 @@ class PretrainSettings(Settings):
     def _views_fit(self) -> "PretrainSettings":
         if self.views.size < 16:
             raise ValueError(f"setting 'views.size' = {self.views.size}: must be at least 16 for a ResNet")
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(
+                f"setting 'micro_batch' = {self.micro_batch}: is larger than batch_size = {self.batch_size}"
+            )
         return self
-
-
-class PretrainModel(nn.Module):
-    """Encoder and projection head: images (N, 3, H, W) -> projections (N, P)."""
-
-    def __init__(self, encoder: EncoderSettings, projection: ProjectionSettings) -> None:
-        super().__init__()
-        self.encoder = build_encoder(encoder)
-        self.projection = ProjectionHead(self.encoder.num_features, projection.hidden, projection.outputs)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images -> projections."""
-        return self.projection(self.encoder(images))
 
 
 def pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[str, Any]:
@@ -123,6 +114,7 @@ def pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[st
     _, finished = open_run(settings, settings.run, run_id)
     if finished is not None:
         return finished
+    _check_positives(settings, manifest)
     OnlineProbe.check(settings.probe, settings.frame_set)
     global_batch = settings.batch_size * settings.workers.num_workers
     return train_on_workers(
@@ -161,6 +153,17 @@ def _steps_per_epoch(settings: PretrainSettings, manifest: Manifest) -> int:
     return steps
 
 
+def _check_positives(settings: PretrainSettings, manifest: Manifest) -> None:
+    positives = settings.objective.positives
+    if positives.kind == "temporal" and manifest.group_size < 2:
+        raise SettingsError(
+            f"setting 'objective.positives.kind' = 'temporal': {settings.frame_set} has no frame groups, its frames are "
+            "shuffled one by one; ingest it with group_size 2 or more"
+        )
+    if positives.kind == "similar":
+        read_pairs_info(settings.frame_set, positives.pairs, manifest, settings.split)
+
+
 def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The loop of one Ray Train worker. Returns {"error": text} where training cannot go on, the same on all workers."""
     import ray.train
@@ -178,7 +181,7 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.benchmark = True
 
-    model = PretrainModel(settings.encoder, settings.projection)
+    model = PretrainModel(settings.encoder, settings.projection, settings.objective)
     optimiser = build_optimiser(model, settings.optimiser)
     steps_per_epoch = _steps_per_epoch(settings, manifest)
     state = _resume(model, optimiser, device)
@@ -200,6 +203,8 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
         num_readers=settings.num_readers,
         max_bad_fraction=settings.max_bad_fraction,
         manifest=manifest,
+        columns=columns_for(settings.objective),
+        pairs=settings.objective.positives.pairs if settings.objective.positives.kind == "similar" else None,
     )
     metrics: dict[str, Any] = {}
     probed: dict[str, float] = state["probed"]
@@ -223,7 +228,7 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
                 probed, pictures = probe.run(model, last)
                 metrics |= probed
             if epochs_done == 1 or last:
-                pictures["views.png"] = view_pairs_picture(*steps.last_views)
+                pictures["views.png"] = view_pairs_picture(*steps.examples())
         for name, data in pictures.items():
             write_bytes(join(config["folder"], "pictures", name), data)
         if pictures:
@@ -261,56 +266,56 @@ class _Steps:
         self.rank, self.world_size, self.steps_per_epoch = rank, world_size, steps_per_epoch
         self.total = settings.epochs * steps_per_epoch
         self.peak = peak_learning_rate(settings.optimiser, settings.batch_size * world_size)
-        autocast = settings.precision == "bf16" or (settings.precision == "auto" and bf16_pays(device))
-        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast)
+        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bf16_pays(device))
+        self.autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=bf16)
         self.number = 0
         self.learning_rate = 0.0
-        self.last_views: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+        self._pairs: Pairs | None = None
         self._stats: dict[str, Tensor] = {}
         self._shown: dict[str, float] = {}
         self._reset()
 
     def _reset(self) -> None:
         self._losses: list[Tensor] = []
+        self._fallbacks: list[float] = []
         self._waited, self._frames, self._started = 0.0, 0, time.perf_counter()
 
     def run(self, batch: Batch, waited: float) -> None:
         """One optimiser step."""
-        settings = self.settings
+        settings, objective = self.settings, self.settings.objective
         step = batch.epoch * self.steps_per_epoch + batch.step
-        frames = batch.frames
-        if self.device.type == "cuda":
-            frames = frames.pin_memory().to(self.device, non_blocking=True)
-        count = frames.shape[0]
-        # Drawn on the CPU: the same views on every kind of device.
         generator = generator_for(settings.seed, batch.epoch, batch.step, self.rank)
-        views = [sample_views(settings.views, count, generator=generator, device=self.device) for _ in range(2)]
-        images = apply_views(frames, cat_views(*views), settings.views)
+        self._pairs = pairs = make_pairs(batch, objective, settings.views, generator, self.device)
+        counts = [len(pairs)] * self.world_size
         self.learning_rate = learning_rate_at(step, self.total, settings.optimiser, self.peak)
         set_learning_rate(self.optimiser, self.learning_rate)
-        with self.autocast:
-            projections = self.network(images)
-        first, second = (
-            latent(part, view, settings.objective, crop_side=batch.frames.shape[-1], view_size=settings.views.size)
-            for part, view in zip(projections.float().chunk(2), views, strict=True)
-        )
-        everyone = gather(torch.stack([first, second], dim=1), [count] * self.world_size)
-        loss = nt_xent_global(
-            first, second, everyone[:, 0], everyone[:, 1], self.rank * count, settings.objective.temperature
-        )
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        done = backward(
+            self.network,
+            pairs.render,
+            lambda outputs: step_loss(outputs, pairs, objective, counts),
+            len(pairs),
+            settings.micro_batch,
+            self.autocast,
+        )
         if settings.optimiser.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.optimiser.gradient_clip)
         self.optimiser.step()
 
         self.number = step + 1
-        self._losses.append(loss.detach())
+        self._losses.append(done.loss)
+        self._fallbacks.append(pairs.fallback)
         self._waited += waited
-        self._frames += count
+        self._frames += len(pairs)
         if self.number % settings.log_every == 0 or batch.step == self.steps_per_epoch - 1:
-            self._stats = similarity_stats(everyone[:, 0].detach(), everyone[:, 1].detach())
-            self.last_views = (images[:count], images[count:])
+            self._stats = {f"loss_{name}": value for name, value in done.terms.items()} if len(done.terms) > 1 else {}
+            if done.latents is not None:
+                self._stats |= similarity_stats(done.latents[:, 0], done.latents[:, 1])
+
+    def examples(self) -> tuple[Tensor, Tensor]:
+        """Some pairs of the last step as the network saw them, (N, 3, size, size) each."""
+        assert self._pairs is not None, "examples are of a step that was run"
+        return self._pairs.examples(NUM_VIEW_PAIRS)
 
     def figures(self) -> dict[str, float]:
         """What the progress bar shows."""
@@ -335,6 +340,8 @@ class _Steps:
             "data_wait_fraction": self._waited / seconds,
             **{name: float(value) for name, value in self._stats.items()},
         }
+        if self.settings.objective.positives.kind != "same-frame":
+            metrics["without_partner"] = sum(self._fallbacks) / len(self._fallbacks)
         self._shown = {"loss": round(metrics["loss"], 3)}
         self._reset()
         return metrics, ""
@@ -358,8 +365,8 @@ def _due(settings: PretrainSettings, step: int) -> bool:
 def _distributed(model: PretrainModel, settings: PretrainSettings, device: torch.device, world_size: int) -> nn.Module:
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network: nn.Module = model
-    if settings.sync_batch_norm and world_size > 1 and device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if settings.sync_batch_norm and world_size > 1:
+        network = synchronise_batch_norm(network, device)
     if settings.compile:
         network = torch.compile(network)  # type: ignore[assignment]
     if world_size > 1:

@@ -1,0 +1,66 @@
+"""The network of pretraining: an encoder, and what the objective needs on top of it."""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.config import Settings
+from pipeline.models.encoder import EncoderSettings, build_encoder
+from pipeline.models.projection import ProjectionHead
+from pipeline.objectives import ObjectiveSettings, PairwiseHead
+
+
+class ProjectionSettings(Settings):
+    """The heads on top of the encoder, used in pretraining only."""
+
+    hidden: int = Field(default=512, ge=1)
+    """Units of the projection head's hidden layer."""
+    outputs: int = Field(default=128, ge=4, multiple_of=2)
+    """Length of the projection; read as outputs / 2 points in the plane."""
+    pairwise_hidden: int = Field(default=1024, ge=1)
+    """Units of the hidden layers that regress transforms (objectives `pairwise` and `hybrid`)."""
+
+
+class PretrainModel(nn.Module):
+    """Encoder, projection head where the objective contrasts, pairwise head where it regresses.
+
+    forward takes `num_views` views of n frames each, (num_views * n, 3, H, W), row v * n + i being view v of frame i,
+    and gives tensors with one row a frame:
+
+    - "projections" (n, 2, P): of the first two views;
+    - "transform" (n, K): the predicted parameters that turn the first view into the last, side by side;
+    - "log_scales" (n, T): the learnt log scale of each parameter's loss, the same in every row, so that all that the
+      loss needs comes out of the network a frame at a time.
+    """
+
+    def __init__(
+        self,
+        encoder: EncoderSettings,
+        projection: ProjectionSettings,
+        objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008 (settings are immutable)
+    ) -> None:
+        super().__init__()
+        self.encoder = build_encoder(encoder)
+        num_features = self.encoder.num_features
+        self.projection = (
+            ProjectionHead(num_features, projection.hidden, projection.outputs) if objective.contrasts else None
+        )
+        self.pairwise = (
+            PairwiseHead(num_features, objective.regresses, projection.pairwise_hidden) if objective.regresses else None
+        )
+        self.num_views = 3 if self.projection is not None and self.pairwise is not None else 2
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images of all views -> see above."""
+        features = self.encoder(images)
+        num_frames = len(images) // self.num_views
+        outputs: dict[str, Tensor] = {}
+        if self.projection is not None:
+            projections = self.projection(features[: 2 * num_frames])
+            outputs["projections"] = projections.unflatten(0, (2, num_frames)).transpose(0, 1)
+        if self.pairwise is not None:
+            predictions = self.pairwise(features[:num_frames], features[-num_frames:])
+            scales = [self.pairwise.log_scales[name] for name in predictions]
+            outputs["transform"] = torch.cat(list(predictions.values()), 1)
+            outputs["log_scales"] = torch.cat([scale.expand(num_frames, 1) for scale in scales], 1)
+        return outputs
