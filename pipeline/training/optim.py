@@ -19,8 +19,9 @@ _NORM_LAYERS = (
 class OptimiserSettings(Settings):
     """Optimiser and schedule: warm-up, then cosine to zero, by optimiser step."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """Which optimiser."""
+    name: Literal["adamw", "sgd", "lars", "lamb", "adam-in-lars"] = "adamw"
+    """Which optimiser. `lars` (SGD) and `lamb` (Adam) scale each tensor's step by its norm, for very large batches;
+    `adam-in-lars` is what PeCLR's published code uses."""
     learning_rate: float = Field(default=1e-3, gt=0, le=100)
     """Peak learning rate, for a global batch of `reference_batch` frames."""
     scale_by_batch: Literal["none", "linear", "sqrt"] = "none"
@@ -28,9 +29,12 @@ class OptimiserSettings(Settings):
     reference_batch: int = Field(default=256, ge=1)
     """Global batch in frames for which learning_rate is meant."""
     weight_decay: float = Field(default=0.05, ge=0, le=10)
-    """Decoupled weight decay; never applied to biases and norm layers."""
+    """Weight decay, never applied to biases and norm layers: decoupled in `adamw` and `lamb`, added to the gradient in
+    the others."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum of SGD."""
+    """Momentum of `sgd` and `lars`."""
+    trust_coefficient: float = Field(default=1e-3, gt=0)
+    """Of `lars` and `adam-in-lars`: how large a step may be, relative to the norm of the tensor (PeCLR: 0.02)."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate climbs from 0 to its peak (PeCLR: 10 of 100 epochs)."""
     gradient_clip: float | None = Field(default=None, gt=0)
@@ -60,9 +64,53 @@ def build_optimiser(
     A group's optional "lr_scale" multiplies the schedule for its parameters.
     """
     groups = groups if groups is not None else parameter_groups(model, settings.weight_decay)
+    rate = settings.learning_rate
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)
+    if settings.name == "adam-in-lars":
+        return AdamInLars(groups, lr=rate, trust_coefficient=settings.trust_coefficient)
+    if settings.name in ("lars", "lamb"):
+        import pytorch_optimizer  # takes a second to import
+
+        if settings.name == "lamb":
+            return pytorch_optimizer.Lamb(groups, lr=rate)
+        return pytorch_optimizer.LARS(
+            groups, lr=rate, momentum=settings.momentum, trust_coefficient=settings.trust_coefficient
+        )
+    return torch.optim.AdamW(groups, lr=rate)
+
+
+class AdamInLars(torch.optim.Adam):
+    """Adam fed with gradients that LARS has scaled, as PeCLR's published code nests them (LARSWrapper of
+    pytorch-lightning-bolts 0.2.2 round torch's Adam).
+
+    Each tensor p with gradient g, both with a norm above 0: g <- r (g + decay p), where
+    r = min(trust_coefficient |p| / (|g| + decay |p| + 1e-8) / lr, 1). Biases and norm layers are scaled too, without decay.
+    Adam hardly cares how large gradients are, so this stays close to Adam with a little L2.
+    """
+
+    def __init__(self, groups: list[dict[str, object]], lr: float, trust_coefficient: float = 0.02) -> None:
+        super().__init__(groups, lr=lr)
+        self.trust_coefficient = trust_coefficient
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step; the gradients are changed."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            group["weight_decay"] = 0.0  # it is in the gradient already when Adam sees it
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params or group["lr"] == 0:
+                continue
+            gradients = [p.grad for p in params]
+            size, slope = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, gradients))
+            ratio = (self.trust_coefficient * size / (slope + decay * size + 1e-8) / group["lr"]).clamp_max(1)
+            both = (size > 0) & (slope > 0)
+            torch._foreach_mul_(gradients, torch.where(both, ratio, 1.0).unbind())
+            torch._foreach_add_(gradients, torch._foreach_mul(params, (decay * ratio * both).unbind()))
+        super().step()
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
 
 
 def peak_learning_rate(settings: OptimiserSettings, global_batch: int) -> float:
