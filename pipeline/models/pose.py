@@ -99,6 +99,9 @@ class PoseModel(nn.Module):
         self.convention = CONVENTIONS[self.settings.root]
         self.encoder = encoder
         self.head = nn.Linear(encoder.num_features, 3 * NUM_JOINTS)
+        # Start near the view's centre: a usual initialisation would scatter the joints over half the view.
+        nn.init.normal_(self.head.weight, std=1e-3)
+        nn.init.zeros_(self.head.bias)
         self.refinement = RootRefinement() if self.settings.refine_root else None
         self.register_buffer("mean_bone_length", torch.tensor(DEFAULT_BONE_LENGTH_M[self.settings.root]))
 

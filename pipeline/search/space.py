@@ -23,7 +23,7 @@ class SearchSpace(Settings):
     """Learning rate of the encoder as a multiple of the head's; logarithmic."""
     weight_decay: Range | None = (1e-4, 1e-1)
     """Logarithmic."""
-    batch_size: tuple[int, ...] | None = (32, 64, 128)
+    batch_size: tuple[int, ...] | None = (16, 32, 64, 128)
     """Choices."""
     augmentation: Range | None = (0.25, 1.0)
     """Strength of the random views: 0 = always the plain view, 1 = the ranges of the fine-tuning settings; linear."""
