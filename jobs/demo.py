@@ -41,15 +41,15 @@ class DemoJob(Settings):
     """Local folder for everything: object store, MLflow database, logs, report."""
     fresh: bool = False
     """Delete what an earlier demo left and start over."""
-    num_clips: int = Field(default=1500, ge=60)
+    num_clips: int = Field(default=1200, ge=60)
     """Rendered clips, each of another hand before another background."""
     pretrain_epochs: int = Field(default=10, ge=1)
     """Passes over the training frames without labels."""
     num_trials: int = Field(default=4, ge=1)
     """Trials of each of the two searches."""
-    num_labels: int = Field(default=800, ge=40)
+    num_labels: int = Field(default=640, ge=40)
     """Labelled frames to fine-tune on."""
-    finetune_epochs: int = Field(default=20, ge=2)
+    finetune_epochs: int = Field(default=16, ge=2)
     """Epochs of a trial that is not stopped early."""
     seed: int = Field(default=5, ge=0)
     """Seed of rendering, training and search."""
