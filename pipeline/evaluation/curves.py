@@ -39,7 +39,17 @@ class CurveChart:
 
 CURVE_GROUPS = (
     CurveGroup("Loss", "", {"loss": "loss"}, "Mean over all workers."),
-    CurveGroup("Loss terms", "", {"loss_2d": "2D", "loss_depth": "depth", "loss_root": "root"}),
+    CurveGroup(
+        "Loss terms",
+        "",
+        {
+            "loss_2d": "2D",
+            "loss_depth": "depth",
+            "loss_root": "root",
+            "loss_contrast": "contrast",
+            "loss_transform": "transform",
+        },
+    ),
     CurveGroup(
         "Validation",
         "mm",
@@ -57,6 +67,24 @@ CURVE_GROUPS = (
         "root-relative, mm",
         {"probe_epe_mm": "frozen features", "probe_mean_pose_epe_mm": "mean pose"},
         "The same without alignment: orientation counts.",
+    ),
+    CurveGroup(
+        "Online probe",
+        "PA-EPE, mm",
+        {
+            "probe_retrieval_pa_epe_mm": "pose of the nearest neighbour",
+            "probe_retrieval_random_pa_epe_mm": "any training pose",
+        },
+        "The nearest training frame by frozen features: similar features should mean similar poses.",
+    ),
+    CurveGroup(
+        "Equivariance",
+        "",
+        {
+            "probe_equivariance_cosine": "turned with the image",
+            "probe_equivariance_cosine_unturned": "left as it is",
+        },
+        "Cosine of a turned image's projection with the upright one's: turned with the image, or left as it is.",
     ),
     CurveGroup(
         "Cosine similarity",
@@ -81,7 +109,7 @@ CURVE_GROUPS = (
     CurveGroup("Learning rate", "", {"learning_rate": "learning rate"}, "Warm-up, then decay.", smooth=False),
 )
 # Logged for machines; a chart of them tells nothing.
-_NOT_DRAWN = ("epoch", "score", "probe_alpha")
+_NOT_DRAWN = ("epoch", "score", "probe_alpha", "probe_retrieval_epe_mm", "probe_retrieval_random_epe_mm")
 
 
 def group_curves(history: History, groups: Iterable[CurveGroup] = CURVE_GROUPS) -> list[CurveChart]:

@@ -1,24 +1,28 @@
 """What pretraining looks at while it runs: a probe of the frozen features, and pictures."""
 
+import math
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from pipeline.config import Settings
 from pipeline.errors import DataError
-from pipeline.evaluation.probes import nearest_neighbours, ridge_probe
+from pipeline.evaluation.probes import equivariance_score, nearest_neighbours, retrieval_probe, ridge_probe
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.stream import Batch, load_frames
-from pipeline.views import ViewSettings, apply_views, denormalise, identity_views
+from pipeline.views import ViewSettings, apply_views, cat_views, denormalise, identity_views
 
 _BATCH = 256
 _NUM_QUERIES, _NUM_NEIGHBOURS = 6, 6
+_MAX_TURNED, _TURN_DEG = 256, 45.0
 NUM_VIEW_PAIRS = 24
 """In the picture of views."""
 
 
 class ProbeSettings(Settings):
-    """Ridge regression from frozen features to root-relative 3D joints, every few epochs, on a labelled frame set."""
+    """What the frozen features know, every few epochs, on a labelled frame set: ridge regression to root-relative 3D
+    joints, retrieval of similar poses, and whether the projection turns with the image."""
 
     enabled: bool = False
     """Whether to probe; needs a frame set with joints."""
@@ -27,7 +31,7 @@ class ProbeSettings(Settings):
     every_epochs: int = Field(default=5, ge=1)
     """Epochs between probes; the last epoch is always probed."""
     train_split: str = "train"
-    """Split that the regression is fitted on."""
+    """Split that the regression is fitted on, and poses are retrieved from."""
     test_split: str = "val"
     """Split that it is measured on."""
     num_train: int = Field(default=2000, ge=50)
@@ -60,7 +64,10 @@ class OnlineProbe:
         return self.settings.enabled and (last or epochs_done % self.settings.every_epochs == 0)
 
     def run(self, model: torch.nn.Module, with_pictures: bool) -> tuple[dict[str, float], dict[str, bytes]]:
-        """Metrics named probe_*, in mm, and pictures by file name. model: has .encoder; its mode is left as it was."""
+        """Metrics named probe_*, errors in mm, and pictures by file name.
+
+        model: has .encoder and may have .projection; its mode is left as it was.
+        """
         if self._frames is None:
             self._frames = (
                 self._load(self.settings.train_split, self.settings.num_train),
@@ -70,8 +77,14 @@ class OnlineProbe:
         was_training = model.training
         model.eval()
         features = [self._features(model, batch.frames) for batch in (train, test)]
+        joints = [batch.columns["joints_3d"] for batch in (train, test)]
+        scores = ridge_probe(features[0], joints[0], features[1], joints[1])
+        retrieval = retrieval_probe(features[0], joints[0], features[1], joints[1])
+        scores |= {f"retrieval_{name}": value for name, value in retrieval.items()}
+        if getattr(model, "projection", None) is not None:
+            turning = self._equivariance(model, test.frames[:_MAX_TURNED])
+            scores |= {f"equivariance_{name}": value for name, value in turning.items()}
         model.train(was_training)
-        scores = ridge_probe(features[0], train.columns["joints_3d"], features[1], test.columns["joints_3d"])
         pictures = {"neighbours.png": _neighbours_picture(features[1], test.frames)} if with_pictures else {}
         return {f"probe_{name}": float(value) for name, value in scores.items()}, pictures
 
@@ -86,6 +99,16 @@ class OnlineProbe:
             images = apply_views(part, identity_views(len(part), self.device), self.views)
             parts.append(model.encoder(images).float().cpu())  # type: ignore[operator]
         return torch.cat(parts)
+
+    @torch.inference_mode()
+    def _equivariance(self, model: torch.nn.Module, frames: Tensor) -> dict[str, float]:
+        """How well rotations, spread evenly over +- 45 degrees, predict what the projections do."""
+        plain = identity_views(len(frames), self.device)
+        angle = torch.linspace(-1, 1, len(frames), device=self.device) * math.radians(_TURN_DEG)
+        images = apply_views(frames.to(self.device), cat_views(plain, plain._replace(angle=angle)), self.views)
+        parts = [model.projection(model.encoder(part)).float() for part in images.split(_BATCH)]  # type: ignore[operator]
+        before, after = torch.cat(parts).cpu().chunk(2)
+        return equivariance_score(before, after, angle.cpu())
 
 
 def view_pairs_picture(first: Tensor, second: Tensor) -> bytes:

@@ -1,7 +1,7 @@
 """Optimisers and the learning-rate schedule."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -41,7 +41,7 @@ class OptimiserSettings(Settings):
     """Largest gradient norm; none leaves gradients as they are."""
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: with weight decay, and (biases, norm layers, found by module type) without."""
     exempt = {
         id(parameter)
@@ -57,7 +57,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def build_optimiser(
-    model: nn.Module, settings: OptimiserSettings, groups: list[dict[str, object]] | None = None
+    model: nn.Module, settings: OptimiserSettings, groups: list[dict[str, Any]] | None = None
 ) -> torch.optim.Optimizer:
     """The optimiser over a model's trainable parameters. groups: given parameter groups instead of the default two.
 
@@ -89,7 +89,7 @@ class AdamInLars(torch.optim.Adam):
     Adam hardly cares how large gradients are, so this stays close to Adam with a little L2.
     """
 
-    def __init__(self, groups: list[dict[str, object]], lr: float, trust_coefficient: float = 0.02) -> None:
+    def __init__(self, groups: list[dict[str, Any]], lr: float, trust_coefficient: float = 0.02) -> None:
         super().__init__(groups, lr=lr)
         self.trust_coefficient = trust_coefficient
 

@@ -46,7 +46,7 @@ class GlobalBatchNorm(_BatchNorm):
         variance = _SumOverWorkers.apply(centred.square().sum(dims)) / count
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
-                self.num_batches_tracked.add_(1)  # type: ignore[union-attr, operator]
+                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
                 momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)  # type: ignore[arg-type]
                 self.running_mean.lerp_(mean.to(self.running_mean), momentum)
                 unbiased = variance * count / (count - 1).clamp_min(1)

@@ -11,12 +11,13 @@ from torch import nn
 from pipeline.training.sync_norm import GlobalBatchNorm, synchronise_batch_norm
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 6), nn.BatchNorm1d(6)
     )
-    nn.init.uniform_(model[1].weight)
+    with torch.no_grad():
+        next(model[1].parameters()).uniform_()
     return model.double()
 
 
@@ -28,6 +29,10 @@ def loss_of(output: torch.Tensor) -> torch.Tensor:
     return (output * torch.linspace(-1, 2, 6, dtype=torch.float64)).tanh().square().sum()
 
 
+def gradients_of(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
 def _worker(rank: int, counts: list[int], port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
@@ -35,7 +40,7 @@ def _worker(rank: int, counts: list[int], port: int, folder: str) -> None:
     model = synchronise_batch_norm(network(), torch.device("cpu"))
     start = sum(counts[:rank])
     loss_of(model(images(sum(counts))[start : start + counts[rank]])).backward()
-    gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+    gradients = gradients_of(model)
     dist.all_reduce(gradients)
     if rank == 0:
         torch.save({"gradients": gradients, "buffers": dict(model.named_buffers())}, os.path.join(folder, "result.pt"))
@@ -48,14 +53,13 @@ def test_statistics_and_gradients_are_those_of_one_worker(counts, tmp_path, free
     loss_of(model(images(sum(counts)))).backward()
     mp.start_processes(_worker, (counts, free_port, str(tmp_path)), nprocs=len(counts), start_method="spawn")
     result = torch.load(tmp_path / "result.pt", weights_only=True)
-    expected = torch.cat([p.grad.flatten() for p in model.parameters()])
-    torch.testing.assert_close(result["gradients"], expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(result["gradients"], gradients_of(model), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(result["buffers"], dict(model.named_buffers()))
 
 
 def test_alone_or_in_evaluation_it_is_the_plain_layer():
     plain, model = network(), synchronise_batch_norm(network(), torch.device("cpu"))
-    assert isinstance(model[1], GlobalBatchNorm)
+    assert isinstance(model.get_submodule("1"), GlobalBatchNorm)
     assert list(model.state_dict()) == list(plain.state_dict())
     torch.testing.assert_close(model(images(5)), plain(images(5)))
     torch.testing.assert_close(model.eval()(images(5)), plain.eval()(images(5)))

@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from pipeline.models.encoder import EncoderSettings
+from pipeline.models.pretrain import PretrainModel, ProjectionSettings
+from pipeline.objectives import ObjectiveSettings
+from pipeline.training.online import OnlineProbe, ProbeSettings
+from pipeline.views import ViewSettings
+from tests.tiny_sets import write_tiny_set
+
+
+@pytest.mark.parametrize("name", ["peclr", "pairwise"])
+def test_probes_of_frozen_features(name, tmp_path):
+    uri = str(tmp_path / "set")
+    write_tiny_set(uri, splits={"train": 96, "val": 32})
+    torch.manual_seed(0)
+    heads = ProjectionSettings(hidden=16, outputs=8, pairwise_hidden=16)
+    model = PretrainModel(EncoderSettings(width=8), heads, ObjectiveSettings(name=name)).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    probe = OnlineProbe(ProbeSettings(enabled=True), uri, ViewSettings(size=32), torch.device("cpu"))
+    scores, pictures = probe.run(model, with_pictures=True)
+    assert set(pictures) == {"neighbours.png"}
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert 0 < scores["probe_pa_epe_mm"] < 100
+    assert 0 < scores["probe_retrieval_epe_mm"] < 100
+    assert 0 < scores["probe_retrieval_random_pa_epe_mm"] < 100
+    # A pairwise model has no projection that could turn.
+    assert ("probe_equivariance_cosine" in scores) == (name == "peclr")
+    assert -1 <= scores.get("probe_equivariance_cosine", 0) <= 1
+
+
+def test_a_probe_is_due_every_few_epochs_and_at_the_end(tmp_path):
+    probe = OnlineProbe(
+        ProbeSettings(enabled=True, every_epochs=4), "unused", ViewSettings(size=32), torch.device("cpu")
+    )
+    assert [probe.due(epoch, last=epoch == 10) for epoch in range(1, 11)] == [e in (4, 8, 10) for e in range(1, 11)]
