@@ -102,7 +102,7 @@ def _row(
     if not is_inside(hand.box, *image.size):
         rejects.add("box_outside_image", frame_id)
         return None
-    labels = _labels(hand)
+    labels = checked_labels(hand)
     if labels is None:
         rejects.add("bad_joints", frame_id)
         return None
@@ -124,7 +124,7 @@ def _row(
     }
 
 
-def _labels(hand: Hand) -> tuple[np.ndarray | None, np.ndarray | None] | None:
+def checked_labels(hand: Hand) -> tuple[np.ndarray | None, np.ndarray | None] | None:
     """(joints (21, 3), camera (3, 3)), each None where not given; None where one of them is not usable."""
     try:
         joints = None if hand.joints_3d is None else np.asarray(hand.joints_3d, dtype=np.float64)

@@ -6,12 +6,13 @@ project. It is not imported from here.
 
 from typing import Any
 
-import mlflow.pyfunc
+import mlflow.models
 import numpy as np
 import torch
+from mlflow.pyfunc.model import PythonModel
 
 
-class ProgramModel(mlflow.pyfunc.PythonModel):
+class ProgramModel(PythonModel):
     """Arrays by input name -> arrays by output name."""
 
     def load_context(self, context: Any) -> None:

@@ -1,0 +1,37 @@
+"""Predict hand joints in images, video or a frame set.
+
+    python -m jobs.predict --model s3://bucket/models/hand-pose --input video.mp4 \\
+        --detector.model hand_landmarker.task --output predictions --overlay
+
+Writes predictions.parquet, one row a hand, and if asked the input with the hands drawn over it.
+"""
+
+from typing import Any
+
+from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.terminal import TerminalProgress
+from pipeline.prediction.run import PREDICTIONS, PredictSettings, predict, prepare
+from pipeline.progress import SILENT, Progress
+
+
+class PredictJob(PredictSettings):
+    """Settings of the job: those of the prediction, and the cluster."""
+
+    ray: RaySettings = RaySettings()
+
+
+def run(settings: PredictJob, progress: Progress = SILENT) -> dict[str, Any]:
+    """Run the job; returns counts, what was left out, and notes."""
+    prepared = prepare(settings)
+    with ray_session(settings.ray):
+        result = predict(prepared, progress)
+    if isinstance(progress, TerminalProgress):
+        for note in result["notes"]:
+            progress.note(f"note: {note}")
+        hands, frames = result["num_hands"], result["num_frames"]
+        progress.note(f"{hands:,} hands in {frames:,} frames: {settings.output}/{PREDICTIONS}")
+    return result
+
+
+if __name__ == "__main__":
+    run_job(PredictJob, run, "jobs.predict", __doc__)

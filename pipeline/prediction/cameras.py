@@ -1,0 +1,49 @@
+"""Cameras of the input: given in a file, or assumed."""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.storage import read_json
+
+FOCAL_FACTOR = 1.2
+"""Focal length in longer image sides where it is not known: COLMAP's default too, a field of view of 45 degrees. Webcams
+and phones are usually wider (0.7 to 0.9)."""
+
+
+def assumed_camera(width: int, height: int, focal_factor: float) -> np.ndarray:
+    """(3, 3) of an image whose camera is unknown: square pixels, the principal point in the middle."""
+    focal = focal_factor * max(width, height)
+    return np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
+
+
+class Cameras:
+    """Cameras from a JSON file: one 3x3 matrix for all, or {name of the image or video: 3x3 matrix}."""
+
+    def __init__(self, uri: str | None) -> None:
+        """Raises DataError where the file holds something else."""
+        self._common: np.ndarray | None = None
+        self._by_name: dict[str, np.ndarray] = {}
+        if uri is None:
+            return
+        content = read_json(uri)
+        if isinstance(content, dict):
+            self._by_name = {str(name): _checked(value, f"{uri}: '{name}'") for name, value in content.items()}
+        else:
+            self._common = _checked(content, uri)
+
+    def find(self, name: str) -> np.ndarray | None:
+        """The camera of an image or video, or None where the file does not give it."""
+        return self._by_name.get(name, self._common)
+
+
+def _checked(value: Any, where: str) -> np.ndarray:
+    try:
+        camera = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        camera = np.zeros(0)
+    good = camera.shape == (3, 3) and bool(np.isfinite(camera).all()) and min(camera[0, 0], camera[1, 1]) > 0
+    if not good or camera[2].tolist() != [0, 0, 1]:
+        raise DataError(f"{where} is not a camera: expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels")
+    return camera

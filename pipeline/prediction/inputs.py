@@ -1,0 +1,302 @@
+"""What prediction reads: images, video, or a frame set, in pieces that tasks can take."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from pipeline.config import Settings
+from pipeline.errors import DataError, SettingsError
+from pipeline.frames.detect import DetectorSettings, require_mediapipe, shared_detector
+from pipeline.frames.manifest import Manifest, has_manifest, read_manifest
+from pipeline.frames.rejects import Rejects
+from pipeline.frames.sources import Hand, SourceSettings, Unit, open_source
+from pipeline.frames.sources.boxed_images import IMAGE_SUFFIXES, BoxedImages, read_images
+from pipeline.frames.sources.video import VIDEO_SUFFIXES
+from pipeline.frames.stream import decode_frames
+from pipeline.frames.track import TrackSettings
+from pipeline.models.pose import default_camera
+from pipeline.prediction.cameras import FOCAL_FACTOR, Cameras
+from pipeline.prediction.hands import CropPlan, Row, bone_length, camera_of_source, hand_row
+from pipeline.storage import absolute, is_file, join, list_files, preflight, resolve
+from pipeline.views import CROP_MARGIN
+
+Kind = Literal["images", "video", "frame set"]
+
+IMAGES_PER_PIECE = 32
+
+
+class InputSettings(Settings):
+    """What is read."""
+
+    input: str
+    """URI of a video, an image, a folder of either, or a frame set."""
+    detector: DetectorSettings = DetectorSettings()
+    """Finds the hands in images and video; detector.model is MediaPipe's hand_landmarker.task (equihand[detect])."""
+    boxes: str | None = None
+    """Images only, instead of a detector: URI of a JSON list of {"file", "boxes_xyxy", "hands"}, files relative to input."""
+    default_hand: Literal["right", "left"] = "right"
+    """The hand where the boxes file does not say which."""
+    track: TrackSettings = TrackSettings()
+    """Video with a detector only: how detections become tracks."""
+    fps: float | None = Field(default=None, gt=0)
+    """Video only: frames a second to take, at most; none takes them all. Not together with stride."""
+    stride: int = Field(default=1, ge=1)
+    """Video only: take every n-th frame."""
+    split: str | None = None
+    """Frame sets only: the split to predict; none takes all."""
+    cameras: str | None = None
+    """URI of a JSON file with one camera matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] (pixels of the image) for all, or
+    {name of the image or video: matrix}. Where it gives none, and the labels neither, the camera is assumed."""
+    focal_factor: float = Field(default=FOCAL_FACTOR, gt=0.1, le=10)
+    """Focal length of an assumed camera, in longer sides of the image: 1.2 is COLMAP's default, webcams have 0.7 to 0.9."""
+
+    def video_source(self) -> SourceSettings:
+        """The source that finds the hands of videos: a detector, or the labels beside them."""
+        kind: Literal["detected_video", "labelled_video"] = (
+            "detected_video" if self.detector.model else "labelled_video"
+        )
+        return SourceSettings(
+            kind=kind, uri=self.input, fps=self.fps, stride=self.stride, detector=self.detector, track=self.track
+        )
+
+
+class Piece(NamedTuple):
+    """One piece of work. Plain JSON values only."""
+
+    name: str
+    uri: str
+    num_frames: int
+    """Expected, for progress."""
+    content: dict[str, Any]
+    """images: {"entries"}; video: {"unit"}; frame set: {"shard", "row_group"}."""
+
+
+def kind_of(uri: str) -> Kind:
+    """What a URI holds, by its manifest or its files' names. Raises DataError where that is not clear."""
+    if is_file(uri):
+        lower = uri.lower()
+        if lower.endswith(VIDEO_SUFFIXES):
+            return "video"
+        if lower.endswith(IMAGE_SUFFIXES):
+            return "images"
+        raise DataError(
+            f"{uri}: neither a video ({', '.join(VIDEO_SUFFIXES)}) nor an image ({', '.join(IMAGE_SUFFIXES)})"
+        )
+    if has_manifest(uri):
+        return "frame set"
+    videos, images = list_files(uri, VIDEO_SUFFIXES), list_files(uri, IMAGE_SUFFIXES)
+    if videos and images:
+        raise DataError(f"{uri}: holds {len(videos)} videos and {len(images)} images; give folders of one kind")
+    if not videos and not images:
+        raise DataError(f"{uri}: no video, image or frame set here")
+    return "video" if videos else "images"
+
+
+def check(settings: InputSettings, kind: Kind) -> None:
+    """Raises SettingsError where the settings do not fit the input, DataError where something is missing."""
+    given = settings.detector.model is not None, settings.boxes is not None
+    if kind == "frame set":
+        if any(given):
+            raise SettingsError(
+                f"{settings.input} is a frame set, its hands are found: leave out detector.model and boxes"
+            )
+        if settings.fps or settings.stride > 1 or settings.cameras:
+            raise SettingsError(f"{settings.input} is a frame set: fps, stride and cameras have no meaning for it")
+    elif settings.split is not None:
+        raise SettingsError(f"setting 'split' is for frame sets; {settings.input} holds {kind}")
+    if kind == "images":
+        if sum(given) != 1:
+            raise SettingsError(
+                "images need either detector.model (hand_landmarker.task) or a boxes file, to find the hands"
+            )
+        if settings.fps or settings.stride > 1:
+            raise SettingsError("fps and stride are for video")
+    if kind == "video" and settings.boxes is not None:
+        raise SettingsError(
+            "a boxes file is for images; video needs detector.model (hand_landmarker.task), or a <stem>.labels.json beside it"
+        )
+    if settings.detector.model is not None:
+        require_mediapipe()
+        preflight(settings.detector.model)
+    Cameras(settings.cameras)
+
+
+def list_pieces(settings: InputSettings, kind: Kind, rejects: Rejects) -> list[Piece]:
+    """All pieces, in an order that depends on names only."""
+    if kind == "frame set":
+        return _frame_set_pieces(settings)
+    if kind == "images":
+        return _image_pieces(settings, rejects)
+    source = open_source(settings.video_source())
+    return [
+        Piece(unit.name, unit.uri, unit.num_frames, {"unit": [unit.name, unit.uri, unit.num_frames]})
+        for unit in source.list_units(rejects)
+    ]
+
+
+def read_piece(settings: InputSettings, kind: Kind, piece: Piece, plan: CropPlan, rejects: Rejects) -> Iterator[Row]:
+    """The hands of a piece, frame by frame."""
+    if kind == "frame set":
+        return _frame_set_rows(settings, piece, plan, rejects)
+    if kind == "images":
+        return _image_rows(settings, piece, plan, rejects)
+    return _video_rows(settings, piece, plan, rejects)
+
+
+# --- images: every one for itself
+
+
+def _image_pieces(settings: InputSettings, rejects: Rejects) -> list[Piece]:
+    single = is_file(settings.input)
+    root, _, file = absolute(settings.input).rpartition("/") if single else (absolute(settings.input), "", "")
+    entries: list[dict[str, Any]] = []
+    if settings.boxes is not None:
+        source = BoxedImages(SourceSettings(kind="boxed_images", uri=root, boxes=settings.boxes))
+        for unit in source.list_units(rejects):
+            folder = "" if unit.uri == root else unit.name + "/"
+            entries += [{**entry, "file": folder + entry["file"]} for entry in unit.entries or []]
+        if single and not any(entry["file"] == file for entry in entries):
+            raise DataError(f"{settings.boxes}: names no image {file}")
+    else:
+        files = [file] if single else [path[len(root) + 1 :] for path in list_files(root, IMAGE_SUFFIXES)]
+        entries = [{"file": name} for name in files]
+    if single:
+        entries = [entry for entry in entries if entry["file"] == file]
+    chunks = [entries[i : i + IMAGES_PER_PIECE] for i in range(0, len(entries), IMAGES_PER_PIECE)]
+    return [Piece(chunk[0]["file"], root, len(chunk), {"entries": chunk}) for chunk in chunks]
+
+
+def _image_rows(settings: InputSettings, piece: Piece, plan: CropPlan, rejects: Rejects) -> Iterator[Row]:
+    cameras = Cameras(settings.cameras)
+    entries = piece.content["entries"]
+    unit = Unit("", piece.uri, len(entries), entries)
+    for index, image in read_images(unit, rejects, range(len(entries))):
+        name = entries[index]["file"]
+        if "boxes" in entries[index]:
+            pairs = zip(entries[index]["boxes"], entries[index]["hands"], strict=True)
+            hands = [Hand(k, hand or settings.default_hand, box) for k, (box, hand) in enumerate(pairs)]
+        else:
+            assert settings.detector.model is not None  # see check
+            found = shared_detector(settings.detector.model, settings.detector)(image)
+            hands = [Hand(k, d.hand, d.box, confidence=d.score) for k, d in enumerate(found)]
+        if not hands:
+            rejects.add("no_hand", name)
+        for hand in hands:
+            row = hand_row(
+                image,
+                hand,
+                plan,
+                rejects,
+                name=name,
+                frame_index=0,
+                timestamp_s=None,
+                camera=cameras.find(name),
+                focal_factor=settings.focal_factor,
+            )
+            if row is not None:
+                yield row
+
+
+# --- video
+
+
+def _video_rows(settings: InputSettings, piece: Piece, plan: CropPlan, rejects: Rejects) -> Iterator[Row]:
+    camera = Cameras(settings.cameras).find(piece.name)
+    source = open_source(settings.video_source())
+    with source.open(Unit(*piece.content["unit"]), rejects) as opened:
+        if opened is None:
+            return
+        frames = {frame.index: frame for frame in opened.frames}
+        for index, image in opened.read(list(frames)):
+            for hand in frames[index].hands:
+                row = hand_row(
+                    image,
+                    hand,
+                    plan,
+                    rejects,
+                    name=piece.name,
+                    frame_index=index,
+                    timestamp_s=frames[index].time_s,
+                    camera=camera,
+                    focal_factor=settings.focal_factor,
+                )
+                if row is not None:
+                    yield row
+
+
+# --- frame sets
+
+_COLUMNS = [
+    "frame_id",
+    "clip_id",
+    "frame_index",
+    "timestamp_s",
+    "hand",
+    "jpeg",
+    "crop",
+    "joints_3d",
+    "camera",
+    "confidence",
+    "source",
+]
+
+
+def _frame_set_pieces(settings: InputSettings) -> list[Piece]:
+    manifest = read_manifest(settings.input)
+    shards = [shard for shard in manifest.shards if settings.split in (None, shard.split)]
+    if not shards:
+        raise DataError(
+            f"{settings.input}: split '{settings.split}' has no frames; the set has {manifest.counts_text()}"
+        )
+    return [
+        Piece(
+            shard.path, settings.input, num_rows, {"shard": shard.path, "row_group": group, "size": manifest.image_size}
+        )
+        for shard in shards
+        for group, num_rows in enumerate(shard.row_groups)
+    ]
+
+
+def _frame_set_rows(settings: InputSettings, piece: Piece, plan: CropPlan, rejects: Rejects) -> Iterator[Row]:
+    shard = join(settings.input, piece.content["shard"])
+    filesystem, path = resolve(shard)
+    try:
+        table = pq.ParquetFile(path, filesystem=filesystem).read_row_group(piece.content["row_group"], columns=_COLUMNS)
+    except (OSError, KeyError, IndexError) as error:
+        raise DataError(f"{shard}: {' '.join(str(error).split())}") from None
+    size = piece.content["size"]
+    images, problems = decode_frames(table["jpeg"], size)
+    margins = box_margins(read_manifest(settings.input))
+    for stored, image, problem in zip(table.drop(["jpeg"]).to_pylist(), images, problems, strict=True):
+        if problem:
+            rejects.add("unreadable_image", stored["frame_id"])
+            continue
+        matrix = np.array(stored["crop"], dtype=np.float64).reshape(2, 3)
+        known = stored["camera"] is not None
+        crop_k = np.array(stored["camera"] if known else default_camera(1, size)[0].numpy(), dtype=np.float64)
+        side = size / margins.get(stored["source"], CROP_MARGIN)
+        joints = None if stored["joints_3d"] is None else np.array(stored["joints_3d"]).reshape(21, 3)
+        yield {
+            "name": stored["clip_id"],
+            "frame_id": stored["frame_id"],
+            "frame_index": stored["frame_index"],
+            "timestamp_s": np.nan if stored["timestamp_s"] is None else stored["timestamp_s"],
+            "hand": stored["hand"],
+            "track": 0,
+            "image": image,
+            "crop": matrix,
+            "camera": camera_of_source(crop_k.reshape(3, 3), matrix),
+            "camera_source": "given" if known else "default",
+            "box": np.array([size - side, size - side, size + side, size + side]) / 2,
+            "confidence": np.nan if stored["confidence"] is None else stored["confidence"],
+            "bone_length_m": np.nan if joints is None else bone_length(joints, plan.bone),
+        }
+
+
+def box_margins(manifest: Manifest) -> dict[str, float]:
+    """Side of the stored crops in hand boxes, by source, where the manifest says."""
+    found = {name: record.settings.get("box_margin") for name, record in manifest.settings.items()}
+    return {name: float(margin) for name, margin in found.items() if margin}
