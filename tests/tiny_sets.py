@@ -24,11 +24,13 @@ def write_tiny_set(
     source: str = "tiny",
     seed: int = 0,
     broken: frozenset[int] = frozenset(),
+    wobble: float = 0.0,
 ) -> Manifest:
     """Write a frame set with `splits` = {split: frames} in clips of `group_size` frames.
 
     Labelled frames hold a plausible hand that moves with the picture's bright square, so that a model can learn it.
-    broken: numbers of rows (over the whole set) whose JPEG is cut off.
+    broken: numbers of rows (over the whole set) whose JPEG is cut off. wobble: standard deviation by which each frame's
+    joints differ from that hand, metres.
     """
     rng = np.random.default_rng(seed)
     hand = rng.normal(scale=0.03, size=(21, 3))
@@ -42,6 +44,8 @@ def write_tiny_set(
             centre = rng.uniform(-0.05, 0.05, size=2)
             camera = np.array([[image_size, 0, image_size / 2], [0, image_size, image_size / 2], [0, 0, 1]])
             joints = hand + np.array([*centre, 0.5])
+            if wobble:
+                joints[1:] += rng.normal(scale=wobble, size=(20, 3))
             jpeg = _jpeg(image_size, number, joints[0] @ camera.T / joints[0][2], rng)
             rows.append(
                 {

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -67,22 +68,37 @@ class HandDetector:
         and on real ones; older solutions took every image for a mirrored selfie). The score is the handedness score,
         the only one that the detector gives.
         """
-        pixels = np.ascontiguousarray(image)
-        with _quiet_stderr():
-            result = self._landmarker.detect(self._to_image(pixels))
+        result = self._detect(image)
         found: list[Detection] = []
-        for landmarks, handedness in zip(result.hand_landmarks, result.handedness, strict=True):
-            points = np.array([(p.x, p.y) for p in landmarks]) * image.size
+        for points, handedness in zip(_points(result, image), result.handedness, strict=True):
             x0, y0 = points.min(0).tolist()
             x1, y1 = points.max(0).tolist()
             hand = handedness[0].category_name.lower()
             found.append(Detection((x0, y0, x1, y1), hand, min(float(handedness[0].score), 1.0)))
         return _without_duplicates(found)
 
+    def central_hand(self, image: Image.Image) -> np.ndarray | None:
+        """The 21 landmarks (21, 2), pixels, FreiHAND order, of the hand nearest to the middle of a crop; None without one.
+
+        MediaPipe's landmarks come in FreiHAND's order: the wrist, then each finger from the thumb on, base to tip.
+        """
+        middle = np.array(image.size) / 2
+        hands = _points(self._detect(image), image)
+        return min(hands, key=lambda points: float(np.abs(points.mean(0) - middle).sum()), default=None)
+
+    def _detect(self, image: Image.Image) -> Any:
+        pixels = np.ascontiguousarray(image)
+        with _quiet_stderr():
+            return self._landmarker.detect(self._to_image(pixels))
+
     def close(self) -> None:
         """Free the model; also done when the process ends."""
         atexit.unregister(self.close)
         self._landmarker.close()
+
+
+def _points(result: Any, image: Image.Image) -> list[np.ndarray]:
+    return [np.array([(p.x, p.y) for p in landmarks]) * image.size for landmarks in result.hand_landmarks]
 
 
 @lru_cache(maxsize=1)

@@ -53,6 +53,17 @@ def test_two_hands_are_found_left_to_right(detector, right_hand):
     assert [found.hand for found in detector(both)] == ["left", "right"]
 
 
+def test_landmarks_of_the_hand_in_the_middle(detector, right_hand):
+    points = detector.central_hand(right_hand)
+    (found,) = detector(right_hand)
+    assert points.shape == (21, 2)
+    np.testing.assert_allclose([*points.min(0), *points.max(0)], found.box)
+    wrist, thumb_tip, middle_tip = points[0], points[4], points[12]
+    assert middle_tip[1] < wrist[1]  # fingers up
+    assert thumb_tip[0] > middle_tip[0]  # thumb on the right
+    assert detector.central_hand(Image.new("RGB", (320, 240), "grey")) is None
+
+
 def test_an_image_without_a_hand_gives_nothing(detector):
     assert detector(Image.new("RGB", (320, 240), "grey")) == []
 
