@@ -23,6 +23,7 @@ from pipeline.frames.pairs import read_pairs_info
 from pipeline.frames.stream import Batch, num_batches, stream_batches
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
+from pipeline.models.weights import load_encoder
 from pipeline.objectives import ObjectiveSettings, similarity_stats
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import join, preflight, write_bytes
@@ -85,6 +86,9 @@ class PretrainSettings(Settings):
     """Share of unusable frames above which the run stops."""
     views: ViewSettings = ViewSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
+    init: str | None = None
+    """Encoder to start from: URI of a checkpoint, a run, a torchvision (ImageNet) or a PeCLR file, which brings its own
+    architecture; none starts from random weights."""
     encoder: EncoderSettings = EncoderSettings()
     projection: ProjectionSettings = ProjectionSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
@@ -110,12 +114,14 @@ def pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[st
     preflight(settings.frame_set)
     manifest = read_manifest(settings.frame_set)
     steps = _steps_per_epoch(settings, manifest)
+    _check_positives(settings, manifest)
+    if settings.init is not None:
+        load_encoder(settings.init)
+    OnlineProbe.check(settings.probe, settings.frame_set)
     run_id = settings.run.run_id or new_run_id("pretrain")
     _, finished = open_run(settings, settings.run, run_id)
     if finished is not None:
         return finished
-    _check_positives(settings, manifest)
-    OnlineProbe.check(settings.probe, settings.frame_set)
     global_batch = settings.batch_size * settings.workers.num_workers
     return train_on_workers(
         pretrain_worker,
@@ -181,7 +187,12 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.benchmark = True
 
+    initial = load_encoder(settings.init)[0] if settings.init is not None else None
+    if initial is not None:
+        settings = settings.model_copy(update={"encoder": initial.settings})
     model = PretrainModel(settings.encoder, settings.projection, settings.objective)
+    if initial is not None:
+        model.encoder.load_state_dict(initial.state_dict())
     optimiser = build_optimiser(model, settings.optimiser)
     steps_per_epoch = _steps_per_epoch(settings, manifest)
     state = _resume(model, optimiser, device)
