@@ -29,7 +29,7 @@ def draw_hands(image: Image.Image, hands: Sequence[np.ndarray]) -> Image.Image:
     for joints in hands:
         if not np.isfinite(joints).all():
             continue
-        width = max(1.0, float(np.ptp(joints, axis=0).max()) / 90)
+        width = max(1.0, max(image.size) / 700, float(np.ptp(joints, axis=0).max()) / 80)
         reach = 4 * width
         # Only the part with the hand is drawn large: whole frames would take most of the time.
         low = np.maximum(np.floor(joints.min(0) - reach), 0).astype(int)

@@ -36,6 +36,8 @@ from pipeline.storage import copy_from_local, join, preflight, resolve, write_js
 PREDICTIONS = "predictions.parquet"
 
 _ROWS_PER_BLOCK = 32
+_READER_MEMORY = 400 * 2**20
+"""Of a task that reads: the detector, decoded frames and libraries."""
 _BONES = {"middle": "middle MCP to PIP", "wrist-index": "wrist to index MCP"}
 
 
@@ -46,8 +48,9 @@ class PredictSettings(InputSettings):
     """URI of a pose model: a checkpoint, a run, an exported folder, or PeCLR's released fine-tuned file."""
     output: str
     """URI of the folder for the results."""
-    passes: Literal[1, 2] = 2
-    """2 looks again at the box of the joints found first; slower by half, steadier where boxes are loose."""
+    passes: Literal[1, 2] = 1
+    """2 looks again at the box of the joints found first. For loose boxes: a detector's are tight, and a model's own are
+    better only where the model is good (see docs/predict.md)."""
     scale: Literal["none", "mean-bone", "labels"] = "none"
     """Unit of joints_3d where bone_length_mm is not given. none: lengths of the reference bone; mean-bone: metres for a
     hand of the training set's mean size; labels: metres by each hand's own labels, where it has some."""
@@ -268,7 +271,10 @@ def _run(prepared: Prepared) -> Iterator[tuple[list[Row], Rejects]]:
     items = [{"piece": json.dumps(piece)} for piece in pieces]
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(ReadPieces(settings, prepared.kind, prepared.plan), batch_size=1, num_cpus=1)
+        # Asking for memory also keeps Ray Data from running these tasks one by one inside the actors that hold the model.
+        .map_batches(
+            ReadPieces(settings, prepared.kind, prepared.plan), batch_size=1, num_cpus=1, memory=_READER_MEMORY
+        )
         .map_batches(
             PoseActor,
             fn_constructor_kwargs={"model": settings.model, "passes": settings.passes, "use_gpu": use_gpu},

@@ -84,7 +84,7 @@ def check_rows(table) -> None:
 def test_images_with_boxes_through_ray(ray_cluster, model, images, tmp_path):
     root, boxes = images
     output = str(tmp_path / "out")
-    job = PredictJob(model=model, input=root, boxes=boxes, output=output, overlay=True, batch_size=3)
+    job = PredictJob(model=model, input=root, boxes=boxes, output=output, overlay=True, batch_size=3, passes=2)
     result = run(job)
     assert result == read_json(join(output, "predict.json"))
     assert result["kind"] == "images"

@@ -1,0 +1,35 @@
+"""FreiHAND's evaluation: write the prediction file of a model, and score prediction files offline.
+
+python -m jobs.freihand --data FreiHAND_pub_v2_eval --model s3://bucket/models/hand-pose --predictions pred.zip
+python -m jobs.freihand --data FreiHAND_pub_v2_eval --predictions pred.zip       # scores a file that is there
+"""
+
+from typing import Any
+
+from jobs.runtime import run_job
+from jobs.terminal import TerminalProgress
+from pipeline.evaluation.freihand_run import FreiHandSettings, run_freihand
+from pipeline.progress import SILENT, Progress
+
+
+class FreiHandJob(FreiHandSettings):
+    """Settings of the job."""
+
+
+def run(settings: FreiHandJob, progress: Progress = SILENT) -> dict[str, Any]:
+    """Run the job; returns the scores."""
+    result = run_freihand(settings, progress)
+    if isinstance(progress, TerminalProgress):
+        if result["num_predicted"]:
+            progress.note(f"{result['num_predicted']} predictions: {settings.predictions}")
+        scores = result["scores"]
+        if scores is None:
+            progress.note(f"not scored: {settings.data} has no evaluation_xyz.json")
+        else:
+            rows = [[name, value] for name, value in scores.items() if name not in ("pose_metrics", "num_samples")]
+            progress.table(f"FreiHAND, {scores['num_samples']} hands (means in cm)", ["score", "value"], rows)
+    return result
+
+
+if __name__ == "__main__":
+    run_job(FreiHandJob, run, "jobs.freihand", __doc__)
