@@ -47,9 +47,9 @@ class DemoJob(Settings):
     """Passes over the training frames without labels."""
     num_trials: int = Field(default=4, ge=1)
     """Trials of each of the two searches."""
-    num_labels: int = Field(default=640, ge=40)
+    num_labels: int = Field(default=600, ge=40)
     """Labelled frames to fine-tune on."""
-    finetune_epochs: int = Field(default=16, ge=2)
+    finetune_epochs: int = Field(default=15, ge=2)
     """Epochs of a trial that is not stopped early."""
     seed: int = Field(default=5, ge=0)
     """Seed of rendering, training and search."""
@@ -149,11 +149,14 @@ def _steps(
                         "encoder": encoder,
                         "views": {"size": view_size},
                         "labels": {"num": settings.num_labels},
+                        "batch_size": 16,
+                        "optimiser": {"learning_rate": 1e-3},
                         "epochs": settings.finetune_epochs,
                         "validate_every": 4,
                         "max_validation_frames": 400,
                         "seed": settings.seed,
                     },
+                    "space": {"batch_size": [16, 32], "learning_rate": [3e-4, 3e-3]},
                     "num_trials": settings.num_trials,
                     "grace_epochs": max(1, settings.finetune_epochs // 3),
                     "seed": settings.seed,

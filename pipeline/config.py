@@ -30,6 +30,24 @@ class Settings(pydantic.BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, values: Any) -> Any:
+        """Part of a section given: the rest of it keeps this model's defaults, not those of the section's own class."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: _over(cls.model_fields[name].default, value) if name in cls.model_fields else value
+            for name, value in values.items()
+        }
+
+
+def _over(default: Any, value: Any) -> Any:
+    if not isinstance(default, Settings) or not isinstance(value, dict):
+        return value
+    given = {name: _over(getattr(default, name, None), item) for name, item in value.items()}
+    return {**{name: getattr(default, name) for name in type(default).model_fields}, **given}
+
 
 SettingsT = TypeVar("SettingsT", bound=pydantic.BaseModel)
 

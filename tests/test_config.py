@@ -77,6 +77,20 @@ def test_unknown_key_in_file(tmp_path):
         load(Job, ["--config", str(path)])
 
 
+class Search(Settings):
+    optimiser: Optimiser = Optimiser(name="sgd", learning_rate=0.25)
+    job: Job = Job(uri="x", optimiser=Optimiser(name="sgd"))
+
+
+def test_the_rest_of_a_section_keeps_the_defaults_of_where_it_is_used():
+    search = load(
+        Search, ["--optimiser.learning_rate", "0.5", "--job.optimiser.learning_rate", "0.1", "--job.epochs=9"]
+    )
+    assert search.optimiser == Optimiser(name="sgd", learning_rate=0.5)
+    assert search.job == Job(uri="x", epochs=9, optimiser=Optimiser(name="sgd", learning_rate=0.1))
+    assert Search.model_validate({"optimiser": {"learning_rate": 0.5}}).optimiser.name == "sgd"
+
+
 def test_yaml_round_trip(tmp_path):
     job = load(Job, ["--uri", "x", "--optimiser.learning_rate", "0.25", "--models.a", "b"])
     path = tmp_path / "saved.yaml"

@@ -77,7 +77,7 @@ def build_optimiser(
         return pytorch_optimizer.LARS(
             groups, lr=rate, momentum=settings.momentum, trust_coefficient=settings.trust_coefficient
         )
-    return torch.optim.AdamW(groups, lr=rate)
+    return torch.optim.AdamW(groups, lr=rate, fused=True)
 
 
 class AdamInLars(torch.optim.Adam):
