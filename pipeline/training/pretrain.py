@@ -343,6 +343,13 @@ class _Steps:
                 f"the loss is {losses[tuple(first)].item()} at step {step} on worker {int(first[0])}; the last good "
                 "checkpoint is kept. Lower optimiser.learning_rate, raise warmup_fraction or set optimiser.gradient_clip"
             )
+        alone = gather_values(torch.tensor(self._fallbacks, device=self.device)).mean().item()
+        if alone == 1:
+            return {}, (
+                f"no frame of the last {losses.shape[1]} steps has a partner under objective.positives.kind = "
+                f"'{self.settings.objective.positives.kind}': temporal ones need frame groups and times in the frame set "
+                "and max_seconds above their stride, similar ones 2D joints"
+            )
         seconds = time.perf_counter() - self._started
         metrics = {
             "loss": losses.mean().item(),
@@ -352,7 +359,7 @@ class _Steps:
             **{name: float(value) for name, value in self._stats.items()},
         }
         if self.settings.objective.positives.kind != "same-frame":
-            metrics["without_partner"] = sum(self._fallbacks) / len(self._fallbacks)
+            metrics["without_partner"] = alone
         self._shown = {"loss": round(metrics["loss"], 3)}
         self._reset()
         return metrics, ""

@@ -91,6 +91,20 @@ def test_steps_with_other_objectives(objective, tmp_path):
     assert ("positive_similarity" in metrics) == (objective.get("name") != "pairwise")
 
 
+def test_positives_that_no_frame_has_end_the_run(tmp_path):
+    frame_set = str(tmp_path / "set")
+    write_tiny_set(frame_set, splits={"train": 16})
+    frames = load_frames(frame_set, split="train", columns=("frame_id", "clip_id", "timestamp_s"))
+    # The set's frames are 0.1 s apart.
+    settings = small(frame_set, objective={"positives": {"kind": "temporal", "max_seconds": 0.05}})
+    model = PretrainModel(settings.encoder, settings.projection, settings.objective)
+    optimiser = build_optimiser(model, settings.optimiser)
+    steps = _Steps(model, optimiser, settings, torch.device("cpu"), 0, 1, steps_per_epoch=1)
+    steps.run(Batch(0, 0, frames.frames, frames.columns), 0.0)
+    _, problem = steps.interval_metrics()
+    assert problem.startswith("no frame of the last 1 steps has a partner under objective.positives.kind = 'temporal'")
+
+
 def test_settings_that_do_not_fit(tmp_path):
     frame_set = str(tmp_path / "set")
     write_tiny_set(frame_set, splits={"train": 64}, group_size=1)
