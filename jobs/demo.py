@@ -41,7 +41,7 @@ class DemoJob(Settings):
     """Local folder for everything: object store, MLflow database, logs, report."""
     fresh: bool = False
     """Delete what an earlier demo left and start over."""
-    num_clips: int = Field(default=1200, ge=60)
+    num_clips: int = Field(default=800, ge=60)
     """Rendered clips, each of another hand before another background."""
     pretrain_epochs: int = Field(default=10, ge=1)
     """Passes over the training frames without labels."""
@@ -95,7 +95,7 @@ def _steps(
         job = synthesize.SynthesizeJob(
             out=f"{root}/clips",
             num_clips=settings.num_clips,
-            frames_per_clip=4,
+            frames_per_clip=6,
             fps=2,
             image_size=96,
             seed=settings.seed,
@@ -108,7 +108,7 @@ def _steps(
                 "source": {"kind": "labelled_video", "uri": f"{root}/clips", "name": "synthetic"},
                 "output": f"{root}/frames",
                 "image_size": 96,
-                "group_size": 4,
+                "group_size": 3,
                 "group_stride_s": 0.5,
                 "splits": {"train": 0.8, "val": 0.08, "test": 0.12},
                 "rows_per_shard": 1024,
