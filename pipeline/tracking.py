@@ -9,6 +9,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # MLflow reads these when it is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 _RUN_ID_TAG = "equihand.run_id"
 _MAX_PARAM_LENGTH = 500
@@ -173,15 +175,17 @@ def save_model(
         return Schema([TensorSpec(a.dtype, (-1, *a.shape[1:]), name) for name, a in arrays.items()])
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    mlflow.pyfunc.save_model(
-        str(path),
-        python_model=str(code),
-        artifacts={"program": str(program)},
-        signature=ModelSignature(schema(inputs), schema(outputs)),
-        input_example=dict(inputs),
-        model_config={"inputs": list(inputs), "outputs": list(outputs)},
-        pip_requirements=[f"mlflow=={mlflow.__version__}", *requirements],
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # advice on type hints, which arrays by name cannot have
+        mlflow.pyfunc.save_model(
+            str(path),
+            python_model=str(code),
+            artifacts={"program": str(program)},
+            signature=ModelSignature(schema(inputs), schema(outputs)),
+            input_example=dict(inputs),
+            model_config={"inputs": list(inputs), "outputs": list(outputs)},
+            pip_requirements=[f"mlflow=={mlflow.__version__}", *requirements],
+        )
 
 
 def _experiment(client: "MlflowClient", settings: TrackingSettings) -> str:

@@ -11,7 +11,8 @@ _TITLES = {
     "pose": "Fine-tuning (3D hand pose)",
     "pretrain": "Pretraining (contrastive, without labels)",
     "peclr-released": "Fine-tuned model released with PeCLR",
-    "weights file": "Weights file",
+    "weights file": "Initial weights: a file",
+    "unknown": "Initial weights",
 }
 
 _NON_COMMERCIAL_MANO = "its labels are fits of the MANO hand model, whose licence allows non-commercial research only"
@@ -63,8 +64,8 @@ def license_notes(stages: Iterable[StageRecord]) -> list[str]:
                 notes[f"source '{source.name}'"] = f"{source.license}, as its label files state"
             elif not known:
                 notes[f"source '{source.name}'"] = f"no licence is recorded ({source.uri}); find out before publishing"
-        if stage.kind == "weights file":
-            notes[f"initial weights {stage.uri}"] = "the licence of this file and of the data behind it applies"
+        if stage.kind in ("weights file", "unknown"):
+            notes[f"initial weights {stage.uri}"] = "the licence of these weights and of the data behind them applies"
         elif not stage.sources and stage.kind != "peclr-released":
             notes[f"training data of {stage.uri}"] = "not reachable when this was written; find out before publishing"
     if any(source.license and source.license.startswith("CC0") for stage in stages for source in stage.sources):

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.errors import EquihandError
 from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.models.weights import read_meta
-from pipeline.storage import join, list_files, read_json
+from pipeline.storage import join, list_files, preflight, read_json
 
 _LONGEST = 8
 
@@ -29,7 +29,7 @@ class StageRecord:
 
     uri: str
     kind: str
-    """"pose", "pretrain", "peclr-released" or "weights file"."""
+    """"pose", "pretrain", "peclr-released", "weights file" or "unknown"."""
     meta: dict[str, Any]
     sources: list[SourceRecord] = field(default_factory=list)
     problem: str | None = None
@@ -53,14 +53,16 @@ def trace(uri: str) -> list[StageRecord]:
 
 def _stage(uri: str) -> StageRecord:
     try:
+        preflight(uri)  # answers within seconds also where the storage does not
         meta = read_meta(uri)
     except EquihandError as error:
-        return StageRecord(uri, "weights file", {}, problem=f"not reachable when this was written: {error}")
+        return StageRecord(uri, "unknown", {}, problem=f"not reachable when this was written: {error}")
     kind = meta.get("format") or meta.get("kind") or "weights file"
     frame_set = meta.get("settings", {}).get("frame_set")
     if frame_set is None:
         return StageRecord(uri, kind, meta)
     try:
+        preflight(frame_set)
         manifest = read_manifest(frame_set)
     except EquihandError as error:
         return StageRecord(uri, kind, meta, problem=f"frame set not reachable when this was written: {error}")

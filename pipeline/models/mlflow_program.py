@@ -19,8 +19,8 @@ class ProgramModel(PythonModel):
         """Load the program."""
         self.program = torch.export.load(context.artifacts["program"]).module()
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        """Arrays by input name -> arrays by output name. (MLflow takes a signature from type hints, where there are any.)"""
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints as signature
+        """Arrays by input name -> arrays by output name."""
         config = context.model_config
         inputs = [torch.from_numpy(np.ascontiguousarray(model_input[name])) for name in config["inputs"]]
         with torch.inference_mode():

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ import torchvision
 from jobs.export import ExportJob, run
 from pipeline.errors import DataError, EquihandError
 from pipeline.models import export as export_module
+from pipeline.models.card import license_notes
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.export import Exportable, ExportSettings, compare, export, load_exportable
+from pipeline.models.lineage import SourceRecord, StageRecord, trace
 from pipeline.models.pose import PoseModel, PoseSettings, default_camera
 from pipeline.models.projection import ProjectionHead
 from pipeline.models.weights import load_encoder, load_pose_model
-from pipeline.storage import write_json
+from pipeline.storage import read_json, write_json
+from pipeline.tracking import TrackingSettings, start_run
 from pipeline.training.checkpoints import save_checkpoint
 from pipeline.views import ViewSettings, apply_views, identity_views
 from tests.conftest import ROOT
@@ -176,6 +180,29 @@ def test_card_tells_the_whole_story(exported, trained):
     assert "MANO" not in card
 
 
+def test_licences_follow_the_data(trained):
+    (first, *_) = trace(trained["pose"])
+    mine, free, rendered = (
+        SourceRecord("freihand", "s3://data/FreiHAND", {"train": 1}, None),
+        SourceRecord("home", "videos", {"train": 1}, None),
+        SourceRecord("synthetic", "clips", {"train": 1}, "CC0-1.0"),
+    )
+    notes = "\n".join(license_notes([replace(first, sources=[mine])]))
+    assert "FreiHAND: for research only" in notes
+    assert "MANO" in notes
+    assert "home: no licence" not in notes
+    notes = "\n".join(license_notes([replace(first, sources=[free, rendered])]))
+    assert "source 'home': no licence is recorded" in notes
+    assert "source 'synthetic': CC0-1.0" in notes
+    assert "Anny (Apache-2.0" in notes
+    assert "MANO" not in notes
+    released = StageRecord("rn50.pth", "peclr-released", {"kind": "pose"})
+    assert "no commercial use" in license_notes([released])[0]
+    lost = trace(trained["pose"] + "/absent")
+    assert lost[0].kind == "unknown"
+    assert "not reachable" in str(lost[0].problem)
+
+
 def test_pretraining_gives_an_encoder(trained, tmp_path):
     result = export(ExportSettings(model=trained["pretrain"], output=str(tmp_path), onnx=False, mlflow=False))
     assert result["kind"] == "encoder"
@@ -183,6 +210,25 @@ def test_pretraining_gives_an_encoder(trained, tmp_path):
     images = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
     assert torch.export.load(tmp_path / "encoder.pt2").module()(images).shape == (2, 64)
     assert "No confidence" not in (tmp_path / "MODEL_CARD.md").read_text()
+
+
+def test_export_is_stored_with_the_run(trained, tmp_path):
+    tracking = TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow_run = start_run(tracking, "fine-1", "finetune", tracking)
+    run_folder = tmp_path / "run"
+    best = read_json(f"{trained['pose']}/result.json")["best_checkpoint"]
+    write_json(str(run_folder / "result.json"), {"best_checkpoint": best, "mlflow_run_id": mlflow_run.mlflow_run_id})
+    settings = ExportSettings(
+        model=str(run_folder), output=str(tmp_path / "out"), onnx=False, log_to_run=True, tracking=tracking
+    )
+    export(settings)
+    import mlflow
+
+    mlflow.set_tracking_uri(mlflow_run.tracking_uri)
+    model = mlflow.pyfunc.load_model(f"runs:/{mlflow_run.mlflow_run_id}/export/mlflow")
+    images = np.zeros((1, 3, SIZE, SIZE), dtype=np.uint8)
+    outputs = model.predict({"images": images, "camera": default_camera(1, SIZE).numpy()})
+    assert outputs["joints_2d"].shape == (1, 21, 2)
 
 
 def test_what_cannot_be_exported_is_named(trained, tmp_path, monkeypatch):
