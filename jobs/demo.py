@@ -158,6 +158,7 @@ def _steps(
                     },
                     "space": {"batch_size": [16, 32], "learning_rate": [3e-4, 3e-3]},
                     "num_trials": settings.num_trials,
+                    "max_concurrent": 2,  # each holds about 1 GB
                     "grace_epochs": max(1, settings.finetune_epochs // 3),
                     "seed": settings.seed,
                     "run": {**storage, "run_id": run_id},
