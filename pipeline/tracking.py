@@ -175,8 +175,8 @@ def save_model(
         return Schema([TensorSpec(a.dtype, (-1, *a.shape[1:]), name) for name, a in arrays.items()])
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # advice on type hints, which arrays by name cannot have
+    # MLflow's advice on type hints, which arrays by name cannot have, passes filters: it sets its own.
+    with warnings.catch_warnings(record=True):
         mlflow.pyfunc.save_model(
             str(path),
             python_model=str(code),

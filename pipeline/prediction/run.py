@@ -362,7 +362,8 @@ def notes(
             "scale_source 'mean-bone')"
         )
     if num_hands:
-        lines.append("confidence is the detector's that a hand is there; the joints come without one")
+        finder = "the detector's" if settings.detector.model else "what the input gave, if anything:"
+        lines.append(f"confidence is {finder} that a hand is there; the joints come without one")
     if rejects.counts:
         lines.append(f"left out: {rejects.text()}")
     return lines

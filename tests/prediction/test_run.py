@@ -194,7 +194,7 @@ def test_notes_say_only_what_applies(model):
     settings = PredictSettings(model=model, input="x", output="y")
     counts = {"hand": Counter(right=2), "scale_source": Counter(given=2), "camera_source": Counter(given=2)}
     (only,) = notes(settings, counts, loaded, Rejects())
-    assert only.startswith("confidence is the detector's")
+    assert only.startswith("confidence is what the input gave")
 
 
 def test_pieces_of_images(tmp_path):
