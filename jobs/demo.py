@@ -53,7 +53,7 @@ class DemoJob(Settings):
     """Epochs of a trial that is not stopped early."""
     seed: int = Field(default=5, ge=0)
     """Seed of rendering, training and search."""
-    ray: RaySettings = RaySettings(address="local", num_cpus=4, object_store_mb=768)
+    ray: RaySettings = RaySettings(address="local", num_cpus=4, object_store_mb=400)
 
 
 def run(settings: DemoJob, progress: TerminalProgress) -> dict[str, Any]:
@@ -133,6 +133,7 @@ def _steps(
                 "checkpoint": {"every_epochs": 2, "keep": 2},
                 "workers": {"num_workers": 2},
                 "num_readers": 1,
+                "window_mb": 48,
                 "run": {**storage, "run_id": "demo-pretrain"},
                 "tracking": tracking,
             }

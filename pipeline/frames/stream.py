@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 ITEM_ROWS = 512
 """Rows of one work item: large enough for long reads, small enough (39 MB at 160 px) to keep a few in flight."""
-WINDOW_BYTES = 192 * 2**20
-"""Decoded frames of one Ray Data execution; two windows are held for each worker."""
 _MAX_NAMED = 20
 
 TENSOR_COLUMNS = {"joints_3d": (21, 3), "camera": (3, 3), "crop": (2, 3)}
@@ -97,6 +95,7 @@ def stream_batches(
     max_bad_fraction: float = 0.01,
     clips: frozenset[str] | None = None,
     num_readers: int | None = None,
+    window_mb: int = 192,
     manifest: Manifest | None = None,
     pairs: str | None = None,
 ) -> Iterator[Batch]:
@@ -106,6 +105,7 @@ def stream_batches(
     columns: what to read besides the frames; columns not named are not read.
     clips: only rows of these clips (label fractions); every worker still gets its share of each item.
     num_readers: reading tasks at a time for this worker; None lets Ray Data decide.
+    window_mb: decoded frames of one Ray Data execution, MiB; two windows are held for each worker.
     pairs: name of mined pairs (see pairs.py) whose partners come along; `columns` may then name theirs too.
     Raises DataError naming the rows when more than max_bad_fraction of those read so far (and more than a handful) could
     not be used, or a shard has vanished.
@@ -125,7 +125,7 @@ def stream_batches(
     while items and seen >= (rows := sum(stop - start for *_, start, stop in items[0]["pieces"])) and clips is None:
         items.pop(0)  # whole items are left out unread
         seen -= rows
-    blocks = _without_first(_execute(items, reader, num_readers), seen)
+    blocks = _without_first(_execute(items, reader, num_readers, window_mb * 2**20), seen)
     for batch in _cut(blocks, batch_size, tuple(columns), drop_last, start_step):
         num_read += batch.num_frames
         bad.extend(batch.problems)
@@ -382,10 +382,12 @@ def _permuted_groups(clips: list[str], group_size: int, rng: np.random.Generator
     return np.concatenate([runs[i] for i in rng.permutation(len(runs))]) if len(clips) else np.arange(0)
 
 
-def _execute(items: list[dict[str, Any]], reader: ItemReader, num_readers: int | None) -> Iterator[dict[str, Any]]:
+def _execute(
+    items: list[dict[str, Any]], reader: ItemReader, num_readers: int | None, window_bytes: int
+) -> Iterator[dict[str, Any]]:
     """Run the items through Ray Data, in order, and yield their blocks; the next window is read meanwhile."""
     rows = [sum(stop - start for *_, start, stop in item["pieces"]) for item in items]
-    window_rows = max(1, WINDOW_BYTES // (reader.image_size**2 * 3))
+    window_rows = max(1, window_bytes // (reader.image_size**2 * 3))
     with ThreadPoolExecutor(1, thread_name_prefix="stream") as ahead:
         waiting: Future[list[Any]] | None = None
         first, limit = 0, ITEM_ROWS  # the first windows are small: the first batch comes early

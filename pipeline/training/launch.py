@@ -47,7 +47,7 @@ class RunSettings(Settings):
 
 
 # What may differ when a run goes on: where and how fast it runs, not what it computes.
-_MAY_CHANGE = ("run.", "workers.", "ray.", "tracking.", "num_readers")
+_MAY_CHANGE = ("run.", "workers.", "ray.", "tracking.", "num_readers", "window_mb")
 
 
 def new_run_id(kind: str) -> str:

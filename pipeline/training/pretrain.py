@@ -82,6 +82,8 @@ class PretrainSettings(Settings):
     """Steps between logged metrics."""
     num_readers: int | None = Field(default=None, ge=1)
     """Reading and decoding tasks at a time per worker; none leaves it to Ray Data."""
+    window_mb: int = Field(default=192, ge=16)
+    """Decoded frames that Ray Data reads at a time, MiB; each worker holds two such windows in the object store."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of unusable frames above which the run stops."""
     views: ViewSettings = ViewSettings()
@@ -212,6 +214,7 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
         start_step=first_step,
         num_epochs=settings.epochs - first_epoch,
         num_readers=settings.num_readers,
+        window_mb=settings.window_mb,
         max_bad_fraction=settings.max_bad_fraction,
         manifest=manifest,
         columns=columns_for(settings.objective),

@@ -33,7 +33,7 @@ def tiny(tmp_path_factory):
 def in_process(monkeypatch):
     """Run work items here instead of in Ray Data's tasks."""
 
-    def execute(items, reader, num_readers):
+    def execute(items, reader, num_readers, window_bytes):
         for item in items:
             yield reader.read(item)
 
@@ -218,5 +218,5 @@ def test_ray_data_gives_what_the_plan_says_from_s3(s3, monkeypatch):
     uri = f"{s3}/frames"
     write_tiny_set(uri, splits={"train": 301})
     names = census(uri, seed=4, num_epochs=2, drop_last=False)
-    monkeypatch.setattr(stream, "_execute", lambda items, reader, _: (reader.read(item) for item in items))
+    monkeypatch.setattr(stream, "_execute", lambda items, reader, *_: (reader.read(item) for item in items))
     assert names == census(uri, seed=4, num_epochs=2, drop_last=False)
