@@ -43,7 +43,7 @@ class DemoJob(Settings):
     """Delete what an earlier demo left and start over."""
     num_clips: int = Field(default=800, ge=60)
     """Rendered clips, each of another hand before another background."""
-    pretrain_epochs: int = Field(default=10, ge=1)
+    pretrain_epochs: int = Field(default=8, ge=1)
     """Passes over the training frames without labels."""
     num_trials: int = Field(default=4, ge=1)
     """Trials of each of the two searches."""
