@@ -94,7 +94,7 @@ def quiet_libraries() -> None:
     """Keep the libraries' chatter out of the terminal; warnings and errors still go to their log files."""
     import ray.data  # sets its own log levels when it is imported, so before ours
     import ray.train
-    import ray.tune  # noqa: F401
+    import ray.tune
 
     warnings.filterwarnings("ignore", module=r"(ray|mlflow|torch|optuna|pydantic|pandas)\b.*")
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "mlflow", "alembic", "optuna", "botocore", "httpx"):
