@@ -11,9 +11,7 @@ nested Ray Train, so that a trial starts in a second or two.
 import os
 import pickle
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,7 @@ from pipeline.training.finetune import (
     load_validation,
 )
 from pipeline.training.labelled import LabelledFrames, LabelSelection, load_labelled
-from pipeline.training.launch import RunSettings, new_run_id, open_run
+from pipeline.training.launch import RunSettings, interruptible, new_run_id, open_run
 
 _TRIAL_RESTARTS = 1  # a lost worker is worth another try; a diverged trial then fails again, from its last checkpoint
 
@@ -154,25 +152,6 @@ def concurrent_trials(settings: SearchSettings, resources: dict[str, float]) -> 
             f"{gpus:g}; lower cpus_per_trial or gpus_per_trial"
         )
     return min(fitting, settings.num_trials, settings.max_concurrent or fitting), gpus_per_trial
-
-
-def interruptible(call: Callable[[], Any]) -> Any:
-    """Run a call in a thread. On the main thread, Tune would replace Ctrl-C's handler by one of its own."""
-    outcome: dict[str, Any] = {}
-
-    def work() -> None:
-        try:
-            outcome["result"] = call()
-        except BaseException as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=work, daemon=True, name="ray-tune")
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.5)
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]
 
 
 def _quiet_tune() -> None:

@@ -177,26 +177,33 @@ def check_resources(workers: WorkerSettings) -> bool:
 
 
 def _fit(trainer: Any) -> Any:
-    """trainer.fit() in a thread: on the main thread it would replace Ctrl-C's handler by one that exits with status 0."""
     from ray.train import ControllerError, TrainingFailedError
 
+    try:
+        return interruptible(trainer.fit)
+    except (ControllerError, TrainingFailedError) as error:
+        raise TrainingError(_reason(error)) from error
+
+
+def interruptible(call: Callable[[], Any]) -> Any:
+    """Run a call in a thread: on the main thread, Ray Train and Tune replace Ctrl-C's handler by ones of their own.
+
+    Train's exits with status 0. Here an interrupt leaves this function, and the call ends with the Ray session.
+    """
     outcome: dict[str, Any] = {}
 
-    def fit() -> None:
+    def work() -> None:
         try:
-            outcome["result"] = trainer.fit()
+            outcome["result"] = call()
         except BaseException as error:
             outcome["error"] = error
 
-    thread = threading.Thread(target=fit, daemon=True, name="ray-train")
+    thread = threading.Thread(target=work, daemon=True, name="ray-run")
     thread.start()
     while thread.is_alive():
         thread.join(0.5)
     if "error" in outcome:
-        error = outcome["error"]
-        if isinstance(error, ControllerError | TrainingFailedError):
-            raise TrainingError(_reason(error)) from error
-        raise error
+        raise outcome["error"]
     return outcome["result"]
 
 
