@@ -1,6 +1,8 @@
 import os
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,43 @@ def test_preflight_names_missing_credentials(s3, monkeypatch):
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
         storage.preflight("s3://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (403, "AccessDenied", "no permission to write to bucket 'bucket'"),
+        (403, "InvalidAccessKeyId", "credentials were refused"),
+        (403, "SignatureDoesNotMatch", "credentials were refused"),
+        (301, "PermanentRedirect", "AWS_REGION"),
+        (503, "SlowDown", "SlowDown"),
+    ],
+)
+def test_preflight_names_what_the_server_refuses(s3, monkeypatch, status, code, words):
+    class Refuse(BaseHTTPRequestHandler):
+        def do_PUT(self):
+            body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(status)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        started = time.monotonic()
+        with pytest.raises(StorageError, match=words) as error:
+            storage.preflight("s3://bucket/x", write=True)
+        assert time.monotonic() - started < 10
+        assert "\n" not in str(error.value)
+    finally:
+        server.shutdown()
 
 
 def test_preflight_of_local_paths(tmp_path):
