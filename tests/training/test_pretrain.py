@@ -114,7 +114,7 @@ def test_a_run_id_stands_for_its_settings(tmp_path):
     assert open_run(first, run, "a")[1] == {"run_id": "a"}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 def test_two_workers_lose_one_and_finish(tmp_path):
     """The whole job, with a probe; one worker is killed by force in mid-run, and the run goes on by itself."""
     frame_set, runs = str(tmp_path / "set"), tmp_path / "runs"
@@ -148,7 +148,7 @@ def test_two_workers_lose_one_and_finish(tmp_path):
         try:
             victim = _wait_for_worker(job, runs / "killed")
             victim.kill()
-            assert job.wait(480) == 0, (tmp_path / "log").read_text()[-2000:]
+            assert job.wait(240) == 0, (tmp_path / "log").read_text()[-2000:]
         finally:
             job.terminate()
             job.wait(30)
