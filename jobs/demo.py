@@ -69,8 +69,7 @@ def run(settings: DemoJob, progress: TerminalProgress) -> dict[str, Any]:
     if not all(name in stages.results for name, _ in steps) or not report.exists():
         with ObjectStore(folder / "object_store", bucket=BUCKET) as store, ray_session(settings.ray):
             for name, step in steps:
-                stages.run(name, step)
-                store.save()
+                stages.run(name, step, store.save)
             copy_to_local(stages.results["evaluate"]["report"], report)
     else:
         for name, step in steps:
@@ -216,14 +215,18 @@ class _Stages:
         """Results of the finished stages, by name."""
         return {name: stage["result"] for name, stage in self.state["stages"].items()}
 
-    def run(self, name: str, action: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Run a stage, unless it is done."""
+    def run(
+        self, name: str, action: Callable[[dict[str, Any]], dict[str, Any]], keep: Callable[[], Any] | None = None
+    ) -> None:
+        """Run a stage, unless it is done. keep: saves what the stage made; only then is it marked as done."""
         if name in self.state["stages"]:
             self.progress.skip_stage(name, seconds=self.state["stages"][name]["seconds"])
             return
         started = time.monotonic()
         with self.progress.stage(name):
             result = action(self.results)
+            if keep is not None:
+                keep()
         self.state["stages"][name] = {"result": result, "seconds": round(time.monotonic() - started, 1)}
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.state, indent=1))

@@ -39,6 +39,13 @@ def test_finished_stages_are_not_run_again(tmp_path, progress):
     assert "skipped: done in an earlier run" in progress.console.export_text()
 
 
+def test_a_stage_is_done_only_when_its_output_is_kept(tmp_path, progress):
+    stages = _Stages(tmp_path / STATE_NAME, "x", progress)
+    with pytest.raises(OSError, match="disk full"):
+        stages.run("a", lambda _: {}, lambda: (_ for _ in ()).throw(OSError("disk full")))
+    assert _Stages(tmp_path / STATE_NAME, "x", progress).results == {}
+
+
 def test_other_settings_need_fresh(tmp_path, progress):
     first, second = DemoJob(), DemoJob(num_clips=80)
     _Stages(tmp_path / STATE_NAME, _identity(first), progress)
