@@ -82,6 +82,11 @@ def to_yaml(settings: pydantic.BaseModel) -> str:
 
 def flatten(settings: pydantic.BaseModel) -> dict[str, Any]:
     """Nested settings as one flat mapping: {"optimiser.learning_rate": 0.001, ...}."""
+    return flatten_values(settings.model_dump(mode="json"))
+
+
+def flatten_values(values: dict[str, Any]) -> dict[str, Any]:
+    """`flatten` for settings that are plain values, as a YAML file gives them."""
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and value:
@@ -90,7 +95,7 @@ def flatten(settings: pydantic.BaseModel) -> dict[str, Any]:
         else:
             yield prefix, value
 
-    return dict(walk("", settings.model_dump(mode="json")))
+    return dict(walk("", values))
 
 
 class _OneLineParser(argparse.ArgumentParser):

@@ -96,15 +96,8 @@ def _row(
 ) -> Row | None:
     """One row without source and split, or None where the hand cannot be used (and is counted)."""
     frame_id = f"{clip_id}/{frame.index:06d}"
-    if not is_box(hand.box):
-        rejects.add("bad_box", frame_id)
-        return None
-    if not is_inside(hand.box, *image.size):
-        rejects.add("box_outside_image", frame_id)
-        return None
-    labels = checked_labels(hand)
+    labels = usable_labels(hand, image, frame_id, rejects)
     if labels is None:
-        rejects.add("bad_joints", frame_id)
         return None
     joints, camera = labels
     mirrored = hand.hand == "left"
@@ -124,7 +117,22 @@ def _row(
     }
 
 
-def checked_labels(hand: Hand) -> tuple[np.ndarray | None, np.ndarray | None] | None:
+def usable_labels(
+    hand: Hand, image: Image.Image, name: str, rejects: Rejects
+) -> tuple[np.ndarray | None, np.ndarray | None] | None:
+    """The hand's (joints, camera), see `_checked_labels`; None where box or labels cannot be used (and are counted)."""
+    if not is_box(hand.box):
+        rejects.add("bad_box", name)
+    elif not is_inside(hand.box, *image.size):
+        rejects.add("box_outside_image", name)
+    elif (labels := _checked_labels(hand)) is None:
+        rejects.add("bad_joints", name)
+    else:
+        return labels
+    return None
+
+
+def _checked_labels(hand: Hand) -> tuple[np.ndarray | None, np.ndarray | None] | None:
     """(joints (21, 3), camera (3, 3)), each None where not given; None where one of them is not usable."""
     try:
         joints = None if hand.joints_3d is None else np.asarray(hand.joints_3d, dtype=np.float64)

@@ -350,21 +350,6 @@ def decode_frames(jpegs: pa.ChunkedArray | Sequence[bytes], image_size: int) -> 
     return frames, problems
 
 
-def decode_jpegs(jpegs: Sequence[bytes]) -> "torch.Tensor":
-    """JPEGs of one size -> uint8 (B, 3, S, S). Raises DataError naming the position of one that does not decode."""
-    import torch
-
-    try:
-        size = simplejpeg.decode_jpeg_header(jpegs[0])[0]
-    except ValueError:
-        raise DataError("image 0 is not a JPEG") from None
-    frames, problems = decode_frames(jpegs, size)
-    for i, text in enumerate(problems):
-        if text:
-            raise DataError(f"image {i}: {text}")
-    return torch.from_numpy(frames).permute(0, 3, 1, 2)
-
-
 @lru_cache(maxsize=64)
 def _open(shard: str) -> pq.ParquetFile:
     """Shards stay open in a reading process: the footer is read once."""

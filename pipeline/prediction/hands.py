@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.frames.crop import crop_camera, crop_matrix, cut, is_box, is_inside
+from pipeline.frames.crop import crop_camera, crop_matrix, cut
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.rows import checked_labels
+from pipeline.frames.rows import usable_labels
 from pipeline.frames.sources import Hand
 from pipeline.prediction.cameras import assumed_camera
 
@@ -58,15 +58,8 @@ def hand_row(
     camera: (3, 3) of the image, over the one that the label brings; with neither it is assumed.
     """
     frame_id = f"{name}#{hand.track}/{frame_index:06d}"
-    if not is_box(hand.box):
-        rejects.add("bad_box", frame_id)
-        return None
-    if not is_inside(hand.box, *image.size):
-        rejects.add("box_outside_image", frame_id)
-        return None
-    labels = checked_labels(hand)
+    labels = usable_labels(hand, image, frame_id, rejects)
     if labels is None:
-        rejects.add("bad_joints", frame_id)
         return None
     joints, labelled_camera = labels
     known = camera if camera is not None else labelled_camera

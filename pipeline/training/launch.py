@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from pipeline.config import Settings, flatten, to_yaml
+from pipeline.config import Settings, flatten, flatten_values, to_yaml
 from pipeline.errors import EquihandError, SettingsError, TrainingError
 from pipeline.progress import Progress
-from pipeline.storage import absolute, exists, is_local, join, preflight, read_bytes, read_json, write_bytes, write_json
+from pipeline.storage import absolute, exists, join, preflight, read_bytes, read_json, write_bytes, write_json
 from pipeline.tracking import Run, TrackingSettings, start_run
 from pipeline.training.board import progress_board
 
@@ -63,7 +63,7 @@ def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, di
     if exists(settings_uri):
         old = yaml.safe_load(read_bytes(settings_uri))
         flat = flatten(settings)
-        previous = dict(_flat(old))
+        previous = flatten_values(old)
         # A setting that is in only one of the two came or went with a version of the code.
         changed = [
             name
@@ -100,7 +100,7 @@ def train_on_workers(
 ) -> dict[str, Any]:
     """Run `worker_loop(config)` on every worker, and return the run's result (also written to result.json).
 
-    config gets "board" (a BoardHandle), "folder" (the run's URI) and "mlflow" (the MLflow run). The loop reports metrics
+    config gets "board" (a BoardHandle), "folder" (the run's URI) and "use_gpu". The loop reports metrics
     and checkpoints through ray.train.report; its return value may hold "error", which ends the run as a TrainingError.
     score: metric of a checkpoint by which the best is kept (smaller is better).
     """
@@ -123,7 +123,7 @@ def train_on_workers(
                 ),
                 run_config=ray.train.RunConfig(
                     name=run_id,
-                    storage_path=absolute(run.storage) if is_local(run.storage) else run.storage.rstrip("/"),
+                    storage_path=absolute(run.storage),
                     failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
                     checkpoint_config=ray.train.CheckpointConfig(
                         num_to_keep=num_to_keep, checkpoint_score_attribute=score, checkpoint_score_order="min"
@@ -240,11 +240,3 @@ def _mlflow_callback(mlflow_run: Run, folder: str) -> Any:
 
 def _checkpoint_uri(folder: str, checkpoint: Any) -> str | None:
     return None if checkpoint is None else join(folder, str(checkpoint.path).rstrip("/").rsplit("/", 1)[-1])
-
-
-def _flat(value: Any, prefix: str = "") -> Any:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

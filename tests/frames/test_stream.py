@@ -13,7 +13,7 @@ from pipeline.frames import stream
 from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.frames.stream import (
     ItemReader,
-    decode_jpegs,
+    decode_frames,
     load_frames,
     num_batches,
     plan_epoch,
@@ -177,10 +177,11 @@ def test_decoding_agrees_with_pillow(tiny):
     shard = next(shard for shard in read_manifest(tiny).shards if shard.split == "val")
     jpegs = pq.read_table(f"{tiny}/{shard.path}")["jpeg"].to_pylist()
     expected = np.stack([np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in jpegs])
-    decoded = decode_jpegs(jpegs).permute(0, 2, 3, 1).numpy()
+    decoded, problems = decode_frames(jpegs, 32)
+    assert problems == [""] * len(jpegs)
     assert np.abs(decoded.astype(int) - expected).max() <= 2
-    with pytest.raises(DataError, match="image 1: JPEG does not decode"):
-        decode_jpegs([jpegs[0], jpegs[1][:40]])
+    assert decode_frames([jpegs[0], jpegs[1][:40]], 32)[1] == ["", "JPEG does not decode"]
+    assert decode_frames(jpegs[:1], 48)[1] == ["is 32x32 px, the set says 48"]
 
 
 @pytest.mark.usefixtures("in_process")
