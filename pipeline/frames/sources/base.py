@@ -93,12 +93,14 @@ class Unit:
     """One piece of work: a video, or a folder of images. Plain JSON values only."""
 
     name: str
-    """Unique in the source; the clip's name. Splits are drawn by it."""
+    """Unique in the source; the clip's name."""
     uri: str
     num_frames: int
     """Frames that it is expected to give, for planning and progress."""
     entries: list[dict[str, Any]] | None = None
     """boxed_images: [{"file", "boxes", "hands"}] of the folder."""
+    split_key: str | None = None
+    """Units of the same key go to the same split (the cameras of one recording, say); None: the name."""
 
 
 @dataclass(frozen=True)
