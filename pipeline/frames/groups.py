@@ -65,12 +65,12 @@ def assign_splits(names: Sequence[str], fractions: Mapping[str, float], seed: in
     """
     order = sorted(set(names), key=lambda name: (_hash(seed, "split", name), name))
     wanted = [split for split, fraction in fractions.items() if fraction > 0]
-    counts = dict(zip(wanted, _apportion(len(order), [fractions[split] for split in wanted]), strict=True))
+    counts = dict(zip(wanted, apportion(len(order), [fractions[split] for split in wanted]), strict=True))
     splits = [split for split in wanted for _ in range(counts[split])]
     return dict(zip(order, splits, strict=True))
 
 
-def _apportion(total: int, shares: Sequence[float]) -> list[int]:
+def apportion(total: int, shares: Sequence[float]) -> list[int]:
     """Whole numbers that add up to `total`, close to the shares, none of them 0 while `total` is large enough."""
     exact = np.asarray(shares) / sum(shares) * total
     counts = np.floor(exact).astype(int)
