@@ -21,8 +21,13 @@ from pipeline.frames.rejects import Rejects
 from pipeline.frames.track import TrackSettings
 from pipeline.storage import is_local, resolve
 
-Kind = Literal["labelled_video", "boxed_images", "detected_video"]
-_MAX_REJECT_FRACTION = {"labelled_video": 0.1, "boxed_images": 0.1, "detected_video": 0.9}
+Kind = Literal["labelled_video", "boxed_images", "detected_video", "interhand", "ho3d", "dexycb"]
+_MAX_REJECT_FRACTION = {"detected_video": 0.9, "interhand": 0.5, "dexycb": 0.5}
+"""Where it is not 0.1: detectors find no hand, InterHand2.6M has hands with missing joints, and DexYCB's sequences begin
+before the hand comes in."""
+PARTS = {"interhand": ("train", "val", "test"), "ho3d": ("train", "evaluation")}
+"""Kinds of which `part` chooses among published parts; the first is the default."""
+_WITH_RATE = ("boxed_images", "interhand", "ho3d", "dexycb")
 
 
 class SourceSettings(Settings):
@@ -30,11 +35,14 @@ class SourceSettings(Settings):
 
     kind: Kind
     """labelled_video: videos with a <stem>.labels.json beside each; boxed_images: folders of images and one boxes file;
-    detected_video: videos, hands found with MediaPipe (pip install equihand[detect])."""
+    detected_video: videos, hands found with MediaPipe (pip install equihand[detect]); interhand, ho3d, dexycb: these data
+    sets as published (see docs/sources.md)."""
     uri: str
     """The folder (searched recursively), or one video file."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of this source inside the frame set; none takes the last part of `uri`."""
+    part: str | None = None
+    """Part of a published data set: interhand train, val, test; ho3d train, evaluation. None takes the first."""
     boxes: str | None = None
     """boxed_images only: URI of the boxes file."""
     fps: float | None = Field(default=None, gt=0)
@@ -42,7 +50,7 @@ class SourceSettings(Settings):
     stride: int = Field(default=1, ge=1)
     """Take every n-th frame."""
     image_rate: float | None = Field(default=None, gt=0)
-    """boxed_images only: images a second in a folder; none leaves timestamps empty."""
+    """Sources of still images only: images a second in a folder; none leaves timestamps empty."""
     default_hand: Literal["right", "left"] = "right"
     """boxed_images only: the hand where the boxes file does not say which. Left hands are stored mirrored."""
     detector: DetectorSettings = DetectorSettings()
@@ -51,7 +59,8 @@ class SourceSettings(Settings):
     """detected_video only: how detections become clips."""
     max_reject_fraction: float | None = Field(default=None, ge=0, le=1)
     """Stop, without publishing anything, when a larger fraction of the clips or of the frames had to be left out. None:
-    0.1 for given labels and boxes, 0.9 for a detector, whose videos may well show hands only now and then."""
+    0.1 for given labels and boxes, 0.9 for a detector, whose videos may well show hands only now and then, 0.5 for interhand
+    (hands with missing joints) and dexycb (sequences that begin before the hand comes in)."""
 
     @field_validator("stride")
     @classmethod
@@ -64,12 +73,23 @@ class SourceSettings(Settings):
     @classmethod
     def _only_for_images(cls, value: Any, info: ValidationInfo) -> Any:
         kind = info.data.get("kind")
+        kinds = ("boxed_images",) if info.field_name == "boxes" else _WITH_RATE
         if kind == "boxed_images" and info.field_name == "boxes" and value is None:
             raise ValueError("boxed_images needs the URI of a boxes file")
-        if kind != "boxed_images" and value is not None:
+        if kind not in kinds and value is not None:
             raise ValueError(f"has no meaning for {kind}")
-        if kind == "boxed_images" and info.field_name == "image_rate" and value is None and info.data.get("fps"):
+        if kind in _WITH_RATE and info.field_name == "image_rate" and value is None and info.data.get("fps"):
             raise ValueError("fps needs to know the rate of the images")
+        return value
+
+    @field_validator("part")
+    @classmethod
+    def _is_published(cls, value: str | None, info: ValidationInfo) -> str | None:
+        parts = PARTS.get(info.data.get("kind", ""))
+        if value is not None and parts is None:
+            raise ValueError(f"has no meaning for {info.data.get('kind')}")
+        if value is not None and parts is not None and value not in parts:
+            raise ValueError(f"is one of {', '.join(parts)} for {info.data.get('kind')}")
         return value
 
     def resolved_name(self) -> str:
@@ -85,7 +105,12 @@ class SourceSettings(Settings):
 
     def resolved_max_reject_fraction(self) -> float:
         """The limit in force for this kind of source."""
-        return _MAX_REJECT_FRACTION[self.kind] if self.max_reject_fraction is None else self.max_reject_fraction
+        default = _MAX_REJECT_FRACTION.get(self.kind, 0.1)
+        return default if self.max_reject_fraction is None else self.max_reject_fraction
+
+    def resolved_part(self) -> str:
+        """The part in force, of a kind that has parts."""
+        return self.part or PARTS[self.kind][0]
 
 
 @dataclass(frozen=True)
@@ -98,7 +123,7 @@ class Unit:
     num_frames: int
     """Frames that it is expected to give, for planning and progress."""
     entries: list[dict[str, Any]] | None = None
-    """boxed_images: [{"file", "boxes", "hands"}] of the folder."""
+    """What the source's `open` has to know; boxed_images: [{"file", "boxes", "hands"}] of the folder."""
     split_key: str | None = None
     """Units of the same key go to the same split (the cameras of one recording, say); None: the name."""
 
