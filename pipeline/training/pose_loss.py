@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -35,11 +36,27 @@ class PoseLosses(NamedTuple):
     """Mean |error| of the root depth, bone lengths."""
 
 
-def pose_losses(output: PoseOutput, targets: PoseTargets, side: int, settings: PoseLossSettings) -> PoseLosses:
-    """L1 losses of a batch of views with `side` pixels; every row needs a label."""
-    difference = (output.joints_25d - targets.joints_25d).abs()
-    loss_2d = difference[..., :2].mean() * (REFERENCE_SIDE / side)
-    loss_depth = difference[..., 2].mean()
+def mean_l1(predicted: Tensor, true: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Scalar: mean |error| over the valid joints of the whole batch, and over the C numbers of each.
+
+    predicted, true: (B, 21, C). valid: (B, 21) weights of the joints, 0 for those without a label; None counts all alike.
+    Without any valid joint the loss is 0. Source: published code of PeCLR, which divides by the sum of the weights.
+    """
+    errors = (predicted - true).abs().mean(-1)
+    if valid is None:
+        return errors.mean()
+    # Where there is no label its place may hold anything, also NaN.
+    errors = errors.masked_fill(valid == 0, 0.0)
+    return (errors * valid).sum() / valid.sum().clamp_min(torch.finfo(errors.dtype).tiny)
+
+
+def pose_losses(
+    output: PoseOutput, targets: PoseTargets, side: int, settings: PoseLossSettings, valid: Tensor | None = None
+) -> PoseLosses:
+    """L1 losses of a batch of views with `side` pixels. valid: see `mean_l1`; the root's depth needs a label in every row."""
+    predicted, true = output.joints_25d, targets.joints_25d
+    loss_2d = mean_l1(predicted[..., :2], true[..., :2], valid) * (REFERENCE_SIDE / side)
+    loss_depth = mean_l1(predicted[..., 2:], true[..., 2:], valid)
     loss_root = (output.root_depth - targets.root_depth).abs().mean()
     total = settings.weight_2d * loss_2d + settings.weight_depth * loss_depth + settings.weight_root * loss_root
     return PoseLosses(total, loss_2d, loss_depth, loss_root)

@@ -6,7 +6,7 @@ import torch
 
 from pipeline import hands
 from pipeline.errors import DataError
-from pipeline.evaluation.metrics import curve_area, pck_curve, pose_metrics
+from pipeline.evaluation.metrics import curve_area, joint_errors, pck_curve, pose_metrics
 from pipeline.geometry import procrustes_align
 from tests.conftest import golden
 
@@ -30,6 +30,7 @@ def test_reference_freihand(reference):
     np.testing.assert_allclose(found["pck"], reference["fh_pck_curve"], atol=1e-9)
     np.testing.assert_allclose(found["pa_pck"], reference["fh_aligned_pck_curve"], atol=1e-9)
     np.testing.assert_allclose(found["thresholds"], reference["fh_thresholds"], atol=1e-12)
+    np.testing.assert_allclose(found["thresholds"], reference["fh_aligned_thresholds"], atol=1e-12)
     assert found["epe_mm"] == pytest.approx(1000 * float(reference["fh_mean"]))
     assert found["pa_epe_mm"] == pytest.approx(1000 * float(reference["fh_aligned_mean"]))
 
@@ -57,6 +58,10 @@ def test_reference_peclr(reference):
     np.testing.assert_allclose(found["pa_pck_5cm_thresholds"], reference["pa_pck_0_5cm_thresholds"], atol=1e-12)
     per_joint = np.array(list(found["per_joint_mm"].values()))
     np.testing.assert_allclose(per_joint, reference["epe_per_joint"].mean(0) * 1000, rtol=1e-9)
+    pred, target = torch.from_numpy(reference["pred"]), torch.from_numpy(reference["gt"])
+    np.testing.assert_allclose(joint_errors(pred, target), reference["epe_per_joint"], rtol=1e-9, atol=1e-12)
+    aligned = joint_errors(procrustes_align(pred, target), target)
+    np.testing.assert_allclose(aligned, reference["pa_epe_per_joint"], atol=1e-9)
 
 
 def test_the_mirrored_hand_tells_the_protocols_apart(reference):

@@ -1,14 +1,16 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pipeline.geometry import similarity_matrix, transform_points
+from pipeline.geometry import rotation_2d, similarity_matrix, transform_points
 from pipeline.objectives import ObjectiveSettings, latent, nt_xent, undo_transform
 from pipeline.views import ViewSettings, generator_for, identity_views, sample_views
 from tests.conftest import golden
 from tests.objectives.test_inverse_table import flat_hands
 
 SETTINGS = {"crop_rotate": (1, 1), "crop": (1, 0), "rotate": (0, 1), "none": (0, 0)}
+STAGES = {1: "normalised", 2: "translated", 3: "rotated", 4: "normalised"}
 
 
 @pytest.mark.parametrize(("dtype", "tag", "tolerance"), [(torch.float64, "f64", 1e-10), (torch.float32, "f32", 1e-5)])
@@ -27,6 +29,27 @@ def test_reference(dtype, tag, tolerance, name):
     np.testing.assert_allclose(loss.item(), v[f"loss_{name}_{tag}"], rtol=tolerance)
     assert projections.grad is not None
     np.testing.assert_allclose(projections.grad, v[f"grad_{name}_{tag}"], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tag", "tolerance"), [(torch.float64, "f64", 1e-10), (torch.float32, "f32", 1e-5)])
+def test_reference_stages(dtype, tag, tolerance):
+    """Normalise, move back, turn back, normalise: every stored stage."""
+    v = golden("b_peclr_inverse_and_loss")
+    near = {"rtol": tolerance, "atol": tolerance}
+    projections = torch.from_numpy(v["proj"]).to(dtype)
+    angle = torch.from_numpy(np.radians(v["angle_deg"])).to(dtype)
+    side = torch.from_numpy(v["image_size"])
+    translation = torch.from_numpy(np.stack([v["jitter_x"], v["jitter_y"]], -1)).to(dtype) / side
+    stage = {n: torch.from_numpy(v[f"stage{n}_{name}_{tag}"]) for n, name in STAGES.items()}
+    np.testing.assert_allclose(F.normalize(projections, dim=1), stage[1], **near)
+    moved = undo_transform(projections, torch.zeros_like(angle), translation)
+    np.testing.assert_allclose(moved, F.normalize(stage[2].flatten(1), dim=1), **near)
+    backwards = torch.from_numpy(v[f"rotmat_transposed_{tag}"]).mT  # for column vectors, as ours
+    np.testing.assert_allclose(rotation_2d(-angle), backwards[..., :2], **near)
+    np.testing.assert_allclose(transform_points(backwards, stage[2]), stage[3], **near)
+    found = undo_transform(projections, angle, translation)
+    np.testing.assert_allclose(found, F.normalize(stage[3].flatten(1), dim=1), **near)
+    np.testing.assert_allclose(found, stage[4], **near)
 
 
 def test_reference_setting_uses_source_pixels():
