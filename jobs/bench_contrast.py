@@ -1,6 +1,6 @@
 """Peak memory and time of one contrastive step against batch size, with and without gradient caching.
 
-    python -m jobs.bench_contrast
+    python -m jobs.bench contrast
 
 Each measurement runs in a process of its own. On a CPU the memory is what the process holds at most above what it held
 before the step (sampled resident set), and the time is the processor's, which other programs do not lengthen; on a GPU
@@ -17,7 +17,6 @@ import psutil
 import torch
 from pydantic import Field
 
-from jobs.runtime import run_job
 from pipeline.config import Settings
 from pipeline.frames.stream import Batch
 from pipeline.models.encoder import EncoderSettings
@@ -56,7 +55,7 @@ class BenchContrastJob(Settings):
 
 
 def run(settings: BenchContrastJob, progress: Progress = SILENT) -> dict[str, Any]:
-    """Run the measurements; returns {"device", "rows": [{batch_size, micro_batch, max_logits_rows, peak_mib, seconds}]}."""
+    """Run the measurements; returns {"device", "steps": [{batch_size, micro_batch, max_logits_rows, peak_mib, seconds}]}."""
     cases = [
         (size, micro, logits)
         for size in settings.batch_sizes
@@ -72,7 +71,7 @@ def run(settings: BenchContrastJob, progress: Progress = SILENT) -> dict[str, An
         progress.advance(1)
     progress.finish()
     print(table(rows, settings))
-    return {"device": "cuda" if torch.cuda.is_available() else "cpu", "rows": rows}
+    return {"device": "cuda" if torch.cuda.is_available() else "cpu", "steps": rows}
 
 
 def measure(
@@ -160,7 +159,3 @@ def _peak_memory(action: Any, device: torch.device) -> int:
         stop.set()
         sampler.join()
     return peak - before
-
-
-if __name__ == "__main__":
-    run_job(BenchContrastJob, run, "jobs.bench_contrast", __doc__)

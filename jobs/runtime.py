@@ -6,11 +6,11 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from pydantic import Field
 
@@ -117,10 +117,12 @@ def run_job(
     prog: str,
     description: str | None,
     chatter_to: Callable[[SettingsT], Path] | None = None,
-) -> None:
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
     """Command-line entry of a job; ends the process.
 
     chatter_to: log file that receives all that libraries print, so that only the job's own words reach the terminal.
+    argv: arguments without the program's name; None takes the process's own.
     Exit codes: 0 done, 1 failed, 2 bad settings, 130 interrupted.
     """
     from jobs.terminal import TerminalProgress
@@ -129,7 +131,7 @@ def run_job(
     quiet = not os.environ.get("EQUIHAND_DEBUG")
     code = 0
     try:
-        settings = load(settings_type, prog=prog, description=description or "")
+        settings = load(settings_type, argv, prog=prog, description=description or "")
         print(f"# {prog}: settings\n{to_yaml(settings)}", flush=True)
         log_file = chatter_to(settings) if chatter_to else None
         with _own_terminal(log_file) as console, TerminalProgress(console) as progress:

@@ -52,6 +52,7 @@ STOP_GENTLY = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"
 FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+_ONLY_HERE = ("bench", "demo")  # entries of jobs/ that are not submitted
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -102,9 +103,12 @@ def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Su
 
 def settings_type_of(job: str) -> type[Settings]:
     """The settings model of a job. Raises SettingsError for an unknown one."""
-    known = [path.stem for path in sorted((ROOT / "jobs").glob("*.py")) if "\n    run_job(" in path.read_text("utf-8")]
-    if job not in known or job == "demo":
-        raise SettingsError(f"unknown job '{job}'; there are: {', '.join(name for name in known if name != 'demo')}")
+    entries = [
+        path.stem for path in sorted((ROOT / "jobs").glob("*.py")) if "\n    run_job(" in path.read_text("utf-8")
+    ]
+    known = [name for name in entries if name not in _ONLY_HERE]
+    if job not in known:
+        raise SettingsError(f"unknown job '{job}'; there are: {', '.join(known)}")
     module = importlib.import_module(f"jobs.{job}")
     types = [item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Settings)]
     return next(item for item in types if item.__module__ == module.__name__ and item.__name__.endswith("Job"))

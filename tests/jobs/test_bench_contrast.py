@@ -11,7 +11,7 @@ def test_micro_batches_need_less_memory(capsys):
         batch_sizes=(256,), micro_batch=16, crop_size=32, views=ViewSettings(size=32), encoder=EncoderSettings(width=16)
     )
     result = run(settings)
-    whole, cached, chunked = (row["peak_mib"] for row in result["rows"])
+    whole, cached, chunked = (row["peak_mib"] for row in result["steps"])
     if result["device"] == "cpu":
         assert cached < 0.7 * whole
     assert chunked > 0
