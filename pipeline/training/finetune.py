@@ -178,6 +178,8 @@ def finetune(
 
 def check_settings(settings: FinetuneSettings) -> tuple[Manifest, LabelSelection]:
     """Find out before any long work whether the labels and the initial weights are there."""
+    if settings.init is not None:
+        load_encoder(settings.init)
     manifest = read_manifest(settings.frame_set)
     selection = select_labels(settings.frame_set, settings.split, settings.labels, manifest)
     if manifest.rows_in(settings.validation_split) == 0:

@@ -185,6 +185,13 @@ def test_missing_validation_split_is_named(frame_set):
         check_settings(tiny_settings(frame_set, validation_split="test"))
 
 
+def test_wrong_initial_weights_are_named_before_any_worker_starts(frame_set, tmp_path):
+    wrong = tmp_path / "wrong.pth"
+    wrong.write_bytes(b"not a model")
+    with pytest.raises(DataError, match=r"wrong\.pth: not a weights file"):
+        check_settings(tiny_settings(frame_set, init=str(wrong)))
+
+
 def test_learning_rates_by_depth():
     model = PoseModel(build_encoder(EncoderSettings(width=8)))
     settings = tiny_settings("unused", encoder_lr_factor=0.1, layer_lr_decay=0.5)
