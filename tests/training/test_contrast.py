@@ -28,10 +28,19 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "pairwise": {"name": "pairwise"},
     "hybrid": {"name": "hybrid", "negatives": {"same_clip": "weight", "weight": 2.0}},
 }
+# Further settings, for which agreement between workers is all that is asked.
+OTHERS: dict[str, dict[str, Any]] = {
+    "reference": {"inverse": "reference", "temperature": 0.1},
+    "similarity, weight": {"inverse": "similarity", "negatives": {"same_clip": "weight", "weight": 0.5}},
+    "mask": {"negatives": {"same_clip": "mask"}},
+    "plain hybrid": {"name": "hybrid"},
+    "temporal, beyond": {"positives": {"kind": "temporal"}, "negatives": {"same_clip": "beyond"}},
+    "similar, mask": {"positives": {"kind": "similar"}, "negatives": {"same_clip": "mask"}},
+}
 
 
 def objective_of(name: str) -> ObjectiveSettings:
-    return ObjectiveSettings.model_validate(OBJECTIVES[name])
+    return ObjectiveSettings.model_validate({**OBJECTIVES, **OTHERS}[name])
 
 
 def model_for(objective: ObjectiveSettings) -> PretrainModel:
@@ -78,7 +87,7 @@ def batch_of(frames: range) -> Batch:
 
 def pairs_of(name: str, frames: range, rank: int = 0) -> Pairs:
     batch = batch_of(frames)
-    if name != "similar":
+    if objective_of(name).positives.kind != "similar":
         batch.partners = None
     return make_pairs(batch, objective_of(name), VIEWS, generator_for(0, rank=rank), torch.device("cpu"))
 
@@ -133,7 +142,7 @@ def test_micro_batches_change_nothing(name, micro_batch):
 def _worker(rank: int, cases: list[tuple[str, list[int], int | None]], port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=len(cases[0][1]))
     results = []
     for name, counts, micro_batch in cases:
         start = sum(counts[:rank])
@@ -146,17 +155,27 @@ def _worker(rank: int, cases: list[tuple[str, list[int], int | None]], port: int
     dist.destroy_process_group()
 
 
-def test_two_workers_are_one(tmp_path, free_port):
-    """Every objective with real processes, also with uneven shares, in one pass and in micro-batches of 3."""
-    cases = [
-        (name, counts, micro_batch)
-        for name in OBJECTIVES
-        for counts, micro_batch in (([6, 6], 3), ([7, 5], None), ([7, 5], 3))
-    ]
-    mp.start_processes(_worker, (cases, free_port, str(tmp_path)), nprocs=2, start_method="spawn")
+@pytest.mark.parametrize(
+    ("shares", "names"),
+    [
+        ([([12], None), ([12], 5)], ["peclr", "similar"]),
+        ([([6, 6], 3), ([7, 5], None), ([7, 5], 3)], list(OBJECTIVES)),
+        ([([6, 6], None), ([7, 5], None)], list(OTHERS)),
+        ([([3, 3, 3, 3], None), ([5, 4, 2, 1], 2)], [*OBJECTIVES, *OTHERS]),
+    ],
+    ids=["one", "two", "two, others", "four"],
+)
+def test_several_workers_are_one(shares, names, tmp_path, free_port):
+    """Every objective with real processes: even and uneven shares, in one pass and in micro-batches."""
+    cases = [(name, counts, micro_batch) for name in names for counts, micro_batch in shares]
+    mp.start_processes(_worker, (cases, free_port, str(tmp_path)), nprocs=len(shares[0][0]), start_method="spawn")
     results = torch.load(tmp_path / "results.pt", weights_only=True)
     for (name, counts, _), (loss, gradient) in zip(cases, results, strict=True):
-        parts = [pairs_of(name, range(counts[0]), 0), pairs_of(name, range(counts[0], 12), 1)]
+        starts = [sum(counts[:rank]) for rank in range(len(counts))]
+        parts = [
+            pairs_of(name, range(start, start + count), rank)
+            for rank, (start, count) in enumerate(zip(starts, counts, strict=True))
+        ]
         model = model_for(objective_of(name))
         torch.testing.assert_close(loss, run(model, merged(parts), name, [12], None), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(gradient, gradients(model), rtol=1e-4, atol=1e-6)
