@@ -19,32 +19,92 @@ from pipeline.errors import DataError
 from pipeline.frames.detect import DetectorSettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.track import TrackSettings
-from pipeline.storage import is_local, resolve
+from pipeline.storage import absolute, is_local, resolve
 
-Kind = Literal["labelled_video", "boxed_images", "detected_video", "interhand", "ho3d", "dexycb"]
-_MAX_REJECT_FRACTION = {"detected_video": 0.9, "interhand": 0.5, "dexycb": 0.5}
-"""Where it is not 0.1: detectors find no hand, InterHand2.6M has hands with missing joints, and DexYCB's sequences begin
-before the hand comes in."""
-PARTS = {"interhand": ("train", "val", "test"), "ho3d": ("train", "evaluation")}
+Kind = Literal[
+    "labelled_video",
+    "detected_video",
+    "boxed_images",
+    "image_folder",
+    "coco",
+    "freihand",
+    "youtube3d",
+    "interhand",
+    "ho3d",
+    "dexycb",
+]
+_MAX_REJECT_FRACTION = {"detected_video": 0.9, "image_folder": 0.9, "youtube3d": 0.9, "interhand": 0.5, "dexycb": 0.5}
+"""Where it is not 0.1: detectors find no hand, videos of YouTube 3D Hands have vanished since, InterHand2.6M has hands with
+missing joints, and DexYCB's sequences begin before the hand comes in."""
+PARTS = {"freihand": ("training", "evaluation"), "interhand": ("train", "val", "test"), "ho3d": ("train", "evaluation")}
 """Kinds of which `part` chooses among published parts; the first is the default."""
-_WITH_RATE = ("boxed_images", "interhand", "ho3d", "dexycb")
+_WITH_RATE = ("boxed_images", "image_folder", "interhand", "ho3d", "dexycb")
+_UNORDERED = ("coco", "freihand")
+_ANNOTATED = ("coco", "youtube3d")
+_SECTIONS = ("image_folder", "coco", "freihand", "youtube3d")
+
+FreiHandVersion = Literal["gs", "hom", "sample", "auto"]
+
+
+class ImageFolderSettings(Settings):
+    """Of kind image_folder."""
+
+    hands: Literal["detector", "whole_image"] = "detector"
+    """detector: MediaPipe finds the hands, as in video (needs detector.model). whole_image: each image is a hand already; it
+    becomes the crop as it is, with black bars where it is not square."""
+
+
+class CocoSettings(Settings):
+    """Of kind coco."""
+
+    clips: Literal["image", "folder"] = "image"
+    """What stays together in a split, and which frames are neighbours: image, for unrelated photographs; folder, for
+    frames of video in a folder each."""
+
+
+class FreiHandSettings(Settings):
+    """Of kind freihand."""
+
+    versions: tuple[FreiHandVersion, ...] | None = None
+    """Backgrounds of the training images to take: green screen, harmonised, coloured with and without sample points. None
+    takes those that are there."""
+
+    @field_validator("versions")
+    @classmethod
+    def _some(cls, value: tuple[FreiHandVersion, ...] | None) -> tuple[FreiHandVersion, ...] | None:
+        if value is not None and (not value or len(set(value)) < len(value)):
+            raise ValueError("name at least one version, each once")
+        return value
+
+
+class YouTube3dSettings(Settings):
+    """Of kind youtube3d."""
+
+    regressor: str | None = None
+    """URI of MANO's joint regressor, a (16, 778) array as .npy or JSON (part of MANO, under its licence). With it boxes are
+    tight around the joints and rows have joints on a plane: right in the image, without depth or size. None takes boxes
+    around the mesh, and no joints."""
 
 
 class SourceSettings(Settings):
     """Where hand images come from."""
 
     kind: Kind
-    """labelled_video: videos with a <stem>.labels.json beside each; boxed_images: folders of images and one boxes file;
-    detected_video: videos, hands found with MediaPipe (pip install equihand[detect]); interhand, ho3d, dexycb: these data
-    sets as published (see docs/sources.md)."""
+    """labelled_video: videos with a <stem>.labels.json beside each; detected_video: videos, hands found with MediaPipe (pip
+    install equihand[detect]); boxed_images: folders of images and one boxes file; image_folder: folders of images alone;
+    coco: images and a file of boxes in COCO's or COCO-WholeBody's format; freihand, youtube3d, interhand, ho3d, dexycb:
+    these data sets as published (see docs/sources.md)."""
     uri: str
     """The folder (searched recursively), or one video file."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of this source inside the frame set; none takes the last part of `uri`."""
     part: str | None = None
-    """Part of a published data set: interhand train, val, test; ho3d train, evaluation. None takes the first."""
+    """Part of a published data set: freihand training, evaluation; interhand train, val, test; ho3d train, evaluation.
+    None takes the first."""
     boxes: str | None = None
     """boxed_images only: URI of the boxes file."""
+    annotations: str | None = None
+    """coco and youtube3d: URI of the annotations file (JSON)."""
     fps: float | None = Field(default=None, gt=0)
     """Frames a second to take, at most; none takes them all. Not together with `stride`."""
     stride: int = Field(default=1, ge=1)
@@ -52,34 +112,55 @@ class SourceSettings(Settings):
     image_rate: float | None = Field(default=None, gt=0)
     """Sources of still images only: images a second in a folder; none leaves timestamps empty."""
     default_hand: Literal["right", "left"] = "right"
-    """boxed_images only: the hand where the boxes file does not say which. Left hands are stored mirrored."""
+    """boxed_images, coco, whole images: the hand where nothing says which. Left hands are stored mirrored."""
+    image_folder: ImageFolderSettings = ImageFolderSettings()
+    """image_folder only."""
+    coco: CocoSettings = CocoSettings()
+    """coco only."""
+    freihand: FreiHandSettings = FreiHandSettings()
+    """freihand only."""
+    youtube3d: YouTube3dSettings = YouTube3dSettings()
+    """youtube3d only."""
     detector: DetectorSettings = DetectorSettings()
-    """detected_video only."""
+    """detected_video and image_folder."""
     track: TrackSettings = TrackSettings()
-    """detected_video only: how detections become clips."""
+    """detected_video, and image_folder with an image_rate: how detections become clips."""
     max_reject_fraction: float | None = Field(default=None, ge=0, le=1)
     """Stop, without publishing anything, when a larger fraction of the clips or of the frames had to be left out. None:
-    0.1 for given labels and boxes, 0.9 for a detector, whose videos may well show hands only now and then, 0.5 for interhand
-    (hands with missing joints) and dexycb (sequences that begin before the hand comes in)."""
+    0.1 for given labels and boxes, 0.9 for a detector, whose videos may well show hands only now and then, and for
+    youtube3d (videos that are no longer to be had), 0.5 for interhand (hands with missing joints) and dexycb (sequences that
+    begin before the hand comes in)."""
 
-    @field_validator("stride")
+    @field_validator("fps", "stride")
     @classmethod
-    def _one_way_to_sample(cls, value: int, info: ValidationInfo) -> int:
-        if value > 1 and info.data.get("fps") is not None:
+    def _one_way_to_sample(cls, value: float | None, info: ValidationInfo) -> float | None:
+        kind = info.data.get("kind")
+        given = value is not None if info.field_name == "fps" else value != 1
+        if given and (kind in _UNORDERED or (kind == "youtube3d" and info.field_name == "fps")):
+            raise ValueError(f"has no meaning for {kind}, whose images have no known times")
+        if given and info.field_name == "stride" and info.data.get("fps") is not None:
             raise ValueError("give fps or stride, not both")
         return value
 
-    @field_validator("boxes", "image_rate")
+    @field_validator("boxes", "annotations", "image_rate")
     @classmethod
     def _only_for_images(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = info.data.get("kind")
-        kinds = ("boxed_images",) if info.field_name == "boxes" else _WITH_RATE
-        if kind == "boxed_images" and info.field_name == "boxes" and value is None:
-            raise ValueError("boxed_images needs the URI of a boxes file")
+        kind, field = info.data.get("kind", ""), info.field_name
+        kinds = {"boxes": ("boxed_images",), "annotations": _ANNOTATED, "image_rate": _WITH_RATE}[field or ""]
         if kind not in kinds and value is not None:
             raise ValueError(f"has no meaning for {kind}")
-        if kind in _WITH_RATE and info.field_name == "image_rate" and value is None and info.data.get("fps"):
+        if kind in kinds and value is None and field != "image_rate":
+            raise ValueError(f"{kind} needs the URI of {'a boxes' if field == 'boxes' else 'an annotations'} file")
+        if kind in kinds and value is None and info.data.get("fps"):
             raise ValueError("fps needs to know the rate of the images")
+        return value
+
+    @field_validator(*_SECTIONS)
+    @classmethod
+    def _only_for_its_kind(cls, value: Settings, info: ValidationInfo) -> Settings:
+        kind = info.data.get("kind")
+        if kind != info.field_name and value != type(value)():
+            raise ValueError(f"has no meaning for {kind}")
         return value
 
     @field_validator("part")
@@ -91,6 +172,23 @@ class SourceSettings(Settings):
         if value is not None and parts is not None and value not in parts:
             raise ValueError(f"is one of {', '.join(parts)} for {info.data.get('kind')}")
         return value
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the rows, as plain values: no section of another kind, URIs and name made absolute."""
+        values = self.model_dump(mode="json", exclude={"max_reject_fraction"} | (set(_SECTIONS) - {self.kind}))
+        for key in ("annotations", "part"):
+            if values[key] is None:  # settings that are newer than some frame sets
+                del values[key]
+        values["name"] = self.resolved_name()
+        for section, key in (
+            (values, "uri"),
+            (values, "boxes"),
+            (values, "annotations"),
+            (values.get("youtube3d"), "regressor"),
+        ):
+            if section and section.get(key) is not None:
+                section[key] = absolute(section[key])
+        return values
 
     def resolved_name(self) -> str:
         """The source's name, made from the URI where none is set. Raises DataError where that gives none."""
@@ -105,7 +203,8 @@ class SourceSettings(Settings):
 
     def resolved_max_reject_fraction(self) -> float:
         """The limit in force for this kind of source."""
-        default = _MAX_REJECT_FRACTION.get(self.kind, 0.1)
+        whole = self.kind == "image_folder" and self.image_folder.hands == "whole_image"
+        default = 0.1 if whole else _MAX_REJECT_FRACTION.get(self.kind, 0.1)
         return default if self.max_reject_fraction is None else self.max_reject_fraction
 
     def resolved_part(self) -> str:
@@ -143,6 +242,8 @@ class Hand:
     camera: Any = None
     """(3, 3) or None. Not yet checked."""
     confidence: float | None = None
+    margin: float | None = None
+    """Side of the crop in boxes; None: as the settings say."""
 
 
 @dataclass(frozen=True)
