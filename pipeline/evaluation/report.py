@@ -31,20 +31,9 @@ _WEBP_QUALITY = 90
 
 def build_report(data: ReportData) -> str:
     """The report as an HTML page. Names, paths and reasons in the data are shown as text, whatever they contain."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters.update(
-        number=number,
         duration=duration,
-        moment=_moment,
-        data_uri=_data_uri,
-        size=_picture_size,
-        sum_values=lambda counts: sum(counts.values()),
         splits=lambda counts: sorted({split for by_split in counts.values() for split in by_split}, key=_split_place),
         rejected=_rejected,
     )
@@ -57,6 +46,25 @@ def build_report(data: ReportData) -> str:
         search=_search_view(data.search) if data.search and data.search.trials else None,
         results=_results_view(data.results) if data.results and data.results.models else None,
     )
+
+
+def page_environment(*folders: Path) -> jinja2.Environment:
+    """Templates of this folder and of `folders`, with what every page of the project shares: stylesheet, script, macros."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number,
+        moment=_moment,
+        data_uri=_data_uri,
+        size=_picture_size,
+        sum_values=lambda counts: sum(counts.values()),
+    )
+    return environment
 
 
 def duration(seconds: float) -> str:
