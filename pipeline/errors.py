@@ -17,6 +17,14 @@ class StorageError(EquihandError):
     """A URI cannot be reached, read or written."""
 
 
+class MissingError(StorageError):
+    """This file is not there; its storage answers, so others may be."""
+
+
+class RefusedError(StorageError):
+    """This file may not be read or written; its storage answers, so others may be."""
+
+
 class DataError(EquihandError):
     """Input data is missing, damaged, or not what it claims to be."""
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
 
-from pipeline.errors import StorageError
+from pipeline.errors import MissingError, RefusedError, StorageError
 
 _COPY_THREADS = 16
 
@@ -89,7 +89,7 @@ def size(uri: str) -> int:
         filesystem, path = resolve(uri)
         info = filesystem.get_file_info(path)
         if info.type != pafs.FileType.File:
-            raise StorageError(f"{uri}: no such file")
+            raise MissingError(f"{uri}: no such file")
         return info.size
 
 
@@ -275,7 +275,7 @@ def _copy(source: str, target: str) -> None:
         (source_fs, source_path), (target_fs, target_path) = resolve(source), resolve(target)
         info = source_fs.get_file_info(source_path)
         if info.type == pafs.FileType.NotFound:
-            raise StorageError(f"{source}: no such file or folder")
+            raise MissingError(f"{source}: no such file or folder")
         if info.type == pafs.FileType.File:
             pairs = [(source_path, target_path)]
         else:
@@ -300,8 +300,10 @@ def _named_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise StorageError(f"{uri}: no such file or folder") from None
+        raise MissingError(f"{uri}: no such file or folder") from None
     except PermissionError:
-        raise StorageError(f"{uri}: no permission") from None
+        raise RefusedError(f"{uri}: no permission") from None
     except OSError as error:
+        if "ACCESS_DENIED" in str(error):  # of one S3 object; pyarrow has no class for it
+            raise RefusedError(f"{uri}: no permission") from None
         raise StorageError(f"{uri}: {' '.join(str(error).split())}") from error
