@@ -151,7 +151,10 @@ def _stage_lines(stage: StageRecord) -> list[str]:
         lines.append(f"* Step {meta['step']}, epoch {meta.get('epoch')}")
     if "frame_set" in stage.settings:
         digest = meta.get("frame_set_digest") or "unknown"
-        lines.append(f"* Frame set `{stage.settings['frame_set']}`, digest `{digest}`")
+        alone = [{"uri": stage.settings["frame_set"], "digest": digest}]
+        for each in meta.get("frame_sets") or alone:
+            weight = f", weight {each['weight']:g}" if each.get("weight") else ""
+            lines.append(f"* Frame set `{each['uri']}`{weight}, digest `{each['digest']}`")
     for source in stage.sources:
         rows = ", ".join(f"{count} {split}" for split, count in source.counts.items())
         lines.append(f"  * `{source.name}` ({source.uri}): {rows} frames")

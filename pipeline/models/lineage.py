@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.errors import EquihandError
 from pipeline.frames.manifest import Manifest, read_manifest
+from pipeline.frames.schema import add_digests, digest_to_hex
 from pipeline.models.weights import read_meta
 from pipeline.storage import join, list_files, preflight, read_json
 
@@ -61,16 +62,19 @@ def _stage(uri: str) -> StageRecord:
     frame_set = meta.get("settings", {}).get("frame_set")
     if frame_set is None:
         return StageRecord(uri, kind, meta)
+    uris = [frame_set] if isinstance(frame_set, str) else [each["uri"] for each in frame_set]
     try:
-        preflight(frame_set)
-        manifest = read_manifest(frame_set)
+        preflight(*uris)
+        manifests = [read_manifest(each) for each in uris]
     except EquihandError as error:
         return StageRecord(uri, kind, meta, problem=f"frame set not reachable when this was written: {error}")
-    changed = manifest.digest != meta.get("frame_set_digest")
+    # The digest of several sets is that of all their rows (see frames/mixing.py).
+    digest = digest_to_hex(add_digests(int(manifest.digest, 16) for manifest in manifests))
+    changed = digest != meta.get("frame_set_digest")
     problem = (
         "the frame set has changed since this training; its sources are listed as they are now" if changed else None
     )
-    return StageRecord(uri, kind, meta, _sources(manifest), problem)
+    return StageRecord(uri, kind, meta, [source for each in manifests for source in _sources(each)], problem)
 
 
 def _sources(manifest: Manifest) -> list[SourceRecord]:

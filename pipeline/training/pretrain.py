@@ -8,7 +8,7 @@ in contrast.py, how a batch larger than the memory gets through the network in g
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -17,10 +17,19 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.config import Settings
-from pipeline.errors import DataError, SettingsError
-from pipeline.frames.manifest import Manifest, read_manifest
+from pipeline.errors import SettingsError
+from pipeline.frames.manifest import Manifest
+from pipeline.frames.mixing import (
+    FrameSet,
+    FrameSets,
+    describe,
+    digest_of,
+    open_frame_sets,
+    total_rows,
+    uris_of,
+)
 from pipeline.frames.pairs import read_pairs_info
-from pipeline.frames.stream import Batch, num_batches, stream_batches
+from pipeline.frames.stream import Batch, steps_per_epoch, stream_batches
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 from pipeline.models.weights import load_encoder
@@ -41,6 +50,7 @@ from pipeline.training.optim import (
     peak_learning_rate,
     set_learning_rate,
 )
+from pipeline.training.supply import BadFrames, Startup, one_ahead
 from pipeline.training.sync_norm import synchronise_batch_norm
 from pipeline.views import ViewSettings, generator_for
 
@@ -59,12 +69,13 @@ class CheckpointSettings(Settings):
 class PretrainSettings(Settings):
     """A pretraining run."""
 
-    frame_set: str
-    """URI of the frame set to learn from; labels in it are not used."""
+    frame_set: FrameSets
+    """URI of the frame set to learn from, or a list of several with weights, [{uri: A, weight: 3}, {uri: B, weight: 1}]: their
+    parts of every batch, each as large as the set where no weights are given. Labels are not used."""
     split: str = "train"
     """Split of the frame set."""
     epochs: int = Field(default=100, ge=1)
-    """Passes over the split (PeCLR: 100)."""
+    """Passes over the split (PeCLR: 100); of several sets, an epoch has as many frames as they have together."""
     batch_size: int = Field(default=128, ge=2)
     """Frames per worker and step; every frame gives two views."""
     micro_batch: int | None = Field(default=None, ge=2)
@@ -85,7 +96,7 @@ class PretrainSettings(Settings):
     window_mb: int = Field(default=192, ge=16)
     """Decoded frames that Ray Data reads at a time, MiB; each worker holds two such windows in the object store."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Share of unusable frames above which the run stops."""
+    """Share of unusable frames in an epoch above which the run stops; until then others take their places."""
     views: ViewSettings = ViewSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     init: str | None = None
@@ -113,13 +124,13 @@ class PretrainSettings(Settings):
 
 def pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[str, Any]:
     """Run pretraining on a Ray cluster (needs a running Ray); the result is also in <storage>/<run_id>/result.json."""
-    preflight(settings.frame_set)
-    manifest = read_manifest(settings.frame_set)
-    steps = _steps_per_epoch(settings, manifest)
-    _check_positives(settings, manifest)
+    preflight(*uris_of(settings.frame_set))
+    sets = open_frame_sets(settings.frame_set, settings.split)
+    steps = _steps_per_epoch(settings, sets)
+    _check_positives(settings, sets)
     if settings.init is not None:
         load_encoder(settings.init)
-    OnlineProbe.check(settings.probe, settings.frame_set)
+    OnlineProbe.check(settings.probe, sets[0].uri)
     run_id = settings.run.run_id or new_run_id("pretrain")
     _, finished = open_run(settings, settings.run, run_id)
     if finished is not None:
@@ -129,7 +140,7 @@ def pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[st
         pretrain_worker,
         {
             "settings": settings.model_dump(mode="json", include=set(PretrainSettings.model_fields)),
-            "manifest": manifest.model_dump_json(),
+            "sets": [(each.uri, each.manifest.model_dump_json(), each.weight) for each in sets],
         },
         settings=settings,
         run=settings.run,
@@ -142,17 +153,13 @@ def pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[st
         total=settings.epochs * steps * global_batch,
         unit="frames",
         progress=progress,
-        tags={"frame_set": settings.frame_set, "frame_set_digest": manifest.digest},
+        tags={"frame_set": ", ".join(each.uri for each in sets), "frame_set_digest": digest_of(sets)},
     )
 
 
-def _steps_per_epoch(settings: PretrainSettings, manifest: Manifest) -> int:
-    rows, workers = manifest.rows_in(settings.split), settings.workers.num_workers
-    if rows == 0:
-        raise DataError(
-            f"{settings.frame_set}: split '{settings.split}' is empty; the set has {manifest.counts_text()}"
-        )
-    steps = num_batches(manifest, settings.split, settings.batch_size, workers, drop_last=True)
+def _steps_per_epoch(settings: PretrainSettings, sets: Sequence[FrameSet]) -> int:
+    rows, workers = total_rows(sets, settings.split), settings.workers.num_workers
+    steps = steps_per_epoch(sets, settings.split, settings.batch_size, workers, drop_last=True)
     if steps == 0:
         raise SettingsError(
             f"setting 'batch_size' = {settings.batch_size}: {workers} workers need {workers * settings.batch_size} frames "
@@ -161,15 +168,16 @@ def _steps_per_epoch(settings: PretrainSettings, manifest: Manifest) -> int:
     return steps
 
 
-def _check_positives(settings: PretrainSettings, manifest: Manifest) -> None:
+def _check_positives(settings: PretrainSettings, sets: Sequence[FrameSet]) -> None:
     positives = settings.objective.positives
-    if positives.kind == "temporal" and manifest.group_size < 2:
-        raise SettingsError(
-            f"setting 'objective.positives.kind' = 'temporal': {settings.frame_set} has no frame groups, its frames are "
-            "shuffled one by one; ingest it with group_size 2 or more"
-        )
-    if positives.kind == "similar":
-        read_pairs_info(settings.frame_set, positives.pairs, manifest, settings.split)
+    for each in sets:
+        if positives.kind == "temporal" and each.manifest.group_size < 2:
+            raise SettingsError(
+                f"setting 'objective.positives.kind' = 'temporal': {each.uri} has no frame groups, its frames are "
+                "shuffled one by one; ingest it with group_size 2 or more"
+            )
+        if positives.kind == "similar":
+            read_pairs_info(each.uri, positives.pairs, each.manifest, settings.split)
 
 
 def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -177,8 +185,9 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
+    startup = Startup(config["started_at"])
     settings = PretrainSettings.model_validate(config["settings"])
-    manifest = Manifest.model_validate_json(config["manifest"])
+    sets = [FrameSet(uri, Manifest.model_validate_json(text), weight) for uri, text, weight in config["sets"]]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if config["use_gpu"] else torch.device("cpu")
@@ -196,15 +205,16 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
     if initial is not None:
         model.encoder.load_state_dict(initial.state_dict())
     optimiser = build_optimiser(model, settings.optimiser)
-    steps_per_epoch = _steps_per_epoch(settings, manifest)
+    epoch_steps = _steps_per_epoch(settings, sets)
     state = _resume(model, optimiser, device)
     network = _distributed(model, settings, device, world_size)
-    steps = _Steps(network, optimiser, settings, device, rank, world_size, steps_per_epoch)
-    probe = OnlineProbe(settings.probe, settings.frame_set, settings.views, device) if rank == 0 else None
+    steps = _Steps(network, optimiser, settings, device, rank, world_size, epoch_steps)
+    probe = OnlineProbe(settings.probe, sets[0].uri, settings.views, device) if rank == 0 else None
+    startup.mark("model")
 
-    first_epoch, first_step = divmod(state["step"], steps_per_epoch)
+    first_epoch, first_step = divmod(state["step"], epoch_steps)
     stream = stream_batches(
-        settings.frame_set,
+        sets,
         split=settings.split,
         batch_size=settings.batch_size,
         rank=rank,
@@ -216,24 +226,30 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
         num_readers=settings.num_readers,
         window_mb=settings.window_mb,
         max_bad_fraction=settings.max_bad_fraction,
-        manifest=manifest,
         columns=columns_for(settings.objective),
         pairs=settings.objective.positives.pairs if settings.objective.positives.kind == "similar" else None,
     )
     metrics: dict[str, Any] = {}
     probed: dict[str, float] = state["probed"]
-    for batch, waited in _timed(stream):
+    bad = BadFrames(config["folder"], rank)
+    for batch, waited in _timed(one_ahead(stream, device)):
+        startup.mark("first_batch")
         steps.run(batch, waited)
-        last_of_epoch = batch.step == steps_per_epoch - 1
+        startup.mark("first_step")
+        bad.add(batch.problems)
+        last_of_epoch = batch.step == epoch_steps - 1
         if rank == 0:
-            done = (batch.epoch * steps_per_epoch + batch.step + 1) * settings.batch_size * world_size
+            done = (batch.epoch * epoch_steps + batch.step + 1) * settings.batch_size * world_size
             config["board"].post("train", done, **steps.figures())
         if not (last_of_epoch or (steps.number % settings.log_every == 0) or _due(settings, steps.number)):
             continue
         logged, problem = steps.interval_metrics()
         if problem:
             return {"error": problem}
-        metrics = {"step": steps.number, "epoch": (steps.number / steps_per_epoch), **logged}
+        metrics = {"step": steps.number, "epoch": (steps.number / epoch_steps), **logged}
+        metrics["bad_frames"] = int(gather_values(torch.tensor([float(bad.num)], device=device)).sum().item())
+        if last_of_epoch:
+            bad.write()
         pictures: dict[str, bytes] = {}
         epochs_done = batch.epoch + 1
         last = epochs_done == settings.epochs
@@ -252,14 +268,16 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
         ):
             # The best checkpoint is the one with the best probe; without a probe, the one with the lowest loss.
             metrics["score"] = probed.get("probe_pa_epe_mm", metrics["loss"])
-            _report_checkpoint(metrics, model, optimiser, settings, manifest, probed, rank)
+            _report_checkpoint(metrics, model, optimiser, settings, sets, probed, rank)
         else:
             ray.train.report(metrics)
     return {
         "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)} | probed,
-        "frame_set": settings.frame_set,
-        "frame_set_digest": manifest.digest,
+        "frame_set": config["settings"]["frame_set"],
+        "frame_set_digest": digest_of(sets),
+        "frame_sets": describe(sets, settings.split),
         "world_size": world_size,
+        "startup_s": startup.seconds,
     }
 
 
@@ -418,7 +436,7 @@ def _report_checkpoint(
     model: PretrainModel,
     optimiser: torch.optim.Optimizer,
     settings: PretrainSettings,
-    manifest: Manifest,
+    sets: Sequence[FrameSet],
     probed: dict[str, float],
     rank: int,
 ) -> None:
@@ -437,7 +455,8 @@ def _report_checkpoint(
                 "step": metrics["step"],
                 "epoch": metrics["epoch"],
                 "settings": settings.model_dump(mode="json"),
-                "frame_set_digest": manifest.digest,
+                "frame_set_digest": digest_of(sets),
+                "frame_sets": describe(sets, settings.split),
                 "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)},
             },
         )

@@ -1,6 +1,7 @@
 """Most of these read work items in this process: the plan and the reader are what Ray Data runs."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,17 +9,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import DataError
-from pipeline.frames import stream
+from pipeline.config import load
+from pipeline.errors import DataError, SettingsError
+from pipeline.frames import windows
+from pipeline.frames.epoch_plan import plan_epoch, rows_after, worker_rows
 from pipeline.frames.manifest import Manifest, read_manifest
+from pipeline.frames.mixing import FrameSet, FrameSetShare, open_frame_sets, quotas
+from pipeline.frames.read_items import ItemReader, Source
 from pipeline.frames.stream import (
-    ItemReader,
     decode_frames,
     load_frames,
     num_batches,
-    plan_epoch,
+    steps_per_epoch,
     stream_batches,
 )
+from pipeline.training.pretrain import PretrainSettings
 from tests.tiny_sets import write_tiny_set
 
 
@@ -33,11 +38,11 @@ def tiny(tmp_path_factory):
 def in_process(monkeypatch):
     """Run work items here instead of in Ray Data's tasks."""
 
-    def execute(items, reader, num_readers, window_bytes):
-        for item in items:
-            yield reader.read(item)
+    monkeypatch.setattr(windows, "read_items", _read_here)
 
-    monkeypatch.setattr(stream, "_execute", execute)
+
+def _read_here(items, reader, num_readers, window_bytes):
+    return ((item, reader.read(item)) for item in items)
 
 
 def census(uri, **options):
@@ -96,23 +101,12 @@ def test_an_epoch_goes_on_in_the_middle(tiny, start_step):
     epoch=st.integers(0, 3),
 )
 def test_plans_of_all_workers_are_a_partition(groups, world_size, seed, epoch):
-    manifest = _manifest(groups)
-    pieces = [
-        piece
-        for rank in range(world_size)
-        for item in plan_epoch(manifest, "train", rank, world_size, seed, epoch)
-        for piece in item
-    ]
+    sets = [FrameSet("", _manifest(groups))]
+    plans = [plan_epoch(sets, "train", rank, world_size, seed, epoch) for rank in range(world_size)]
+    pieces = [piece for plan in plans for item in plan for piece in item.pieces]
     rows = [(path, group, row) for path, group, start, stop in pieces for row in range(start, stop)]
     assert len(rows) == len(set(rows)) == sum(groups)
-    counts = [
-        sum(
-            stop - start
-            for item in plan_epoch(manifest, "train", rank, world_size, seed, epoch)
-            for *_, start, stop in item
-        )
-        for rank in range(world_size)
-    ]
+    counts = [sum(item.num_rows for item in plan) for plan in plans]
     assert max(counts) - min(counts) <= 1
 
 
@@ -146,9 +140,9 @@ def _manifest(groups: list[int]) -> Manifest:
 
 def test_frame_groups_stay_together(tiny):
     manifest = read_manifest(tiny)
-    reader = ItemReader(tiny, ("clip_id",), 0, manifest.group_size, manifest.image_size, True, None)
-    item = plan_epoch(manifest, "train", 0, 1, 0, 0)[0]
-    clips = reader.read({"epoch": 0, "index": 0, "pieces": item})["clip_id"].tolist()
+    reader = ItemReader((Source(tiny, manifest.group_size),), manifest.image_size, ("clip_id",))
+    item = plan_epoch([FrameSet(tiny, manifest)], "train", 0, 1, 0, 0)[0]
+    clips = reader.read(item)["clip_id"].tolist()
     changes = sum(a != b for a, b in itertools.pairwise(clips))
     assert changes == len(set(clips)) - 1
     assert clips != sorted(clips)
@@ -190,34 +184,128 @@ def test_broken_frames_are_named_and_replaced(tmp_path):
     batches = list(stream_batches(str(tmp_path), split="train", batch_size=20, max_bad_fraction=0.05))
     assert sum(batch.num_frames for batch in batches) == 200
     problems = [problem for batch in batches for problem in batch.problems]
-    assert sorted(problem.split(" ")[0] for problem in problems) == [
-        "tiny/train-00000/000003",
-        "tiny/train-00022/000002",
+    assert sorted((bad.frame, bad.shard[-30:]) for bad in problems) == [
+        ("tiny/train-00000/000003", "shards/tiny-train-00000.parquet"[-30:]),
+        ("tiny/train-00022/000002", "shards/tiny-train-00001.parquet"[-30:]),
     ]
-    assert all("does not decode" in problem for problem in problems)
+    assert {bad.reason for bad in problems} == {"JPEG does not decode"}
 
     many = tmp_path / "many"
     write_tiny_set(str(many), splits={"train": 200}, broken=frozenset(range(0, 200, 4)))
-    with pytest.raises(DataError, match=r"unusable, above max_bad_fraction=0.05: tiny/train"):
+    with pytest.raises(DataError, match=r"unusable already, above max_bad_fraction=0.05: tiny/train"):
         list(stream_batches(str(many), split="train", batch_size=20, max_bad_fraction=0.05))
     with pytest.raises(DataError, match="50 frames are unusable"):
         load_frames(str(many), split="train")
 
 
-@pytest.mark.usefixtures("in_process")
-def test_a_vanished_shard_and_an_empty_split_are_named(tmp_path):
-    manifest = write_tiny_set(str(tmp_path), splits={"train": 200})
-    (tmp_path / manifest.shards[1].path).unlink()
-    with pytest.raises(DataError, match=rf"{manifest.shards[1].path}.*vanished"):
-        list(stream_batches(str(tmp_path), split="train", batch_size=20))
-    with pytest.raises(DataError, match="split 'test' has no frames; the set has 200 train"):
-        list(stream_batches(str(tmp_path), split="test", batch_size=20))
+def test_an_empty_split_is_named(tiny):
+    with pytest.raises(DataError, match="split 'test' has no frames; the set has 301 train, 20 val"):
+        list(stream_batches(tiny, split="test", batch_size=20))
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_data_gives_what_the_plan_says_from_s3(s3, monkeypatch):
     uri = f"{s3}/frames"
-    write_tiny_set(uri, splits={"train": 301})
+    write_tiny_set(uri, splits={"train": 1301})  # windows cross the epochs
     names = census(uri, seed=4, num_epochs=2, drop_last=False)
-    monkeypatch.setattr(stream, "_execute", lambda items, reader, *_: (reader.read(item) for item in items))
+    assert len(names) == 2 * 82
+    monkeypatch.setattr(windows, "read_items", _read_here)
     assert names == census(uri, seed=4, num_epochs=2, drop_last=False)
+
+
+def mixed(*shares):
+    return open_frame_sets([FrameSetShare(uri=uri, weight=weight) for uri, weight in shares], "train")
+
+
+@pytest.fixture(scope="module")
+def three_sets(tmp_path_factory):
+    """a, b, c of 800, 100 and 300 rows."""
+    uris = []
+    for name, rows in (("a", 800), ("b", 100), ("c", 300)):
+        uris.append(str(tmp_path_factory.mktemp(name)))
+        write_tiny_set(uris[-1], splits={"train": rows}, source=name, image_size=16, labelled=False)
+    return uris
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_weights_are_met_and_nothing_is_left_out(three_sets, world_size):
+    """Of 1200 rows an epoch, a gives 600 (two epochs see 800 of it, and 400 again), b 300 (three passes), c all its 300."""
+    sets = mixed(*zip(three_sets, (2, 1, 1), strict=True))
+    epochs = []
+    for epoch in range(4):
+        names = []
+        for rank in range(world_size):
+            options = {
+                "rank": rank,
+                "world_size": world_size,
+                "start_epoch": epoch,
+                "drop_last": False,
+                "batch_size": 40,
+            }
+            for _, _, ids in census(sets, **options):
+                names += ids
+                of_set = Counter(name[0] for name in ids)
+                assert abs(of_set["a"] / len(ids) - 0.5) <= 1.5 / len(ids)  # every batch
+        assert names != sorted(names)
+        epochs.append(Counter(names))
+    for counts in epochs:
+        of_set = Counter()
+        for name, count in counts.items():
+            of_set[name[0]] += count
+        assert of_set == {"a": 600, "b": 300, "c": 300}
+        assert {count for name, count in counts.items() if name[0] == "b"} == {3}
+        assert {count for name, count in counts.items() if name[0] == "c"} == {1}
+    whole = sum(epochs, Counter())  # 4 x 600 rows of a are three passes over it
+    assert {count for name, count in whole.items() if name[0] == "a"} == {3}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_without_weights_every_row_of_every_set_comes_once(three_sets):
+    names = [name for *_, ids in census(mixed(*((uri, None) for uri in three_sets)), drop_last=False) for name in ids]
+    assert len(names) == len(set(names)) == 1200
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(("world_size", "start_step"), [(1, 13), (2, 7), (3, 1)])
+def test_a_mixed_epoch_goes_on_in_the_middle(three_sets, world_size, start_step):
+    sets = mixed(*zip(three_sets, (5, 1, 2), strict=True))
+    for rank in range(world_size):
+        options = {"rank": rank, "world_size": world_size, "num_epochs": 2, "start_epoch": 1, "seed": 3}
+        whole = census(sets, **options)
+        assert len(whole) == 2 * steps_per_epoch(sets, "train", 16, world_size, drop_last=True)
+        assert census(sets, **options, start_step=start_step) == whole[start_step:]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 900), min_size=1, max_size=4),
+    weights=st.lists(st.floats(0.1, 10), min_size=4, max_size=4),
+    batch_size=st.integers(2, 64),
+    world_size=st.integers(1, 5),
+)
+def test_all_workers_make_as_many_steps_whatever_is_mixed(rows, weights, batch_size, world_size):
+    sets = [FrameSet(str(n), _manifest([n]), weight) for n, weight in zip(rows, weights, strict=False)]
+    assert sum(quotas(sets, "train")) == sum(rows)
+    steps = steps_per_epoch(sets, "train", batch_size, world_size, drop_last=True)
+    for rank in range(world_size):
+        own = worker_rows(sets, "train", rank, world_size)
+        taken = rows_after(tuple(own), batch_size)
+        assert taken[-1].tolist() == own
+        assert (np.diff(taken, axis=0) >= 0).all()
+        assert len(taken) - 1 >= steps
+        expected = np.outer(taken.sum(1), own) / max(1, sum(own))
+        assert np.abs(taken - expected).max() <= len(own) / 2
+
+
+def test_sets_that_do_not_fit_are_refused_in_one_line(three_sets, tiny):
+    with pytest.raises(DataError, match=r"its crops have 32 px, those of \S+ 16 px; .*the same size"):
+        mixed((three_sets[0], 1), (tiny, 1))
+    with pytest.raises(SettingsError, match="'frame_set': give a weight to every set, or to none"):
+        mixed((three_sets[0], 1), (three_sets[1], None))
+    with pytest.raises(SettingsError, match="given twice"):
+        mixed((tiny, 1), (tiny, 1))
+    job = ["--frame_set", "[{uri: a, weight: 3}, {uri: b}]"]
+    assert load(PretrainSettings, job).frame_set == [FrameSetShare(uri="a", weight=3), FrameSetShare(uri="b")]
+    with pytest.raises(SettingsError, match=r"setting 'frame_set\.list\.0\.weight' = -1: .* greater than 0"):
+        load(PretrainSettings, ["--frame_set", "[{uri: a, weight: -1}]"])

@@ -3,10 +3,8 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -20,6 +18,7 @@ from pipeline.training.optim import OptimiserSettings, build_optimiser
 from pipeline.training.pretrain import PretrainModel, PretrainSettings, ProjectionSettings, _Steps, pretrain
 from pipeline.views import ViewSettings
 from tests.tiny_sets import write_tiny_set
+from tests.training.killing import wait_for_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,7 +95,7 @@ def test_bad_runs_are_refused_before_they_start(tmp_path):
     run = RunSettings(storage=str(tmp_path / "runs"), run_id="a")
     with pytest.raises(SettingsError, match=r"'batch_size' = 32: 1 workers need 32 frames.*has 24"):
         pretrain(small(uri, batch_size=32, run=run))
-    with pytest.raises(DataError, match="split 'val' is empty; the set has 24 train"):
+    with pytest.raises(DataError, match="split 'val' has no frames; the set has 24 train"):
         pretrain(small(uri, split="val", run=run))
     with pytest.raises(DataError, match="the probe needs split 'val'"):
         pretrain(small(uri, probe={"enabled": True}, run=run))
@@ -146,7 +145,7 @@ def test_two_workers_lose_one_and_finish(tmp_path):
             [sys.executable, "-m", "jobs.pretrain", *settings], stdout=log, stderr=log, env=environment, cwd=ROOT
         )
         try:
-            victim = _wait_for_worker(job, runs / "killed")
+            victim = wait_for_worker(job, runs / "killed")
             victim.kill()
             assert job.wait(240) == 0, (tmp_path / "log").read_text()[-2000:]
         finally:
@@ -167,15 +166,3 @@ def test_two_workers_lose_one_and_finish(tmp_path):
     assert steps == sorted(set(steps))
     assert steps[-1] == 240
     assert [step for step, _ in history["probe_pa_epe_mm"]] == [120, 240]
-
-
-def _wait_for_worker(job: subprocess.Popen, folder: Path) -> psutil.Process:
-    """A training worker's process, once the run has written a checkpoint."""
-    for _ in range(1200):
-        assert job.poll() is None, "the job ended before a worker could be killed"
-        if list(folder.glob("checkpoint_*/meta.json")):
-            for process in psutil.Process(job.pid).children(recursive=True):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    return process
-        time.sleep(0.1)
-    raise AssertionError("no checkpoint was written")

@@ -1,0 +1,140 @@
+"""Cuts blocks of rows into batches that mix the sets evenly and do not cross an epoch's end."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.frames.epoch_plan import Item, rows_after
+from pipeline.frames.read_items import OPTIONAL_COLUMNS, TENSOR_COLUMNS, BadFrame, Block, bad_frame
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Batch:
+    """One worker's share of a batch."""
+
+    epoch: int
+    step: int
+    """Position of the batch within its epoch."""
+    frames: "torch.Tensor"
+    """uint8 (B, 3, S, S), RGB, in channels-last memory."""
+    columns: dict[str, Any]
+    """The other columns asked for: joints_3d (B, 21, 3), camera (B, 3, 3) float32 tensors; the rest as lists."""
+    problems: list[BadFrame] = field(default_factory=list)
+    """Rows that could not be used; each was replaced by another row of the same work item."""
+    partners: "torch.Tensor | None" = None
+    """Where mined pairs are read: the frames' partners, like `frames`; a frame without one is its own."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in this batch."""
+        return int(self.frames.shape[0])
+
+
+def cut(
+    blocks: Iterator[tuple[Item, Block]],
+    rows: tuple[int, ...],
+    steps: int,
+    start_step: int,
+    batch_size: int,
+    columns: tuple[str, ...],
+) -> Iterator[Batch]:
+    """Batches start_step to steps of the first epoch, and 0 to steps of those after it.
+
+    rows: of each set in an epoch. Blocks of the first epoch begin with the rows that start_step takes.
+    """
+    taken = rows_after(rows, batch_size)
+    coming = next(blocks, None)
+    while coming is not None:
+        epoch, pending = coming[0].epoch, [_Pending() for _ in rows]
+        for step in range(start_step, min(steps, len(taken) - 1)):
+            counts = taken[step + 1] - taken[step]
+            while coming is not None and any(of.num_rows < count for of, count in zip(pending, counts, strict=True)):
+                pending[coming[0].of_set].add(coming[1])
+                coming = next(blocks, None)
+            parts = [of.take(count) for of, count in zip(pending, counts, strict=True) if count]
+            yield to_batch(_joined(parts), epoch, step, columns)
+        while coming is not None and coming[0].epoch == epoch:  # the rows that make no full batch
+            coming = next(blocks, None)
+        start_step = 0
+
+
+def cut_as_they_come(
+    blocks: Iterator[tuple[Item, Block]], drop_last: bool, batch_size: int, columns: tuple[str, ...]
+) -> Iterator[Batch]:
+    """Batches of a single set whose items hold any number of rows, because only some clips are read."""
+    pending, step, epoch = _Pending(), 0, None
+    for item, block in blocks:
+        if epoch is not None and item.epoch != epoch:
+            if pending.num_rows and not drop_last:
+                yield to_batch(pending.take(pending.num_rows), epoch, step, columns)
+            pending, step = _Pending(), 0
+        epoch = item.epoch
+        pending.add(block)
+        while pending.num_rows >= batch_size:
+            yield to_batch(pending.take(batch_size), epoch, step, columns)
+            step += 1
+    if epoch is not None and pending.num_rows and not drop_last:
+        yield to_batch(pending.take(pending.num_rows), epoch, step, columns)
+
+
+def without_first(blocks: Iterator[tuple[Item, Block]], num_rows: list[int]) -> Iterator[tuple[Item, Block]]:
+    """The blocks without the first rows, so many of each set."""
+    left = list(num_rows)
+    for item, block in blocks:
+        out = min(left[item.of_set], len(block["problem"]))
+        left[item.of_set] -= out
+        yield item, {name: values[out:] for name, values in block.items()} if out else block
+
+
+class _Pending:
+    """Rows that no batch has taken yet."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Block] = []
+        self.num_rows = 0
+
+    def add(self, block: Block) -> None:
+        if len(block["problem"]):
+            self._blocks.append(block)
+            self.num_rows += len(block["problem"])
+
+    def take(self, count: int) -> Block:
+        self.num_rows -= count
+        taken: list[Block] = []
+        while count:
+            head = self._blocks.pop(0)
+            if len(head["problem"]) > count:
+                self._blocks.insert(0, {name: values[count:] for name, values in head.items()})
+                head = {name: values[:count] for name, values in head.items()}
+            count -= len(head["problem"])
+            taken.append(head)
+        return _joined(taken)
+
+
+def _joined(blocks: list[Block]) -> Block:
+    return blocks[0] if len(blocks) == 1 else {n: np.concatenate([b[n] for b in blocks]) for n in blocks[0]}
+
+
+def to_batch(block: Block, epoch: int, step: int, columns: tuple[str, ...]) -> Batch:
+    """A block of rows as tensors of the batch's own."""
+    import torch
+
+    def tensor(values: np.ndarray) -> "torch.Tensor":
+        # Ray Data's blocks lie read-only in shared memory; the training loop owns its batch.
+        return torch.from_numpy(values if values.flags.writeable else np.array(values))
+
+    return Batch(
+        epoch=epoch,
+        step=step,
+        frames=tensor(block["frames"]).permute(0, 3, 1, 2),
+        columns={
+            n: tensor(block[n]) if n in TENSOR_COLUMNS or n in OPTIONAL_COLUMNS else list(block[n]) for n in columns
+        },
+        problems=[bad_frame(text) for text in block["problem"] if text],
+        partners=tensor(block["partners"]).permute(0, 3, 1, 2) if "partners" in block else None,
+    )
