@@ -257,7 +257,8 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         yield from (item for item in value.values() if isinstance(item, str))
     elif isinstance(value, list | tuple):
-        yield from (item for item in value if isinstance(item, str))
+        for item in value:
+            yield from [item] if isinstance(item, str) else _texts(getattr(item, "uri", None))
 
 
 def _without(arguments: Sequence[str], name: str) -> list[str]:
