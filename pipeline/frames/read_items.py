@@ -251,7 +251,10 @@ def _seed(seed: int, item: Item) -> list[int]:
 
 
 def _read(shard: str, row_groups: list[int], columns: list[str]) -> pa.Table:
-    table = _open(shard).read_row_groups(row_groups, columns=columns)
+    file = _open(shard)
+    if max(row_groups) >= file.num_row_groups:
+        raise ValueError("the shard holds fewer rows than the manifest says")
+    table = file.read_row_groups(row_groups, columns=columns)
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise ValueError(f"has no column {missing[0]}")

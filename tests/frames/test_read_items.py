@@ -1,0 +1,251 @@
+"""What is wrong with rows and shards in mid-training, and what reading costs."""
+
+import http.server
+import io
+import re
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import storage
+from pipeline.errors import DataError
+from pipeline.frames import read_items, windows
+from pipeline.frames.epoch_plan import plan_epoch
+from pipeline.frames.mixing import FrameSet
+from pipeline.frames.read_items import ItemReader, Source
+from pipeline.frames.stream import stream_batches
+from tests.tiny_sets import write_tiny_set
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Run work items here instead of in Ray Data's tasks."""
+    monkeypatch.setattr(windows, "read_items", lambda items, reader, *_: ((item, reader.read(item)) for item in items))
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """2000 rows in 32 shards, items of 512 rows."""
+    return str(tmp_path), write_tiny_set(str(tmp_path), splits={"train": 2000}, image_size=16)
+
+
+def rewritten(uri, shard, change):
+    """A shard with some of its table changed, in the same row groups."""
+    path = f"{uri}/{shard.path}"
+    pq.write_table(change(pq.read_table(path)), path, row_group_size=shard.row_groups[0])
+
+
+def with_column(table, name, values):
+    field = pa.field(name, table.schema.field(name).type)
+    return table.set_column(table.column_names.index(name), field, pa.array(values, field.type))
+
+
+def read_all(uri, **options):
+    batches = list(stream_batches(uri, split="train", batch_size=50, **options))
+    return batches, [problem for batch in batches for problem in batch.problems]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_rows_with_missing_fields_are_named_and_replaced(frames):
+    uri, manifest = frames
+    shard = manifest.shards[2]
+
+    def change(table):
+        jpegs, joints = table["jpeg"].to_pylist(), table["joints_3d"].to_pylist()
+        jpegs[5], jpegs[6] = None, b""
+        joints[7], joints[8], joints[9] = None, [1.0, 2.0], [float("nan")] * 63
+        return with_column(with_column(table, "jpeg", jpegs), "joints_3d", joints)
+
+    rewritten(uri, shard, change)
+    options = {"columns": ("frame_id", "joints_3d"), "num_epochs": 2}
+    batches, problems = read_all(uri, **options)
+    assert Counter(bad.reason for bad in problems) == {
+        "no JPEG": 2,
+        "JPEG does not decode": 2,
+        "no joints_3d": 2,
+        "joints_3d has 2 numbers": 2,
+        "joints_3d is not finite": 2,
+    }
+    assert {bad.shard for bad in problems} == {f"{uri}/{shard.path}"}
+    first = 2 * 64 + 5
+    names = [f"tiny/train-{row // 4:05d}/{row % 4:06d}" for row in range(first, first + 5)]
+    assert sorted({bad.frame for bad in problems}) == names
+    counts = Counter(name for batch in batches[:40] for name in batch.columns["frame_id"])
+    assert sum(counts.values()) == 2000
+    assert not set(names) & set(counts)
+    assert all(max(Counter(batch.columns["frame_id"]).values()) == 1 for batch in batches)  # none twice in a batch
+    assert all(bool(batch.columns["joints_3d"].isfinite().all()) for batch in batches)
+    again, _ = read_all(uri, **options)
+    assert [batch.columns["frame_id"] for batch in batches] == [batch.columns["frame_id"] for batch in again]
+    rest, _ = read_all(uri, **options, start_step=13)
+    assert [batch.columns["frame_id"] for batch in batches[13:]] == [batch.columns["frame_id"] for batch in rest]
+
+
+def no_column(uri, shard):
+    rewritten(uri, shard, lambda table: table.drop_columns("jpeg"))
+
+
+def cut_off(uri, shard):
+    path = Path(uri, shard.path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def overwritten(uri, shard):
+    path = Path(uri, shard.path)
+    half = path.stat().st_size // 2
+    path.write_bytes(path.read_bytes()[:100] + bytes(half - 100) + path.read_bytes()[half:])
+
+
+def shorter(uri, shard):
+    rewritten(uri, shard, lambda table: table.slice(0, 40))
+
+
+def vanished(uri, shard):
+    Path(uri, shard.path).unlink()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("damage", "reason", "rows"),
+    [
+        (vanished, "has vanished", 64),
+        (cut_off, "magic bytes|footer|[Ss]ize", 64),
+        (no_column, "has no column jpeg", 64),
+        (shorter, "fewer rows than the manifest says", 24),
+        (overwritten, "", 32),
+    ],
+)
+def test_a_damaged_shard_costs_its_rows_and_no_more(frames, damage, reason, rows):
+    uri, manifest = frames
+    damage(uri, manifest.shards[3])
+    batches, problems = read_all(uri, max_bad_fraction=0.05, columns=("frame_id",))
+    assert len(batches) == 40
+    assert {bad.shard for bad in problems} == {f"{uri}/{manifest.shards[3].path}"}
+    assert len(problems) <= 64
+    assert len(problems) == rows or damage is overwritten
+    if reason:
+        assert all(re.search(reason, bad.reason) for bad in problems), problems
+    assert all(None not in batch.columns["frame_id"] for batch in batches)
+    with pytest.raises(DataError, match=rf"above max_bad_fraction=0.005: .* in \S+{manifest.shards[3].path} \("):
+        read_all(uri, max_bad_fraction=0.005)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("in_process")
+def test_a_frame_set_without_a_shard_left_stops_the_run(frames):
+    uri, manifest = frames
+    for shard in manifest.shards:
+        vanished(uri, shard)
+    with pytest.raises(DataError, match=r"no usable frame among 512 rows, nor in other shards tried .*has vanished"):
+        read_all(uri, max_bad_fraction=1)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("in_process")
+def test_all_of_a_worker_s_first_item_may_be_gone(tmp_path):
+    uri = str(tmp_path)
+    manifest = write_tiny_set(uri, splits={"train": 2048}, rows_per_shard=512, row_group_size=512, image_size=16)
+    item = plan_epoch([FrameSet(uri, manifest)], "train", 0, 1, 0, 0)[0]
+    vanished(uri, next(shard for shard in manifest.shards if shard.path == item.pieces[0].path))
+    batches, problems = read_all(uri, max_bad_fraction=0.25, columns=("frame_id",))
+    assert len(batches) == 40
+    assert len(problems) == 512
+    assert problems[0].frame.endswith("of row group 0")
+    assert all(None not in batch.columns["frame_id"] for batch in batches)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("in_process")
+def test_an_object_store_that_keeps_failing_stops_the_run_with_a_list(frames, monkeypatch):
+    """Every answer is 503, also after the retries."""
+    _, manifest = frames
+
+    class Failing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    store = storage.pafs.S3FileSystem(
+        access_key="a",
+        secret_key="b",
+        region="us-east-1",
+        endpoint_override=f"http://127.0.0.1:{server.server_port}",
+        retry_strategy=storage.pafs.AwsStandardS3RetryStrategy(max_attempts=2),
+    )
+    monkeypatch.setattr(storage, "_s3", lambda endpoint: store)
+    started = time.monotonic()
+    with pytest.raises(DataError, match="no usable frame among 512 rows, nor in other shards tried"):
+        list(stream_batches("s3://bucket/frames", split="train", batch_size=50, manifest=manifest))
+    assert time.monotonic() - started < 50
+    server.shutdown()
+
+
+class Counting(io.RawIOBase):
+    """A file that notes every read as (offset, bytes)."""
+
+    def __init__(self, path, reads):
+        self.file, self.reads = io.BytesIO(Path(path).read_bytes()), reads
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, *where):
+        return self.file.seek(*where)
+
+    def tell(self):
+        return self.file.tell()
+
+    def read(self, size=-1):
+        start = self.file.tell()
+        data = self.file.read(size)
+        self.reads.append((start, len(data)))
+        return data
+
+
+def test_only_the_columns_asked_for_are_read_in_few_reads(tmp_path, monkeypatch):
+    uri = str(tmp_path)
+    manifest = write_tiny_set(uri, splits={"train": 512}, rows_per_shard=512, row_group_size=128, image_size=96)
+    item = plan_epoch([FrameSet(uri, manifest)], "train", 0, 1, 0, 0, shuffle=False)[0]
+    metadata = pq.ParquetFile(f"{uri}/{manifest.shards[0].path}").metadata
+    sizes = Counter()
+    for group in range(4):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            sizes[column.path_in_schema.split(".")[0]] += column.total_compressed_size
+    reads = []
+
+    class Files:
+        def open_input_file(self, path):
+            return pa.PythonFile(Counting(path, reads), mode="r")
+
+    monkeypatch.setattr(read_items, "resolve", lambda name: (Files(), name))
+    needed = sizes["frame_id"] + sizes["clip_id"] + sizes["jpeg"]
+    found = {}
+    for columns in ((), ("joints_3d",)):
+        read_items._open.cache_clear()
+        read_items._open(f"{uri}/{manifest.shards[0].path}")  # the footer is read once
+        reads.clear()
+        ItemReader((Source(uri, 4),), 96, columns).read(item)
+        found[columns] = sum(size for _, size in reads)
+        assert len(reads) <= 8  # of four row groups
+    read_items._open.cache_clear()
+    assert needed <= found[()] < 1.03 * needed  # small neighbours of a column come along
+    assert found["joints_3d",] >= found[()] + sizes["joints_3d"]
+    assert found["joints_3d",] < 1.03 * (needed + sizes["joints_3d"])
