@@ -1,14 +1,14 @@
-"""Evaluate pose models on a labelled frame set and compare them.
+"""Evaluate pose models on a labelled frame set and compare them; probe their encoders, and pretrained ones.
 
     python -m jobs.evaluate --models.peclr s3://bucket/runs/search-1 --models.scratch s3://bucket/runs/finetune-2 \\
-        --frame_set s3://bucket/labelled --output s3://bucket/evaluation
+        --encoders.pretrained s3://bucket/runs/pretrain-1 --frame_set s3://bucket/labelled --output s3://bucket/evaluation
 """
 
 from typing import Any
 
 from jobs.runtime import run_job
 from jobs.terminal import TerminalProgress
-from pipeline.evaluation.evaluate import EvaluateSettings, comparison_table, evaluate
+from pipeline.evaluation.evaluate import EvaluateSettings, comparison_table, evaluate, probe_table
 from pipeline.progress import SILENT, Progress
 
 
@@ -21,7 +21,10 @@ def run(settings: EvaluateJob, progress: Progress = SILENT) -> dict[str, Any]:
     outcome = evaluate(settings, progress)
     if isinstance(progress, TerminalProgress):
         title = f"{outcome['num_frames']} frames of {settings.frame_set}, split '{settings.split}'"
-        progress.table(title, *comparison_table(outcome))
+        if outcome["models"]:
+            progress.table(title, *comparison_table(outcome))
+        if outcome["probes"]:
+            progress.table("Probes of frozen features", *probe_table(outcome))
         for note in dict.fromkeys(note for model in outcome["models"].values() for note in model["notes"]):
             progress.note(note)
         if settings.output:

@@ -7,10 +7,12 @@ through the client API (the fluent API keeps global state and is not safe across
 import logging
 import math
 import os
+import re
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 _RUN_ID_TAG = "equihand.run_id"
 _MAX_PARAM_LENGTH = 500
+_NOT_IN_NAMES = re.compile(r"[^\w./ -]", re.ASCII)
 
 
 class TrackingSettings(Settings):
@@ -58,7 +61,7 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        rows = [Metric(name, float(value), now, step) for name, value in metrics.items() if math.isfinite(value)]
+        rows = [Metric(_allowed(name), float(value), now, step) for name, value in metrics.items() if math.isfinite(value)]
         _client(self.tracking_uri).log_batch(self.mlflow_run_id, metrics=rows)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -135,12 +138,27 @@ def start_run(
             all_tags["mlflow.parentRunId"] = parent.mlflow_run_id
         created = client.create_run(experiment_id, run_name=run_id, tags=all_tags)
         handle = Run(uri, created.info.run_id, experiment_id)
-        params = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in flatten(resolved_settings).items()]
+        params = [Param(_allowed(key), str(value)[:_MAX_PARAM_LENGTH]) for key, value in flatten(resolved_settings).items()]
         client.log_batch(handle.mlflow_run_id, params=params)
         handle.log_text("settings.yaml", to_yaml(resolved_settings))
         return handle
     except (MlflowException, OSError) as error:
         raise EquihandError(f"MLflow at {settings.uri}: {' '.join(str(error).split())[:300]}") from None
+
+
+@contextmanager
+def ending(*finish: Callable[[str], None]) -> Iterator[None]:
+    """Call each `finish` (a `Run.finish`, say) with how the block ended: FINISHED, FAILED, or KILLED by an interrupt."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        for each in finish:
+            each(status)
 
 
 def existing_run(settings: TrackingSettings, mlflow_run_id: str) -> Run:
@@ -217,6 +235,11 @@ def _artifacts_beside(uri: str) -> str | None:
     if uri.startswith("sqlite:///"):
         return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
     return None
+
+
+def _allowed(name: str) -> str:
+    """MLflow allows few signs in names; others, which the name that a user gave a model may hold, become "_"."""
+    return _NOT_IN_NAMES.sub("_", name)
 
 
 _CLIENTS: dict[tuple[int, str], Any] = {}

@@ -1,5 +1,9 @@
+from contextlib import nullcontext
+
+import pytest
+
 from pipeline.config import Settings
-from pipeline.tracking import TrackingSettings, start_run
+from pipeline.tracking import TrackingSettings, ending, start_run
 
 
 class Example(Settings):
@@ -34,3 +38,14 @@ def test_a_run_goes_on_under_its_id(tmp_path):
     assert client.get_run(other.mlflow_run_id).data.tags["mlflow.parentRunId"] == run.mlflow_run_id
     names = {item.path for item in client.list_artifacts(run.mlflow_run_id)}
     assert names == {"pictures", "settings.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (ValueError(), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_how_a_block_ended(error, status):
+    seen: list[str] = []
+    with nullcontext() if error is None else pytest.raises(type(error)), ending(seen.append, seen.append):
+        if error is not None:
+            raise error
+    assert seen == [status, status]

@@ -3,28 +3,31 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Settings
 from pipeline.errors import SettingsError
 from pipeline.evaluation.figures import Case, overlays, pick_cases
+from pipeline.evaluation.metric_names import PROBE_METRICS, metric_name
 from pipeline.evaluation.metrics import MM, Protocol, joint_errors, pose_metrics
+from pipeline.evaluation.model_probes import ModelProbes, ModelProbeSettings, wanted
 from pipeline.evaluation.predict import Predictions, predict
 from pipeline.evaluation.report import build_report
 from pipeline.evaluation.report_data import Curve, ModelResult, Overlays, Picture, ReportData, Results, Stage
 from pipeline.evaluation.run_report import gather_report
 from pipeline.evaluation.verdict import Verdict, compare
-from pipeline.frames.manifest import read_manifest
+from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.geometry import procrustes_align, project
 from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import join, preflight, write_bytes, write_json
-from pipeline.tracking import TrackingSettings
+from pipeline.tracking import TrackingSettings, ending, start_run
 from pipeline.training.labelled import LabelledFrames, load_labelled
+from pipeline.training.launch import new_run_id
 
 TABLE_METRICS = ("epe_mm", "root_relative_epe_mm", "pa_epe_mm", "auc", "pa_auc")
 """Metrics of the comparison table, by the names of metric_names.METRICS."""
@@ -33,8 +36,10 @@ TABLE_METRICS = ("epe_mm", "root_relative_epe_mm", "pa_epe_mm", "auc", "pa_auc")
 class EvaluateSettings(Settings):
     """What is evaluated, on what."""
 
-    models: dict[str, str] = Field(min_length=1)
-    """Models by the name they get in tables: {name: URI of a checkpoint, a run, or a released file}."""
+    models: dict[str, str] = {}
+    """Pose models by the name they get in tables: {name: URI of a checkpoint, a run, or a released file}."""
+    encoders: dict[str, str] = {}
+    """Encoders without a pose head, by name: {name: URI of a pretraining run or a weights file}; they are only probed."""
     frame_set: str
     """URI of a frame set with joints and cameras."""
     split: str = "test"
@@ -47,6 +52,7 @@ class EvaluateSettings(Settings):
     """Whose metrics: the official FreiHAND scorer's, or those of PeCLR's code."""
     baseline: str | None = None
     """Name of the model that the others are compared with in the report; none: no comparison."""
+    probe: ModelProbeSettings = ModelProbeSettings()
     num_cases: int = Field(default=6, ge=1, le=24)
     """Frames shown of each kind: good, median, worst."""
     save_predictions: bool = False
@@ -61,16 +67,29 @@ class EvaluateSettings(Settings):
     """URI of the search that the report also shows."""
     title: str = "Equihand evaluation"
     """Title of the report."""
+    track: bool = True
+    """Also record the metrics as a run of MLflow."""
     tracking: TrackingSettings = TrackingSettings()
-    """Where the curves of pretrain_run are."""
+    """Where that run goes, and where the curves of pretrain_run are."""
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "encoders", mode="before")
     @classmethod
     def _accept_list(cls, models: Any) -> Any:
         """Also accept [{name: ..., uri: ...}, ...]."""
         if isinstance(models, list) and all(isinstance(m, dict) and {"name", "uri"} == m.keys() for m in models):
             return {model["name"]: model["uri"] for model in models}
         return models
+
+    @model_validator(mode="after")
+    def _something_to_evaluate(self) -> Self:
+        if not self.models and not self.encoders:
+            raise ValueError("setting 'models': name at least one model, or one of 'encoders'")
+        both = self.models.keys() & self.encoders.keys()
+        if both:
+            raise ValueError(f"setting 'encoders': '{min(both)}' is also among the models; use another name")
+        if self.encoders and self.probe.enabled is False:
+            raise ValueError("setting 'probe.enabled' = false: encoders are only probed; leave them out, or probe")
+        return self
 
 
 @dataclass(frozen=True)
@@ -101,8 +120,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
     """Evaluate every model on the same frames. Needs no Ray. stages: what ran before, for the report.
 
     Returns plain JSON: {"frame_set", "frame_set_digest", "split", "num_frames", "scale", "protocol", "models": {name:
-    {"uri", "metrics", "notes"}}, "verdicts": {name: verdict.Verdict against the baseline}, "results":
-    report_data.Results}; <output>/metrics.json holds it without the pictures. The overlays are of the first model that
+    {"uri", "metrics", "notes"}}, "verdicts": {name: verdict.Verdict against the baseline}, "probes": {name: scores named
+    as in metric_names.PROBE_METRICS}, "mlflow_run_id", "results": report_data.Results}; <output>/metrics.json holds it without the pictures. The overlays are of the first model that
     is not the baseline. Raises DataError where a model or the labels cannot be used.
     """
     preflight(settings.frame_set)
@@ -117,11 +136,21 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
     data = load_labelled(settings.frame_set, settings.split, manifest, limit=settings.max_frames)
     use_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
     device = torch.device("cuda" if use_gpu else "cpu")
-    progress.start("evaluate", len(models) * len(data), "frames")
+    probes = None
+    if settings.encoders or wanted(settings.probe, manifest):
+        probes = ModelProbes(settings.probe, settings.frame_set, manifest, data, device)
+    progress.start("evaluate", (len(models) + len(settings.encoders)) * len(data), "frames")
     evaluations = []
+    probed: dict[str, dict[str, float]] = {}
     for name, loaded in models.items():
         evaluations.append(evaluate_model(name, loaded, data, settings.scale, settings.protocol, device))
+        if probes is not None:
+            probed[name] = probes.of_pose_model(loaded)
         progress.advance(len(data), **{"PA-EPE mm": round(evaluations[-1].metrics["pa_epe_mm"], 1)})
+    for name, uri in settings.encoders.items():
+        assert probes is not None
+        probed[name] = probes.of_pretrained(uri)
+        progress.advance(len(data))
     progress.finish()
     baseline = next((e for e in evaluations if e.name == settings.baseline), None)
     others = [e for e in evaluations if e is not baseline]
@@ -129,7 +158,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
         models=[evaluation.result() for evaluation in evaluations],
         baseline=settings.baseline or "",
         test_set=f"{settings.frame_set}, split '{settings.split}', {len(data)} frames",
-        overlays=case_overlays((others or evaluations)[0], data, settings.num_cases),
+        overlays=case_overlays((others or evaluations)[0], data, settings.num_cases) if evaluations else [],
+        probes=probed,
     )
     clips = [frame_id.rsplit("/", 1)[0] for frame_id in data.frame_ids]
     outcome: dict[str, Any] = {
@@ -152,6 +182,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
             for e in others
             if baseline is not None
         },
+        "probes": probed,
+        "mlflow_run_id": _track(settings, manifest, evaluations, probed) if settings.track else None,
     }
     if settings.output:
         verdicts = [Verdict.model_validate(verdict) for verdict in outcome["verdicts"].values()]
@@ -219,8 +251,6 @@ def case_overlays(evaluation: Evaluation, data: LabelledFrames, num_cases: int) 
 
 def comparison_table(outcome: Mapping[str, Any]) -> tuple[list[str], list[list[str | float]]]:
     """Column titles and rows of the comparison, for a terminal. outcome: what `evaluate` returned."""
-    from pipeline.evaluation.metric_names import metric_name
-
     names = [metric_name(key) for key in TABLE_METRICS]
     columns = ["model", *(f"{name.label} ({name.unit})" if name.unit else name.label for name in names)]
     rows: list[list[str | float]] = []
@@ -230,12 +260,41 @@ def comparison_table(outcome: Mapping[str, Any]) -> tuple[list[str], list[list[s
     return columns, rows
 
 
+def probe_table(outcome: Mapping[str, Any]) -> tuple[list[str], list[list[str | float]]]:
+    """Column titles and rows of what the probes found, for a terminal. outcome: what `evaluate` returned."""
+    probes = outcome["probes"]
+    keys = [key for key in PROBE_METRICS if any(key in scores for scores in probes.values())]
+    names = [PROBE_METRICS[key] for key in keys]
+    columns = ["encoder of", *(f"{name.label} ({name.unit})" if name.unit else name.label for name in names)]
+    rows: list[list[str | float]] = [
+        [model, *(round(scores[k], n.decimals) if k in scores else "-" for k, n in zip(keys, names, strict=True))]
+        for model, scores in probes.items()
+    ]
+    return columns, rows
+
+
 def model_notes(loaded: LoadedPoseModel, scale: str) -> list[str]:
     """What a reader of the model's metric numbers has to know."""
     if scale == "given":
         return ["each hand's reference bone was given: EPE and AUC do not contain errors of the hand's size"]
     length = float(loaded.model.mean_bone_length) * MM
     return [f"the hands' size was unknown: every reference bone was taken as {length:.1f} mm"]
+
+
+def _track(
+    settings: EvaluateSettings,
+    manifest: Manifest,
+    evaluations: Sequence[Evaluation],
+    probed: Mapping[str, Mapping[str, float]],
+) -> str:
+    """Record "<model>/<metric>" and "<model>/probe_<score>"; MLflow's id of the run."""
+    tags = {"frame_set": settings.frame_set, "frame_set_digest": manifest.digest}
+    run = start_run(settings.tracking, new_run_id("evaluate"), "evaluate", settings, tags)
+    with ending(run.finish):
+        found = {f"{e.name}/{name}": value for e in evaluations for name, value in e.result().metrics.items()}
+        found |= {f"{name}/probe_{key}": value for name, scores in probed.items() for key, value in scores.items()}
+        run.log_metrics({name: value for name, value in found.items() if value is not None}, step=0)
+    return run.mlflow_run_id
 
 
 def _write(

@@ -35,6 +35,30 @@ METRICS: dict[str, MetricName] = {
 }
 """Metrics by key, in the order of a table's columns."""
 
+PROBE_METRICS: dict[str, MetricName] = {
+    "pa_epe_mm": MetricName(
+        "ridge PA-EPE", "mm", True, 1, "ridge regression from frozen features to the pose, after Procrustes alignment"
+    ),
+    "epe_mm": MetricName("ridge EPE", "mm", True, 1, "the same, root-relative"),
+    "mean_pose_pa_epe_mm": MetricName("mean pose", "mm", None, 1, "PA-EPE of always answering the mean training pose"),
+    "retrieval_pa_epe_mm": MetricName(
+        "neighbour PA-EPE", "mm", True, 1, "error of the pose of the training frame with the nearest features"
+    ),
+    "retrieval_random_pa_epe_mm": MetricName("any pose", "mm", None, 1, "PA-EPE of training poses taken blindly"),
+    "equivariance_cosine": MetricName(
+        "turned with the image",
+        "",
+        None,
+        2,
+        "cosine of the points of a turned image (2D joints, or the projection) with those of the upright one, turned",
+    ),
+    "equivariance_cosine_unturned": MetricName("left upright", "", None, 2, "the same cosine without turning them"),
+    "equivariance_angle_error_deg": MetricName(
+        "angle error", "°", True, 1, "between the image's turn and the points'; 90 is chance"
+    ),
+}
+"""What probes of frozen features say, in the order of a table's columns."""
+
 
 def metric_name(key: str) -> MetricName:
     """The name of a metric; an unknown one keeps its key and is not judged."""

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from pipeline.evaluation.charts import difference_chart, finger_dots, legend, line_chart, marker_legend
 from pipeline.evaluation.curves import group_curves, moving_average
 from pipeline.evaluation.hand_drawings import hand_errors, hand_mark
-from pipeline.evaluation.metric_names import METRICS, MetricName, metric_name
+from pipeline.evaluation.metric_names import METRICS, PROBE_METRICS, MetricName, metric_name
 from pipeline.evaluation.parallel import ParallelLine, parallel_coordinates
 from pipeline.evaluation.report_data import Curve, ModelResult, Picture, Pretraining, ReportData, Results, Search, Trial
 from pipeline.evaluation.svg import linear_axis, number
@@ -45,6 +45,7 @@ def build_report(data: ReportData) -> str:
         curves=_curve_cards(data.pretraining) if data.pretraining else [],
         search=_search_view(data.search) if data.search and data.search.trials else None,
         results=_results_view(data.results) if data.results and data.results.models else None,
+        probes=_probe_view(data.results.probes) if data.results and data.results.probes else None,
     )
 
 
@@ -227,6 +228,21 @@ def _results_view(results: Results) -> _ResultsView:
             for name, errors in with_joints.items()
         ],
     )
+
+
+@dataclass(frozen=True)
+class _ProbeView:
+    metrics: list[MetricName]
+    rows: list[tuple[str, list[str]]]
+
+
+def _probe_view(probes: Mapping[str, Mapping[str, float]]) -> _ProbeView:
+    keys = [key for key in PROBE_METRICS if any(key in scores for scores in probes.values())]
+    rows = [
+        (name, [_fixed(scores.get(key), PROBE_METRICS[key].decimals) for key in keys])
+        for name, scores in probes.items()
+    ]
+    return _ProbeView([PROBE_METRICS[key] for key in keys], rows)
 
 
 def _metric_cell(

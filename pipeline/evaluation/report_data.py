@@ -163,6 +163,8 @@ class Results(_Data):
     test_set: str = ""
     """Which frames: set, split, number."""
     overlays: list[Overlays] = []
+    probes: dict[str, dict[str, float]] = {}
+    """Model or encoder -> what its frozen features know; names as in `metric_names.PROBE_METRICS`."""
 
 
 class ReportData(_Data):

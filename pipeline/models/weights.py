@@ -20,6 +20,7 @@ from pipeline.errors import DataError
 from pipeline.hands import NUM_JOINTS, reorder
 from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
+from pipeline.models.projection import ProjectionHead
 from pipeline.training.checkpoints import read_checkpoint
 from pipeline.views import VIEW_MARGIN
 
@@ -67,6 +68,18 @@ def load_encoder(uri: str) -> tuple[Encoder, dict[str, Any]]:
     """
     state, meta = _read(uri)
     return _encoder(state, uri), meta
+
+
+def load_projection(uri: str) -> ProjectionHead | None:
+    """The projection head in a pretraining checkpoint or run of ours; None where the file holds none."""
+    state, _ = _read(uri)
+    own = {name.removeprefix("projection."): value for name, value in state.items() if name.startswith("projection.")}
+    if "0.weight" not in own or "3.weight" not in own:
+        return None
+    hidden, num_features = own["0.weight"].shape
+    head = ProjectionHead(num_features, hidden, len(own["3.weight"]))
+    _load(head, own, uri)
+    return head
 
 
 def load_pose_model(uri: str) -> LoadedPoseModel:

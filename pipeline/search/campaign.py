@@ -24,7 +24,7 @@ from pipeline.progress import SILENT, Progress
 from pipeline.search.monitor import SearchMonitor
 from pipeline.search.space import SearchSpace, first_guess, sampled, trial_settings
 from pipeline.storage import copy_tree, delete, join, preflight, write_json
-from pipeline.tracking import TrackingSettings, start_run
+from pipeline.tracking import TrackingSettings, ending, start_run
 from pipeline.training.finetune import (
     FinetuneSettings,
     SaveCheckpoint,
@@ -83,10 +83,10 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     tags = {"frame_set": base.frame_set, "frame_set_digest": manifest.digest}
     parent = start_run(settings.tracking, run_id, "search", settings, tags)
     monitor = SearchMonitor(run_id, parent, settings.tracking, base, progress)
-    status, started = "FAILED", time.monotonic()
+    started = time.monotonic()
     _quiet_tune()
     progress.start("search", settings.num_trials * base.epochs, "epochs")
-    try:
+    with ending(monitor.close, parent.finish, lambda _: progress.finish()):
         tuner = _tuner(settings, folder, manifest, selection, monitor)
         grid = interruptible(tuner.fit)
         result = {
@@ -101,15 +101,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
         }
         parent.log_metrics({f"best_{name}": value for name, value in result["metrics"].items()}, step=0)
         write_json(join(folder, "result.json"), result)
-        status = "FINISHED"
-        return result
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        monitor.close(status)
-        parent.finish(status)
-        progress.finish()
+    return result
 
 
 def trial(values: dict[str, Any], base: str, data: dict[str, Any], threads: int, use_gpu: bool) -> None:

@@ -1,21 +1,18 @@
 """What pretraining looks at while it runs: a probe of the frozen features, and pictures."""
 
-import math
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from pipeline.config import Settings
 from pipeline.errors import DataError
-from pipeline.evaluation.probes import equivariance_score, nearest_neighbours, retrieval_probe, ridge_probe
+from pipeline.evaluation.frozen import encode, frozen_scores, turning_scores
+from pipeline.evaluation.probes import nearest_neighbours
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.stream import Batch, load_frames
-from pipeline.views import ViewSettings, apply_views, cat_views, denormalise, identity_views
+from pipeline.views import ViewSettings, denormalise
 
-_BATCH = 256
 _NUM_QUERIES, _NUM_NEIGHBOURS = 6, 6
-_MAX_TURNED, _TURN_DEG = 256, 45.0
 NUM_VIEW_PAIRS = 24
 """In the picture of views."""
 
@@ -76,39 +73,23 @@ class OnlineProbe:
         train, test = self._frames
         was_training = model.training
         model.eval()
-        features = [self._features(model, batch.frames) for batch in (train, test)]
+        encoder: torch.nn.Module = model.encoder  # type: ignore[assignment]
+        features = [encode(encoder, batch.frames, self.views, self.device) for batch in (train, test)]
         joints = [batch.columns["joints_3d"] for batch in (train, test)]
-        scores = ridge_probe(features[0], joints[0], features[1], joints[1])
-        retrieval = retrieval_probe(features[0], joints[0], features[1], joints[1])
-        scores |= {f"retrieval_{name}": value for name, value in retrieval.items()}
+        scores = frozen_scores((features[0], features[1]), (joints[0], joints[1]))
         if getattr(model, "projection", None) is not None:
-            turning = self._equivariance(model, test.frames[:_MAX_TURNED])
-            scores |= {f"equivariance_{name}": value for name, value in turning.items()}
+            scores |= turning_scores(
+                lambda images: model.projection(encoder(images)),  # type: ignore[operator]
+                test.frames,
+                self.views,
+                self.device,
+            )
         model.train(was_training)
         pictures = {"neighbours.png": _neighbours_picture(features[1], test.frames)} if with_pictures else {}
         return {f"probe_{name}": float(value) for name, value in scores.items()}, pictures
 
     def _load(self, split: str, limit: int) -> Batch:
         return load_frames(self._uri, split=split, limit=limit, columns=("joints_3d",))
-
-    @torch.inference_mode()
-    def _features(self, model: torch.nn.Module, frames: Tensor) -> Tensor:
-        parts = []
-        for start in range(0, len(frames), _BATCH):
-            part = frames[start : start + _BATCH].to(self.device)
-            images = apply_views(part, identity_views(len(part), self.device), self.views)
-            parts.append(model.encoder(images).float().cpu())  # type: ignore[operator]
-        return torch.cat(parts)
-
-    @torch.inference_mode()
-    def _equivariance(self, model: torch.nn.Module, frames: Tensor) -> dict[str, float]:
-        """How well rotations, spread evenly over +- 45 degrees, predict what the projections do."""
-        plain = identity_views(len(frames), self.device)
-        angle = torch.linspace(-1, 1, len(frames), device=self.device) * math.radians(_TURN_DEG)
-        images = apply_views(frames.to(self.device), cat_views(plain, plain._replace(angle=angle)), self.views)
-        parts = [model.projection(model.encoder(part)).float() for part in images.split(_BATCH)]  # type: ignore[operator]
-        before, after = torch.cat(parts).cpu().chunk(2)
-        return equivariance_score(before, after, angle.cpu())
 
 
 def view_pairs_picture(first: Tensor, second: Tensor) -> bytes:

@@ -15,17 +15,20 @@ from pipeline.evaluation.evaluate import (
     comparison_table,
     evaluate,
     evaluate_model,
+    probe_table,
 )
 from pipeline.evaluation.predict import predict
 from pipeline.frames.manifest import read_manifest
 from pipeline.geometry import project, transform_camera, transform_points
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseOutput, PoseSettings
-from pipeline.models.weights import LoadedPoseModel
+from pipeline.models.pretrain import PretrainModel, ProjectionSettings
+from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.storage import exists, join, read_bytes, read_json
+from pipeline.tracking import TrackingSettings, existing_run
 from pipeline.training.checkpoints import save_checkpoint
 from pipeline.training.labelled import load_labelled
-from pipeline.views import identity_views, view_matrix
+from pipeline.views import ViewSettings, apply_views, identity_views, view_matrix
 from tests.tiny_sets import write_tiny_set
 
 
@@ -112,12 +115,14 @@ def test_job_compares_models_and_writes_everything(frame_set, tmp_path):
     arguments = [f"--models.{name}={uri}" for name, uri in models.items()]
     output = str(tmp_path / "out")
     more = ["--output", output, "--baseline", "scratch", "--num_cases", "2", "--save_predictions", "true"]
+    more += ["--track", "false"]
     settings = load(EvaluateJob, [*arguments, "--frame_set", frame_set, *more])
     outcome = run(settings)
 
     assert list(outcome["models"]) == ["ours", "scratch"]
     assert outcome["num_frames"] == 24
     assert outcome["verdicts"]["ours"]["baseline"] == "scratch"
+    assert outcome["probes"] == {}  # no split to fit them on
     assert [section["title"] for section in outcome["results"]["overlays"]] == ["Good", "Median", "Worst"]
     columns, rows = comparison_table(outcome)
     assert columns[:2] == ["model", "EPE (mm)"]
@@ -132,6 +137,103 @@ def test_job_compares_models_and_writes_everything(frame_set, tmp_path):
     table = pq.read_table(io.BytesIO(read_bytes(join(output, "predictions", "ours.parquet"))))
     assert table.num_rows == 24
     assert np.isfinite(np.array(table["joints_3d"].to_pylist())).all()
+
+
+def test_probes_are_those_of_a_naive_computation(tmp_path):
+    """Of a pose model and of a pretrained encoder; in the result, in MLflow and in the report."""
+    frame_set, database = str(tmp_path / "set"), f"sqlite:///{tmp_path}/mlflow.db"
+    write_tiny_set(frame_set, splits={"train": 40, "test": 12}, image_size=48, wobble=0.01)
+    pose = random_checkpoint(tmp_path / "pose", 0)
+    torch.manual_seed(1)
+    pretrained = PretrainModel(EncoderSettings(width=8), ProjectionSettings(hidden=16, outputs=8))
+    save_checkpoint(tmp_path / "pretrained", pretrained, {}, {"kind": "pretrain", "settings": {"views": {"size": 32}}})
+    settings = EvaluateSettings(
+        models={"pose (a)": pose},
+        encoders={"encoder": str(tmp_path / "pretrained")},
+        frame_set=frame_set,
+        num_cases=1,
+        output=str(tmp_path / "out"),
+        tracking=TrackingSettings(uri=database),
+    )
+    outcome = evaluate(settings)
+
+    manifest = read_manifest(frame_set)
+    train, test = (load_labelled(frame_set, split, manifest).batch(slice(None)) for split in ("train", "test"))
+    model, pretrained = load_pose_model(pose).model.eval(), pretrained.eval()
+    angles = np.radians(np.linspace(-45, 45, 12))
+
+    def view(frame: torch.Tensor, angle: float) -> torch.Tensor:
+        one = identity_views(1)
+        return apply_views(frame[None], one._replace(angle=torch.tensor([angle]).float()), ViewSettings(size=32))
+
+    points_of = {
+        "pose (a)": lambda image: model(image).joints_25d[0, :, :2],
+        "encoder": lambda image: pretrained.projection(pretrained.encoder(image)).view(-1, 2),
+    }
+    for name, encoder in (("pose (a)", model.encoder), ("encoder", pretrained.encoder)):
+        found = outcome["probes"][name]
+        with torch.no_grad():
+            x, queries = (
+                np.array([encoder(view(frame, 0))[0].numpy() for frame in batch.frames]) for batch in (train, test)
+            )
+            before, after = (
+                [
+                    points_of[name](view(frame, angle * turn)).double().numpy()
+                    for frame, angle in zip(test.frames, angles, strict=True)
+                ]
+                for turn in (0, 1)
+            )
+        joints, true = ((batch.joints_3d - batch.joints_3d[:, :1]).double().numpy() for batch in (train, test))
+
+        nearest = [max(range(40), key=lambda i: x[i] @ q / np.linalg.norm(x[i])) for q in queries]
+        errors = [np.linalg.norm(joints[i] - t, axis=-1).mean() for i, t in zip(nearest, true, strict=True)]
+        assert found["retrieval_epe_mm"] == pytest.approx(1000 * np.mean(errors), rel=1e-4)
+
+        # Ridge as a plain least-squares problem with sqrt(alpha) rows; constant features drop out.
+        spread = x.std(0, ddof=1)
+        spread[spread < 1e-12] = 1
+        rows = np.vstack([(x - x.mean(0)) / spread, np.sqrt(found["alpha"]) * np.eye(x.shape[1])])
+        centre = joints.mean(0)
+        goal = np.vstack([(joints - centre).reshape(40, -1), np.zeros((x.shape[1], 63))])
+        weights = np.linalg.lstsq(rows, goal, rcond=None)[0]
+        pose_of = ((queries - x.mean(0)) / spread @ weights).reshape(-1, 21, 3) + centre
+        assert found["epe_mm"] == pytest.approx(1000 * np.linalg.norm(pose_of - true, axis=-1).mean(), rel=1e-3)
+
+        cosines = []
+        for a, b, angle in zip(before, after, angles, strict=True):
+            a, b = ((p - p.mean(0)) @ np.array([1, -1j]) for p in (a, b))  # as complex numbers, y upwards
+            cosines.append((np.exp(1j * angle) * a * b.conj()).sum().real / np.linalg.norm(a) / np.linalg.norm(b))
+        assert found["equivariance_cosine"] == pytest.approx(np.mean(cosines), abs=1e-3)
+
+    history = existing_run(settings.tracking, outcome["mlflow_run_id"]).history()
+    assert history["encoder/probe_epe_mm"] == [(0, outcome["probes"]["encoder"]["epe_mm"])]
+    assert history["pose _a_/probe_alpha"][0][1] > 0
+    assert history["pose _a_/pa_epe_mm"][0][1] == outcome["models"]["pose (a)"]["metrics"]["pa_epe_mm"]
+    assert read_json(join(str(tmp_path / "out"), "metrics.json"))["probes"] == outcome["probes"]
+    page = read_bytes(join(str(tmp_path / "out"), "report.html")).decode()
+    assert '<section id="probes">' in page
+    columns, table = probe_table(outcome)
+    assert columns[:2] == ["encoder of", "ridge PA-EPE (mm)"]
+    assert [row[0] for row in table] == ["pose (a)", "encoder"]
+
+
+def test_encoders_alone_are_probed(tmp_path):
+    """A bare weights file, without a projection."""
+    frame_set = str(tmp_path / "set")
+    write_tiny_set(frame_set, splits={"train": 16, "test": 8}, image_size=48)
+    torch.save(build_encoder(EncoderSettings(width=8)).state_dict(), tmp_path / "resnet.pth")
+    encoders = {"bare": str(tmp_path / "resnet.pth")}
+    outcome = evaluate(EvaluateSettings(encoders=encoders, frame_set=frame_set, output=str(tmp_path), track=False))
+    assert outcome["models"] == {}
+    assert outcome["probes"]["bare"]["pa_epe_mm"] > 0
+    assert "equivariance_cosine" not in outcome["probes"]["bare"]
+    for wrong, message in (({}, "name at least one model"), ({"models": encoders}, "'bare' is also among the models")):
+        with pytest.raises(ValueError, match=message):
+            EvaluateSettings.model_validate({"frame_set": frame_set, "encoders": encoders if wrong else {}, **wrong})
+    (tmp_path / "none").mkdir()
+    write_tiny_set(str(tmp_path / "none"), splits={"test": 8}, image_size=48)
+    with pytest.raises(DataError, match="split 'train' has no frames"):
+        evaluate(EvaluateSettings(encoders=encoders, frame_set=str(tmp_path / "none"), track=False))
 
 
 def test_models_also_come_as_a_list():

@@ -1,0 +1,79 @@
+"""Probes of finished models: what their encoders know of the pose, and whether their points turn with the image."""
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from pipeline.config import Settings
+from pipeline.errors import DataError
+from pipeline.evaluation.frozen import encode, frozen_scores, turning_scores
+from pipeline.frames.manifest import Manifest
+from pipeline.models.pose import PoseModel
+from pipeline.models.weights import LoadedPoseModel, load_encoder, load_projection
+from pipeline.training.labelled import LabelledFrames, PoseBatch, load_labelled
+from pipeline.views import ViewSettings
+
+
+class ModelProbeSettings(Settings):
+    """Frozen features against poses: ridge regression, retrieval of similar poses, and equivariance."""
+
+    enabled: bool | None = None
+    """Whether to probe; none: where the frame set has `train_split`."""
+    train_split: str = "train"
+    """Split that the regression is fitted on, and poses are retrieved from."""
+    num_train: int = Field(default=2000, ge=2)
+    """Frames to fit on, at most."""
+    num_test: int = Field(default=1000, ge=1)
+    """Frames to measure on, at most: evenly from those that are evaluated."""
+
+
+class ModelProbes:
+    """Holds the probes' frames in memory."""
+
+    def __init__(
+        self,
+        settings: ModelProbeSettings,
+        frame_set: str,
+        manifest: Manifest,
+        test: LabelledFrames,
+        device: torch.device,
+    ) -> None:
+        """Raises DataError where there are too few frames to fit on."""
+        self.device = device
+        train = load_labelled(frame_set, settings.train_split, manifest, limit=settings.num_train)
+        if len(train) < 2:
+            raise DataError(f"{frame_set}: split '{settings.train_split}' has 1 frame, probes are fitted on 2 or more")
+        self.train: PoseBatch = train.batch(slice(None))
+        rows = np.linspace(0, len(test) - 1, min(settings.num_test, len(test))).round().astype(int)
+        self.test: PoseBatch = test.batch(rows)
+
+    def of_pose_model(self, loaded: LoadedPoseModel) -> dict[str, float]:
+        """Scores of a pose model's encoder; its 2D joints are the points that should turn with the image."""
+        model: PoseModel = loaded.model.to(self.device)
+        views = ViewSettings(size=loaded.view_size)
+        turning = turning_scores(
+            lambda images: model(images).joints_25d[..., :2].flatten(1), self.test.frames, views, self.device
+        )
+        return self._of_encoder(model.encoder, views) | turning
+
+    def of_pretrained(self, uri: str) -> dict[str, float]:
+        """Scores of an encoder without a pose head; the points are its projections, where its file holds the head."""
+        encoder, meta = load_encoder(uri)
+        encoder = encoder.to(self.device).eval()
+        size = meta.get("settings", {}).get("views", {}).get("size")
+        views = ViewSettings() if size is None else ViewSettings(size=size)
+        scores = self._of_encoder(encoder, views)
+        projection = load_projection(uri)
+        if projection is not None:
+            head = projection.to(self.device).eval()
+            scores |= turning_scores(lambda images: head(encoder(images)), self.test.frames, views, self.device)
+        return scores
+
+    def _of_encoder(self, encoder: torch.nn.Module, views: ViewSettings) -> dict[str, float]:
+        features = [encode(encoder, batch.frames, views, self.device) for batch in (self.train, self.test)]
+        return frozen_scores((features[0], features[1]), (self.train.joints_3d, self.test.joints_3d))
+
+
+def wanted(settings: ModelProbeSettings, manifest: Manifest) -> bool:
+    """Whether to probe models on this frame set."""
+    return manifest.rows_in(settings.train_split) > 0 if settings.enabled is None else settings.enabled
