@@ -9,11 +9,17 @@ def open_source(settings: SourceSettings) -> Source:
     """The source that the settings describe."""
     from pipeline.frames.sources.boxed_images import BoxedImages
     from pipeline.frames.sources.detected_video import DetectedVideo
+    from pipeline.frames.sources.dexycb import DexYcb
+    from pipeline.frames.sources.ho3d import Ho3d
+    from pipeline.frames.sources.interhand import InterHand
     from pipeline.frames.sources.labelled_video import LabelledVideo
 
     kinds: dict[str, type[Source]] = {
         "labelled_video": LabelledVideo,
         "boxed_images": BoxedImages,
         "detected_video": DetectedVideo,
+        "interhand": InterHand,
+        "ho3d": Ho3d,
+        "dexycb": DexYcb,
     }
     return kinds[settings.kind](settings)

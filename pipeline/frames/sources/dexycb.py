@@ -1,0 +1,155 @@
+"""DexYCB (Chao et al. 2021) as published; layout and units from its authors' toolkit (dex_ycb.py, sequence_loader.py,
+hpe_eval.py).
+
+    <uri>/<subject>/<session>/meta.yml                        serials, num_frames, mano_sides
+    <uri>/<subject>/<session>/<serial>/color_000000.jpg       640 x 480
+    <uri>/<subject>/<session>/<serial>/labels_000000.npz      joint_3d (1, 21, 3)
+    <uri>/calibration/intrinsics/<serial>_640x480.yml         color: fx, fy, ppx, ppy
+
+A unit is one camera of one session; splits are drawn by subject. joint_3d is in metres, in the camera's frame (OpenCV's
+axes), in FreiHAND's joint order; all of it is -1 where no hand is in sight. A session shows one hand, of one side.
+"""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+
+from pipeline.errors import DataError
+from pipeline.frames.rejects import Rejects
+from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit
+from pipeline.frames.sources.published import (
+    continuous_camera,
+    labelled_hand,
+    numbers,
+    read_all,
+    read_stills,
+    read_yaml,
+)
+from pipeline.frames.sources.video import sample
+from pipeline.storage import is_local, join, resolve, size
+
+IMAGE_SIZE = (640, 480)
+_NO_HAND = -1.0
+_NO_SUBJECTS = ("calibration", "models", "bop")
+
+
+class DexYcb:
+    """See the file's docstring."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+
+    def list_files(self) -> dict[str, int]:
+        """The sessions' meta.yml. Images and labels are not listed, there are too many; missing ones are counted."""
+        return {uri: size(uri) for uri in self._sessions.values()}
+
+    def list_units(self, rejects: Rejects) -> list[Unit]:
+        """One unit a camera of a session. Raises DataError where there is no session, or meta.yml or the calibration is not
+        as published."""
+        if not self._sessions:
+            raise DataError(f"{self.settings.uri}: no <subject>/<session>/meta.yml here")
+        cameras: dict[str, list[list[float]]] = {}
+        units = []
+        for session, uri in self._sessions.items():
+            meta = _read_meta(uri)
+            for serial in meta["serials"]:
+                if serial not in cameras:
+                    cameras[serial] = self._camera(serial)
+                entry = {"camera": cameras[serial], "sides": meta["mano_sides"]}
+                units.append(
+                    Unit(
+                        name=f"{session}/{serial}",
+                        uri=join(self.settings.uri, session, serial),
+                        num_frames=meta["num_frames"],
+                        entries=[entry],
+                        split_key=session.partition("/")[0],
+                    )
+                )
+        return units
+
+    @contextmanager
+    def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
+        """Reads the labels of the frames that are wanted."""
+        (entry,) = unit.entries or [{}]
+        rate = self.settings.image_rate
+        times = [index / rate if rate else float(index) for index in range(unit.num_frames)]
+        wanted = sample(times, self.settings.fps, self.settings.stride)
+        labels = read_all([join(unit.uri, f"labels_{index:06d}.npz") for index in wanted])
+        frames = []
+        for index, data in zip(wanted, labels, strict=True):
+            hands = _hands(data, entry, f"{unit.name}/{index:06d}", rejects)
+            if hands:
+                frames.append(FrameHands(index, times[index] if rate else None, hands))
+        files = {f.index: (join(unit.uri, f"color_{f.index:06d}.jpg"), IMAGE_SIZE) for f in frames}
+        yield OpenUnit(frames, lambda indexes: read_stills(files, indexes, unit.name, rejects))
+
+    @cached_property
+    def _sessions(self) -> dict[str, str]:
+        """{"<subject>/<session>": URI of its meta.yml}. Found from the folders' names: there are over a million files."""
+        filesystem, root = resolve(self.settings.uri)
+        prefix = "" if is_local(self.settings.uri) else "s3://"
+        subjects = [path for path in _folders(filesystem, root) if path.rpartition("/")[2] not in _NO_SUBJECTS]
+        metas = [f"{session}/meta.yml" for subject in subjects for session in _folders(filesystem, subject)]
+        found = [info.path for info in filesystem.get_file_info(metas) if info.is_file]
+        return {path[len(root) :].strip("/").rpartition("/")[0]: prefix + path for path in found}
+
+    def _camera(self, serial: str) -> list[list[float]]:
+        """Intrinsics of a camera's colour images, continuous pixels. Raises DataError, naming the key, where one is missing."""
+        uri = join(self.settings.uri, "calibration/intrinsics", f"{serial}_{IMAGE_SIZE[0]}x{IMAGE_SIZE[1]}.yml")
+        colour = read_yaml(uri).get("color")
+        values = [colour.get(key) if isinstance(colour, dict) else None for key in ("fx", "fy", "ppx", "ppy")]
+        fx, fy, ppx, ppy = numbers(values, (4,), uri, "color.fx, fy, ppx, ppy")
+        matrix: list[list[float]] = continuous_camera(np.array([[fx, 0, ppx], [0, fy, ppy], [0, 0, 1]])).tolist()
+        return matrix
+
+
+def _folders(filesystem: pafs.FileSystem, path: str) -> list[str]:
+    """The folders in a folder, sorted."""
+    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.path for info in found if info.type == pafs.FileType.Directory)
+
+
+def _read_meta(uri: str) -> dict[str, Any]:
+    """A session's meta.yml. Raises DataError, naming the key, where it is not as published."""
+    meta = read_yaml(uri)
+    sides, serials, num_frames = (meta.get(key) for key in ("mano_sides", "serials", "num_frames"))
+    if not isinstance(sides, list) or not sides or not all(side in ("right", "left") for side in sides):
+        raise DataError(f"{uri}: mano_sides is {sides}, not a list of right or left")
+    if not isinstance(serials, list) or not serials:
+        raise DataError(f"{uri}: serials is {serials}, not a list of cameras")
+    if not isinstance(num_frames, int) or num_frames < 1:
+        raise DataError(f"{uri}: num_frames is {num_frames}, not a number of frames")
+    return {"mano_sides": sides, "serials": [str(serial) for serial in serials], "num_frames": num_frames}
+
+
+def _hands(data: bytes | None, entry: dict[str, Any], name: str, rejects: Rejects) -> list[Hand]:
+    """The hands of a label file; empty (and counted) where it is missing, damaged, or without a hand."""
+    joints = None if data is None else _joints(data)
+    if joints is None or joints.shape != (len(entry["sides"]), 21, 3):
+        rejects.add("bad_labels", name)
+        return []
+    hands = []
+    for track, side in enumerate(entry["sides"]):
+        if (joints[track] == _NO_HAND).all():
+            rejects.add("no_hand", name)
+            continue
+        hand = labelled_hand(track, side, joints[track], np.asarray(entry["camera"]), name, rejects)
+        if hand is not None:
+            hands.append(hand)
+    return hands
+
+
+def _joints(data: bytes) -> np.ndarray | None:
+    """joint_3d of a label file, or None. Arrays of Python objects are refused, because they could run a program."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as labels:
+            return np.asarray(labels["joint_3d"], dtype=np.float64)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None

@@ -1,0 +1,121 @@
+"""HO-3D, versions 2 and 3 (Hampali et al. 2020, 2021), as published; layout and units from its authors' scripts
+(vis_HO3D.py, utils/vis_utils.py, pred.py).
+
+    <uri>/train.txt, evaluation.txt       the annotated frames, "<sequence>/<frame>" a line
+    <uri>/<part>/<sequence>/rgb/0000.png  (.jpg in version 3), 640 x 480
+    <uri>/<part>/<sequence>/meta/0000.pkl
+
+A unit is a sequence. Hands are right hands. handJoints3D is in metres, in MANO's joint order, in OpenGL's camera frame: y
+points up and z backwards. The evaluation part gives only the wrist and handBoundingBox, so its rows have no joints.
+
+Sequences of one hand and object have the same letters, whatever their cameras: ABF10 ... ABF14 are five cameras of one
+recording, and so are SB10 ... SB14, of which SB11 and SB13 are published as evaluation. Splits are drawn by the letters.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.frames.rejects import Rejects
+from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit
+from pipeline.frames.sources.plain_pickle import load_plain
+from pipeline.frames.sources.published import continuous_camera, labelled_hand, read_all, read_stills
+from pipeline.frames.sources.video import sample
+from pipeline.storage import join, list_files, read_bytes, size
+
+IMAGE_SIZE = (640, 480)
+_OPENGL_TO_OPENCV = np.array([1.0, -1.0, -1.0])
+
+
+class Ho3d:
+    """See the file's docstring."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+        self.part = settings.resolved_part()
+        self.list_uri = join(settings.uri, f"{self.part}.txt")
+
+    def list_files(self) -> dict[str, int]:
+        """The list of frames. What it names is not listed; files that are missing are counted as rejects."""
+        return {self.list_uri: size(self.list_uri)}
+
+    def list_units(self, rejects: Rejects) -> list[Unit]:
+        """One unit a sequence. Raises DataError where the list of frames is not valid."""
+        sequences: dict[str, set[str]] = {}
+        try:
+            lines = read_bytes(self.list_uri).decode().split()
+        except UnicodeDecodeError:
+            raise DataError(f"{self.list_uri}: not a text file") from None
+        for number, line in enumerate(lines, 1):
+            sequence, _, frame = line.partition("/")
+            if not sequence or not frame.isdecimal():
+                raise DataError(f"{self.list_uri}: line {number}: '{line}' is not <sequence>/<frame>")
+            sequences.setdefault(sequence, set()).add(frame)
+        if not sequences:
+            raise DataError(f"{self.list_uri}: names no frames")
+        return [
+            Unit(
+                name=f"{self.part}/{sequence}",
+                uri=join(self.settings.uri, self.part, sequence),
+                num_frames=len(frames),
+                entries=[{"frames": sorted(frames, key=int)}],
+                split_key=sequence.rstrip("0123456789") or sequence,
+            )
+            for sequence, frames in sorted(sequences.items())
+        ]
+
+    @contextmanager
+    def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
+        """Reads the labels of the frames that are wanted. Raises DataError for a label file that is not plain data."""
+        listed = (unit.entries or [{}])[0]["frames"]
+        rate = self.settings.image_rate
+        times = [index / rate if rate else float(index) for index in range(len(listed))]
+        wanted = sample(times, self.settings.fps, self.settings.stride)
+        suffixes = {uri.rpartition("/")[2]: uri for uri in list_files(join(unit.uri, "rgb"), (".jpg", ".png"))}
+        uris = [join(unit.uri, "meta", f"{listed[index]}.pkl") for index in wanted]
+        frames, files = [], {}
+        for index, uri, data in zip(wanted, uris, read_all(uris), strict=True):
+            stem, number = listed[index], int(listed[index])
+            hand = _hand(data, uri, f"{unit.name}/{number:06d}", rejects)
+            if hand is not None:
+                frames.append(FrameHands(number, times[index] if rate else None, [hand]))
+                image = suffixes.get(f"{stem}.jpg") or join(unit.uri, "rgb", f"{stem}.png")
+                files[number] = (image, IMAGE_SIZE)
+        yield OpenUnit(frames, lambda indexes: read_stills(files, indexes, unit.name, rejects))
+
+
+def _hand(data: bytes | None, uri: str, name: str, rejects: Rejects) -> Hand | None:
+    """The hand of a label file; None (and counted) where it is missing, damaged, or without a hand."""
+    meta: Any = None if data is None else load_plain(data, uri)
+    if not isinstance(meta, dict):
+        rejects.add("bad_labels", name)
+        return None
+    if meta.get("handJoints3D") is None:
+        rejects.add("no_hand", name)
+        return None
+    try:
+        camera = continuous_camera(np.asarray(meta["camMat"], dtype=np.float64).reshape(3, 3))
+        joints = np.asarray(meta["handJoints3D"], dtype=np.float64)
+    except (KeyError, TypeError, ValueError):
+        rejects.add("bad_labels", name)
+        return None
+    if joints.size == 3:  # the wrist alone: evaluation
+        return Hand(0, "right", _published_box(meta), None, camera)
+    if joints.shape != (21, 3):
+        rejects.add("bad_labels", name)
+        return None
+    from pipeline.hands import reorder
+
+    return labelled_hand(0, "right", reorder(joints * _OPENGL_TO_OPENCV, "mano", "freihand"), camera, name, rejects)
+
+
+def _published_box(meta: dict[str, Any]) -> tuple[float, float, float, float]:
+    """handBoundingBox: x0, y0, x1, y1. What is no box is counted when it is used."""
+    try:
+        x0, y0, x1, y1 = (float(value) for value in np.ravel(meta["handBoundingBox"]))
+    except (KeyError, TypeError, ValueError):
+        return (0.0, 0.0, 0.0, 0.0)
+    return x0, y0, x1, y1

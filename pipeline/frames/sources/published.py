@@ -1,0 +1,112 @@
+"""What the published, calibrated data sets of still images have in common."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from pipeline.errors import DataError, MissingError, RefusedError
+from pipeline.frames.rejects import Rejects
+from pipeline.frames.sources.base import Hand
+from pipeline.storage import read_bytes
+
+_READERS = 8
+
+
+def continuous_camera(camera: np.ndarray) -> np.ndarray:
+    """(3, 3) intrinsics for continuous pixels, from intrinsics for which the first pixel's centre is (0, 0).
+
+    That is how OpenCV, which most data sets are made and drawn with, and Intel's RealSense cameras ("Projection in RealSense
+    SDK 2.0", Pixel Coordinates) count.
+    """
+    shifted = np.array(camera, dtype=np.float64)
+    shifted[:2, 2] += 0.5
+    return shifted
+
+
+def labelled_hand(track: int, hand: str, joints: Any, camera: np.ndarray, name: str, rejects: Rejects) -> Hand | None:
+    """A hand whose box is tight around its 21 projected joints; None (and counted) where they cannot be projected.
+
+    joints: (21, 3) metres, camera frame, FreiHAND order. camera: (3, 3), continuous pixels.
+    """
+    try:
+        points = np.asarray(joints, dtype=np.float64)
+    except (TypeError, ValueError):
+        points = np.empty(0)
+    if points.shape != (21, 3) or not np.isfinite(points).all() or points[:, 2].min() <= 0:
+        rejects.add("bad_joints", name)
+        return None
+    if not np.isfinite(camera).all():
+        rejects.add("bad_camera", name)
+        return None
+    pixels = points @ camera.T
+    pixels = pixels[:, :2] / pixels[:, 2:]
+    (x0, y0), (x1, y1) = pixels.min(0).tolist(), pixels.max(0).tolist()
+    return Hand(track, hand, (x0, y0, x1, y1), points, camera)
+
+
+def read_all(uris: Sequence[str]) -> Iterator[bytes | None]:
+    """The bytes of many small files, in order; None for one that is not there."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from pool.map(_read_if_there, uris)
+
+
+def _read_if_there(uri: str) -> bytes | None:
+    try:
+        return read_bytes(uri)
+    except MissingError:
+        return None
+
+
+def read_stills(
+    files: Mapping[int, tuple[str, tuple[int, int]]], indexes: Sequence[int], unit: str, rejects: Rejects
+) -> Iterator[tuple[int, Image.Image]]:
+    """RGB images by number; those that are missing, broken or of another size are counted.
+
+    files: {number: (URI, (width, height) that the labels are for)}. Pixels are taken as they are stored, because that is
+    what the labels refer to.
+    """
+    for index in indexes:
+        uri, size = files[index]
+        name = f"{unit}/{index:06d}"
+        try:
+            data = read_bytes(uri)
+        except (MissingError, RefusedError) as error:
+            rejects.add("missing_image" if isinstance(error, MissingError) else "refused_image", name)
+            continue
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                if image.size != size:
+                    rejects.add("wrong_size", name)
+                    continue
+                picture = image.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            rejects.add("unreadable_image", name)
+            continue
+        yield index, picture
+
+
+def read_yaml(uri: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises DataError where it is not one, StorageError where it cannot be read."""
+    try:
+        value = yaml.safe_load(read_bytes(uri))
+    except (yaml.YAMLError, ValueError) as error:
+        raise DataError(f"{uri}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{uri}: not a YAML mapping")
+    return value
+
+
+def numbers(value: Any, shape: tuple[int, ...], uri: str, key: str) -> np.ndarray:
+    """A value of a file as float64 of a shape. Raises DataError, naming file and key, where it is something else."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape != shape or not np.isfinite(array).all():
+        raise DataError(f"{uri}: {key} is not {' x '.join(map(str, shape))} finite numbers")
+    return array
