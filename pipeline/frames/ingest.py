@@ -297,7 +297,7 @@ def _check_same(output_uri: str, name: str, there: IngestRecord, record: dict[st
 
 
 def _check_rejects(settings: IngestSettings, plan: Plan, rejects: Rejects, num_rows: int) -> None:
-    """Raises DataError where there is nothing to publish, or too much was left out."""
+    """Raises DataError where there is nothing to publish, or too much could not be used. Choices count as usable."""
     limit = settings.source.resolved_max_reject_fraction()
     uri = settings.source.uri
     if num_rows == 0:
@@ -306,7 +306,7 @@ def _check_rejects(settings: IngestSettings, plan: Plan, rejects: Rejects, num_r
         )
     fractions = {
         "clips": rejects.num_clips / plan.num_clips,
-        "frames": rejects.num_frames / (rejects.num_frames + num_rows),
+        "frames": rejects.num_frames / (rejects.num_frames + rejects.num_by_choice + num_rows),
     }
     for what, fraction in fractions.items():
         if fraction > limit:

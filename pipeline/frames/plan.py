@@ -1,16 +1,22 @@
 """What an ingest will do, decided before anything is done: settings, and from them and the listing tasks, splits, buckets."""
 
 import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from pipeline.config import Settings
+from pipeline.errors import DataError
 from pipeline.frames.groups import assign_splits
+from pipeline.frames.quality import QualitySettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.schema import SPLITS
 from pipeline.frames.sources import Source, SourceSettings, Unit
+from pipeline.frames.split_list import apply_split_list, check_complete, content_digest, read_split_list
 from pipeline.storage import absolute
 
 MIN_FRAMES_PER_TASK = 512
@@ -18,8 +24,8 @@ MAX_TASKS = 1024
 """A large set gets larger tasks instead of more of them, so that stage 2 reads fewer and longer pieces."""
 
 
-class SplitFractions(Settings):
-    """Fractions of the clips, by split. They add up to 1."""
+class SplitSettings(Settings):
+    """Which clips go to which split: drawn by the seed, in fractions that add up to 1, or as a file says."""
 
     train: float = Field(default=1.0, ge=0, le=1)
     """For pretraining on unlabelled video; a labelled set that is to be evaluated on needs `val` and `test` as well."""
@@ -27,6 +33,17 @@ class SplitFractions(Settings):
     """For choosing between models."""
     test: float = Field(default=0.0, ge=0, le=1)
     """For the figures that are reported."""
+    file: str | None = None
+    """URI of a list of clips and their splits (JSON, CSV or text, see pipeline/frames/split_list.py); none draws all."""
+    unlisted: Literal["refuse", "draw", "train", "val", "test"] = "refuse"
+    """Clips that `file` does not name: stop, draw them in the fractions above, or put them all into one split."""
+
+    @field_validator("unlisted")
+    @classmethod
+    def _only_with_a_list(cls, value: str, info: Any) -> str:
+        if value != "refuse" and info.data.get("file") is None:
+            raise ValueError("has no meaning without splits.file")
+        return value
 
     @field_validator("test")
     @classmethod
@@ -52,7 +69,9 @@ class IngestSettings(Settings):
     """Frames of one clip that stay neighbours: positives in time and hard negatives of one batch. 1 is a plain shuffle."""
     group_stride_s: float = Field(default=0.2, ge=0)
     """Time between the frames of a group, at least, seconds."""
-    splits: SplitFractions = SplitFractions()
+    quality: QualitySettings = QualitySettings()
+    """Hands to leave out by choice."""
+    splits: SplitSettings = SplitSettings()
     """Whole clips are split, never their frames; all hands of one video go the same way."""
     seed: int = Field(default=0, ge=0)
     """Of splits and shuffle."""
@@ -71,8 +90,12 @@ class IngestSettings(Settings):
         return value
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide the rows, as plain values."""
+        """The settings that decide the rows, as plain values. Reads splits.file: its content decides, not its name."""
         values = self.model_dump(mode="json")
+        if self.splits.file is None:
+            del values["splits"]["file"], values["splits"]["unlisted"]
+        else:
+            values["splits"]["file"] = content_digest(read_split_list(self.splits.file))
         del values["num_workers"], values["source"]["max_reject_fraction"]
         values["source"]["name"] = self.source.resolved_name()
         for key in ("uri", "boxes"):
@@ -108,10 +131,12 @@ class Plan:
 
 
 def make_plan(settings: IngestSettings, source: Source) -> Plan:
-    """List the source and decide splits, tasks and buckets."""
-    rejects = Rejects()
+    """List the source and decide splits, tasks and buckets. Raises DataError where units or the list of splits do not fit."""
+    rejects = Rejects(max_examples=sys.maxsize)  # all names, because the list of splits may name what was left out
     units = source.list_units(rejects)
-    splits = assign_splits([unit.name for unit in units], settings.splits.model_dump(), settings.seed)
+    if twice := [name for name, count in Counter(unit.name for unit in units).items() if count > 1]:
+        raise DataError(f"{settings.source.uri}: two clips would both be called '{twice[0]}'; rename one of them")
+    splits = _decide_splits(settings, units, rejects)
     per_task = max(MIN_FRAMES_PER_TASK, math.ceil(sum(unit.num_frames for unit in units) / MAX_TASKS))
     packed: list[list[tuple[Unit, str]]] = []
     filled = per_task
@@ -125,3 +150,22 @@ def make_plan(settings: IngestSettings, source: Source) -> Plan:
     num_buckets = {split: max(1, round(rows / settings.rows_per_shard)) for split, rows in expected.items()}
     tasks = [Task(number, members) for number, members in enumerate(packed)]
     return Plan(tasks, num_buckets, len(units) + rejects.num_clips, rejects)
+
+
+def _decide_splits(settings: IngestSettings, units: Sequence[Unit], rejects: Rejects) -> dict[str, str]:
+    """The split of each unit, by name."""
+    chosen = settings.splits
+    keys = {unit.name: unit.split_key or unit.name for unit in units}
+    splits: dict[str, str] = {}
+    if chosen.file is not None:
+        left_out = {name for names in rejects.examples.values() for name in names}
+        splits = apply_split_list(chosen.file, read_split_list(chosen.file), keys, left_out)
+        if chosen.unlisted == "refuse":
+            check_complete(chosen.file, splits, keys)
+    rest = [key for key in keys.values() if key not in splits]
+    if chosen.unlisted in SPLITS:
+        splits |= dict.fromkeys(rest, chosen.unlisted)
+    else:
+        fractions = {split: getattr(chosen, split) for split in SPLITS}
+        splits |= assign_splits(rest, fractions, settings.seed)
+    return {name: splits[key] for name, key in keys.items()}

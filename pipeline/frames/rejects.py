@@ -1,4 +1,8 @@
-"""What ingest leaves out, counted by reason, with names. Nothing is left out silently."""
+"""What ingest leaves out, counted by reason, with names. Nothing is left out silently.
+
+Reasons are of three kinds: damage that costs a whole clip, damage that costs a frame or one hand of it, and hands that are
+left out by choice (quality.py). Only damage counts toward source.max_reject_fraction.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,22 +11,40 @@ CLIP_REASONS = {
     "unreadable_video": "the video cannot be opened or holds no video stream",
     "missing_labels": "there is no labels file beside the video",
     "labels_mismatch": "the labels file is not valid, or its frame count or size is not the video's",
+    "missing_file": "a file of the clip was listed, but gone when it was to be read",
+    "refused_file": "a file of the clip may not be read (permission)",
 }
 """Reasons that cost a whole clip; each counts once."""
 
 FRAME_REASONS = {
     "broken_video_tail": "the video breaks off before the frame",
     "missing_image": "the boxes file names an image that is not there",
+    "refused_image": "the image may not be read (permission)",
     "unreadable_image": "the image is truncated or not an image",
+    "huge_image": "the image has more pixels than a camera gives; it is not decoded",
     "missing_frame_label": "a label is for a frame that the video does not have",
     "no_hand": "no hand was given or found in the frame",
     "short_track": "the hand was seen in too few frames to be trusted",
-    "duplicate_hand": "two hands of the frame have the same track",
+    "duplicate_hand": "two hands of the frame have the same track, or the same box",
     "bad_box": "the box is not four finite numbers, or has no area",
     "box_outside_image": "more than half of the box lies outside the image",
-    "bad_joints": "joints or camera are not finite numbers of the right count, or lie behind the camera",
+    "bad_joints": "the joints are not 21 x 3 finite numbers, lie behind the camera, or span more than a metre",
+    "bad_camera": "the camera is not a 3 x 3 matrix of finite numbers with focal lengths above 0 and 0 0 1 below",
+    "bad_labels": "the label file of the image is missing, damaged, or not of the published form",
+    "partial_joints": "not all joints of the hand are annotated, and the published box is not the hand's own",
+    "wrong_size": "the image is not of the size that its labels are for",
 }
 """Reasons that cost a frame, or one hand of a frame."""
+
+CHOICE_REASONS = {
+    "low_confidence": "the hand's confidence is below quality.min_confidence",
+    "small_hand": "the hand's box is smaller than quality.min_hand_px",
+    "blurred": "the hand is less sharp than quality.min_sharpness",
+    "near_duplicate": "the crop differs from the clip's last kept one by less than quality.min_change",
+}
+"""Reasons for which a good hand is left out, because the settings ask for it."""
+
+REASONS = {**CLIP_REASONS, **FRAME_REASONS, **CHOICE_REASONS}
 
 MAX_EXAMPLES = 20
 
@@ -30,17 +52,18 @@ MAX_EXAMPLES = 20
 class Rejects:
     """Counts and example names by reason. Those of several tasks merge."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_examples: int = MAX_EXAMPLES) -> None:
         self.counts: dict[str, int] = {}
         self.examples: dict[str, list[str]] = {}
+        self._max_examples = max_examples
 
     def add(self, reason: str, name: str, count: int = 1) -> None:
         """Count one more reject (or `count` behind one name)."""
-        if reason not in CLIP_REASONS and reason not in FRAME_REASONS:
+        if reason not in REASONS:
             raise KeyError(reason)
         self.counts[reason] = self.counts.get(reason, 0) + count
         names = self.examples.setdefault(reason, [])
-        if len(names) < MAX_EXAMPLES:
+        if len(names) < self._max_examples:
             names.append(name)
 
     def merge(self, other: "Rejects") -> None:
@@ -48,7 +71,7 @@ class Rejects:
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
             names = self.examples.setdefault(reason, [])
-            names.extend(other.examples[reason][: MAX_EXAMPLES - len(names)])
+            names.extend(other.examples[reason][: self._max_examples - len(names)])
 
     @property
     def num_clips(self) -> int:
@@ -57,8 +80,13 @@ class Rejects:
 
     @property
     def num_frames(self) -> int:
-        """Single frames (or hands of a frame) left out."""
+        """Single frames (or hands of a frame) left out because they could not be used."""
         return _total(self.counts, FRAME_REASONS)
+
+    @property
+    def num_by_choice(self) -> int:
+        """Hands left out because the settings ask for it."""
+        return _total(self.counts, CHOICE_REASONS)
 
     def text(self) -> str:
         """For people: "no_hand 12 (e.g. a/000003), bad_box 1 (e.g. b/000001)"."""

@@ -11,12 +11,15 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError
+from pipeline.frames.quality import QualitySettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.rows import unit_groups
 from pipeline.frames.sources import SourceSettings, open_source
 from tests.frames.clips import CAMERA, FPS, draw, hand_label, joints_at, project, write_clip, write_images, write_video
 
-CROPS = SimpleNamespace(image_size=128, box_margin=1.5, jpeg_quality=95, group_size=4, group_stride_s=0.2)
+CROPS = SimpleNamespace(
+    image_size=128, box_margin=1.5, jpeg_quality=95, group_size=4, group_stride_s=0.2, quality=QualitySettings()
+)
 
 
 def read_rows(settings: SourceSettings, crops=CROPS):
@@ -117,6 +120,7 @@ BAD_HANDS: dict[str, list[dict[str, Any]]] = {
         {"joints_3d": [[0, 0, None]] * 21},
         {"joints_3d": [[0, 0, -1]] * 21},
         {"joints_3d": [[0, 0, 1], [2]]},
+        {"joints_3d": (1000 * joints_at(1)).tolist()},  # millimetres
     ],
 }
 

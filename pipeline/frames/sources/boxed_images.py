@@ -5,25 +5,17 @@ The boxes file is a JSON list of
 with files relative to the source's URI, boxes in pixels, and "hands" optional. Images that it does not name are not used.
 """
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import pydantic
-from PIL import Image, ImageOps
 
-from pipeline.errors import DataError, StorageError
-from pipeline.frames.crop import is_box
+from pipeline.errors import DataError
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.video import sample
-from pipeline.frames.track import link
-from pipeline.storage import exists, join, list_files, read_bytes
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+from pipeline.frames.sources.base import OpenUnit, SourceSettings, Unit, file_sizes
+from pipeline.frames.sources.images import IMAGE_SUFFIXES, boxed_hands, open_stills
+from pipeline.storage import join, list_files, read_bytes
 
 
 class ImageBoxes(pydantic.BaseModel):
@@ -86,66 +78,11 @@ class BoxedImages:
 
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
-        """Boxes are linked into tracks by overlap and nearness, however far a hand moves from image to image."""
-        entries = unit.entries or []
-        rate = self.settings.image_rate
-        times = [index / rate if rate else float(index) for index in range(len(entries))]
-        chosen = []
-        for index in sample(times, self.settings.fps, self.settings.stride):
-            name = f"{unit.name}/{entries[index]['file']}"
-            good = self._hands_with_boxes(entries[index], name, rejects)
-            if good:
-                chosen.append((index, good))
-            elif not entries[index]["boxes"]:
-                rejects.add("no_hand", name)
-        boxes = [[box for box, _ in good] for _, good in chosen]
-        tracks = link([times[index] for index, _ in chosen], boxes, float("inf"), float("inf"))
-        frames = [
-            FrameHands(
-                index,
-                times[index] if rate else None,
-                [Hand(t, hand, box) for t, (box, hand) in zip(numbers, good, strict=True)],
-            )
-            for (index, good), numbers in zip(chosen, tracks, strict=True)
-        ]
-        yield OpenUnit(frames, partial(read_images, unit, rejects))
-
-    def _hands_with_boxes(
-        self, entry: dict[str, Any], name: str, rejects: Rejects
-    ) -> list[tuple[tuple[float, float, float, float], str]]:
-        """Boxes that can be compared with others; whether they lie in the image shows once it is open."""
-        good = []
-        for box, hand in zip(entry["boxes"], entry["hands"], strict=True):
-            if not is_box(box):
-                rejects.add("bad_box", name)
-            else:
-                good.append((tuple(box), hand or self.settings.default_hand))
-        return good
-
-
-def read_images(unit: Unit, rejects: Rejects, indexes: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
-    """Images by index, upright RGB; those that are missing or broken are counted."""
-    for index in indexes:
-        file = (unit.entries or [])[index]["file"]
-        name = f"{unit.name}/{file}"
-        uri = join(unit.uri, file)
-        try:
-            data = read_bytes(uri)
-        except StorageError:
-            if exists(uri):
-                raise
-            rejects.add("missing_image", name)
-            continue
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                upright = _to_rgb(ImageOps.exif_transpose(image))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            rejects.add("unreadable_image", name)
-            continue
-        yield index, upright
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; PIL would clip instead of scaling
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+        """See open_stills."""
+        default = self.settings.default_hand
+        yield open_stills(
+            unit,
+            self.settings,
+            lambda entry, name: boxed_hands(entry["boxes"], entry["hands"], default, name, rejects),
+            rejects,
+        )
