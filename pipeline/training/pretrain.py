@@ -185,11 +185,11 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
-    startup = Startup(config["started_at"])
     settings = PretrainSettings.model_validate(config["settings"])
     sets = [FrameSet(uri, Manifest.model_validate_json(text), weight) for uri, text, weight in config["sets"]]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    startup = Startup(config["started_at"], config["folder"], rank)
     device = ray.train.torch.get_device() if config["use_gpu"] else torch.device("cpu")
     local_workers = context.get_local_world_size()
     torch.set_num_threads(
@@ -208,7 +208,7 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
     epoch_steps = _steps_per_epoch(settings, sets)
     state = _resume(model, optimiser, device)
     network = _distributed(model, settings, device, world_size)
-    steps = _Steps(network, optimiser, settings, device, rank, world_size, epoch_steps)
+    steps = Steps(network, optimiser, settings, device, rank, world_size, epoch_steps)
     probe = OnlineProbe(settings.probe, sets[0].uri, settings.views, device) if rank == 0 else None
     startup.mark("model")
 
@@ -277,11 +277,10 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
         "frame_set_digest": digest_of(sets),
         "frame_sets": describe(sets, settings.split),
         "world_size": world_size,
-        "startup_s": startup.seconds,
     }
 
 
-class _Steps:
+class Steps:
     """Training steps, and the figures of those since the last log."""
 
     def __init__(

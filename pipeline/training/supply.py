@@ -1,7 +1,6 @@
 """What lies between the stream and a training loop: one batch ahead, what was wrong with the data, how long the start took."""
 
 import contextlib
-import json
 import queue
 import threading
 import time
@@ -11,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from pipeline.frames.stream import BadFrame, Batch
-from pipeline.storage import join, write_bytes
+from pipeline.storage import join, write_json
 
 _MOST_LISTED = 10_000
 
@@ -74,19 +73,25 @@ class BadFrames:
         """Bring the run's list of them up to date."""
         if self.num > self._written:
             listed = [bad._asdict() for bad in sorted(self._known)[:_MOST_LISTED]]
-            write_bytes(self._uri, json.dumps({"num": self.num, "frames": listed}, indent=1).encode())
+            write_json(self._uri, {"num": self.num, "frames": listed})
             self._written = self.num
 
 
 class Startup:
-    """Seconds from the start of the run until each part of the start was done, by wall clock."""
+    """Seconds from the driver's start of the run until each part of the start was done, by wall clock.
 
-    def __init__(self, started_at: float) -> None:
-        self._started_at = started_at
+    They are kept in the run's folder, in startup.json, once the first step is done.
+    """
+
+    def __init__(self, started_at: float, folder: str, rank: int) -> None:
+        self._started_at, self._folder, self._rank = started_at, folder, rank
         self.seconds: dict[str, float] = {}
         self.mark("workers")
 
     def mark(self, name: str) -> None:
         """`name` is done; later calls change nothing."""
-        if name not in self.seconds:
-            self.seconds[name] = round(time.time() - self._started_at, 3)
+        if name in self.seconds:
+            return
+        self.seconds[name] = round(time.time() - self._started_at, 3)
+        if name == "first_step" and self._rank == 0:
+            write_json(join(self._folder, "startup.json"), {"started_at": self._started_at, "seconds": self.seconds})

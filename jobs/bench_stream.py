@@ -1,0 +1,273 @@
+"""The stream: training with it against training on one batch kept in memory, object storage against disk, the start of a
+job, an epoch's end, and how many bytes a frame is on its way.
+
+    python -m jobs.bench stream [--parts "[training, start]"]
+
+What is compared is measured in turns, round by round, and the ratios are medians over the rounds.
+"""
+
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from pydantic import Field
+
+from jobs.bench_frames import write_frames
+from jobs.bench_table import Row, row
+from jobs.object_store import ObjectStore
+from jobs.runtime import RaySettings, ray_session
+from pipeline.config import Settings
+from pipeline.frames.epoch_plan import plan_epoch
+from pipeline.frames.manifest import read_manifest
+from pipeline.frames.mixing import FrameSet
+from pipeline.frames.read_items import ItemReader, Source, item_as_json
+from pipeline.frames.stream import Batch, stream_batches
+from pipeline.models.pretrain import PretrainModel
+from pipeline.progress import SILENT, Progress
+from pipeline.storage import copy_tree, join
+from pipeline.training.optim import build_optimiser
+from pipeline.training.pretrain import PretrainSettings, Steps
+from pipeline.training.supply import one_ahead
+
+Part = Literal["training", "storage", "epochs", "bytes", "start"]
+_IMAGE_BYTES = 3 * 160**2
+
+
+class BenchStreamJob(Settings):
+    """What is measured, and for how long."""
+
+    parts: list[Part] = ["training", "storage", "epochs", "bytes", "start"]
+    """Which measurements to make."""
+    num_rows: int = Field(default=16_384, ge=1024)
+    """Frames of the set that is streamed, 160 px."""
+    batch_size: int = Field(default=32, ge=2)
+    """Frames of a training step."""
+    steps: int = Field(default=16, ge=2)
+    """Training steps of one turn."""
+    rounds: int = Field(default=4, ge=1)
+    """Turns of each kind."""
+    threads: int | None = Field(default=None, ge=1)
+    """torch CPU threads of the training; none takes all cores."""
+    ray: RaySettings = RaySettings(object_store_mb=1024)
+
+
+def run(settings: BenchStreamJob, progress: Progress = SILENT) -> dict[str, Any]:
+    """Measure; returns {"rows"} (see bench_table.py)."""
+    measures = {"training": _training, "storage": _storage, "epochs": _epochs, "bytes": _bytes, "start": _start}
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder, ObjectStore(join(folder, "store")) as store:
+        local, remote = join(folder, "frames"), join(store.uri, "frames")
+        write_frames(local, settings.num_rows)
+        copy_tree(local, remote)
+        with ray_session(settings.ray):
+            progress.start("stream", len(settings.parts), "parts")
+            for done, part in enumerate(settings.parts):
+                progress.update(done, now=part)
+                rows += measures[part](settings, local, remote)
+            progress.update(len(settings.parts))
+            progress.finish()
+    return {"rows": rows}
+
+
+def _training(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
+    """Turns of training steps on one batch in memory, on the stream from disk, and on the stream from object storage."""
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.manual_seed(0)
+    job = PretrainSettings(frame_set=local, batch_size=settings.batch_size, epochs=10_000)
+    model = PretrainModel(job.encoder, job.projection, job.objective).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps_per_epoch = settings.num_rows // settings.batch_size
+    steps = Steps(
+        model, build_optimiser(model, job.optimiser), job, torch.device("cpu"), 0, 1, steps_per_epoch=steps_per_epoch
+    )
+    # A turn consumes one window and reads the next one, so that no turn is charged for another one's reading.
+    window_mb = max(16, settings.steps * settings.batch_size * _IMAGE_BYTES // 2**20)
+    streams = {
+        "disk": _endless(settings, local, window_mb),
+        "object storage": _endless(settings, remote, window_mb),
+    }
+    kept = next(streams["disk"])
+    sources: dict[str, Iterator[Batch]] = {"one batch": itertools.repeat(kept), **streams}
+    for source in sources.values():
+        for _ in range(2):
+            steps.run(next(source), 0.0)
+    seconds: dict[str, list[float]] = {name: [] for name in sources}
+    for number in range(settings.rounds):
+        names = list(sources)[number % len(sources) :] + list(sources)[: number % len(sources)]
+        for name in names:
+            started = time.perf_counter()
+            for _ in range(settings.steps):
+                steps.run(next(sources[name]), 0.0)
+            seconds[name].append(time.perf_counter() - started)
+            time.sleep(1)
+    frames = settings.steps * settings.batch_size
+    bound = frames / statistics.median(seconds["one batch"])
+    rows = []
+    for name, target in (("disk", ">= 0.95"), ("object storage", "")):
+        ratio = statistics.median(a / b for a, b in zip(seconds["one batch"], seconds[name], strict=True))
+        rate = frames / statistics.median(seconds[name])
+        what = f"training on the stream from {name}, ResNet-18, 128 px"
+        rows.append(row(what, rate, "frames/s", f"one batch in memory: {bound:.1f}", ratio, target))
+    ratio = statistics.median(a / b for a, b in zip(seconds["disk"], seconds["object storage"], strict=True))
+    rows.append(row("the same, s3:// against disk", bound * ratio, "frames/s", "", ratio, ">= 0.90"))
+    return rows
+
+
+def _endless(settings: BenchStreamJob, uri: str, window_mb: int) -> Iterator[Batch]:
+    stream = stream_batches(
+        uri, split="train", batch_size=settings.batch_size, num_epochs=10_000, window_mb=window_mb, num_readers=1
+    )
+    return one_ahead(stream, torch.device("cpu"))
+
+
+def _storage(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
+    """An epoch of stream_batches alone, from disk and from object storage, in turns."""
+    seconds: dict[str, list[float]] = {local: [], remote: []}
+    first: dict[str, list[float]] = {local: [], remote: []}
+    for number in range(settings.rounds + 1):
+        for uri in (local, remote):
+            started = time.perf_counter()
+            stream = stream_batches(uri, split="train", batch_size=128)
+            next(stream)
+            arrived = time.perf_counter()
+            for _ in stream:
+                pass
+            if number:  # the first turns start the reading processes
+                first[uri].append(arrived - started)
+                seconds[uri].append(time.perf_counter() - started)
+    rate = {uri: settings.num_rows / statistics.median(values) for uri, values in seconds.items()}
+    ratio = statistics.median(a / b for a, b in zip(seconds[local], seconds[remote], strict=True))
+    early = {uri: 1000 * statistics.median(values) for uri, values in first.items()}
+    return [
+        row(
+            "stream alone from s3:// (loopback server)",
+            rate[remote],
+            "frames/s",
+            f"disk: {rate[local]:,.0f}",
+            ratio,
+            ">= 0.90",
+        ),
+        row("first batch of a stream, Ray running", early[local], "ms", f"from s3://: {early[remote]:.0f} ms"),
+    ]
+
+
+def _epochs(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
+    """Waiting for batches at a steady pace: the first ones of an epoch against the others."""
+    waits: dict[bool, list[float]] = {True: [], False: []}
+    manifest = read_manifest(local)
+    small = manifest.model_copy(
+        update={
+            "shards": [manifest.shards[0].model_copy(update={"row_groups": manifest.shards[0].row_groups[:8]})],
+            "counts": {"bench": {"train": 2048}},
+        }
+    )
+    stream = one_ahead(
+        stream_batches(local, split="train", batch_size=32, num_epochs=8, manifest=small, num_readers=1),
+        torch.device("cpu"),
+    )
+    for number in itertools.count():
+        started = time.perf_counter()
+        batch = next(stream, None)
+        if batch is None:
+            break
+        if number > 64:
+            waits[batch.step == 0].append(1000 * (time.perf_counter() - started))
+        time.sleep(0.05)
+    others = statistics.median(waits[False])
+    worst = max(waits[False])
+    return [
+        row(
+            "wait for an epoch's first batch, 640 frames/s",
+            statistics.median(waits[True]),
+            "ms",
+            f"other batches: {others:.2g} ms, at most {worst:.2g} ms",
+        )
+    ]
+
+
+def _bytes(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
+    """Bytes a frame: through the network device, in the object store, to the device; and in storage."""
+    manifest = read_manifest(remote)
+    reader = ItemReader((Source(remote, manifest.group_size),), manifest.image_size)
+    items = plan_epoch([FrameSet(remote, manifest)], "train", 0, 1, 0, 0)
+    before = psutil.net_io_counters(pernic=True)["lo"].bytes_recv
+    blocks = [reader({"item": [item_as_json(item)]}) for item in items[:16]]  # type: ignore[dict-item]
+    received = psutil.net_io_counters(pernic=True)["lo"].bytes_recv - before
+    num = sum(len(block) for block in blocks)
+    stored = sum(shard.num_bytes for shard in manifest.shards) / manifest.num_rows
+    batch = next(stream_batches(local, split="train", batch_size=32))
+    return [
+        row("bytes a frame from object storage", received / num, "B", f"stored with its labels: {stored:,.0f} B"),
+        row(
+            "bytes a frame in Ray's object store",
+            sum(block.nbytes for block in blocks) / num,
+            "B",
+            f"decoded, uint8: {_IMAGE_BYTES:,} B",
+        ),
+        row(
+            "bytes a frame from host to device",
+            batch.frames.numel() * batch.frames.element_size() / len(batch.frames),
+            "B",
+            f"{str(batch.frames.dtype).removeprefix('torch.')}; two float32 views of 128 px: {2 * 3 * 128**2 * 4:,} B",
+        ),
+    ]
+
+
+def _start(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
+    """Start jobs.pretrain on the running Ray, and look when what was done."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    parts: list[dict[str, float]] = []
+    for number in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            parts.append(_start_once(local, folder, address, str(number)))
+    best = min(parts[1:], key=lambda each: each["total"])  # the first one starts Ray's processes
+    text = ", ".join(f"{name} {seconds:.1f}" for name, seconds in best.items() if name != "total")
+    return [
+        row("from starting jobs.pretrain to its first optimiser step", best["total"], "s", text, None, "< 15 s"),
+        row("the same for the first job of that Ray", parts[0]["total"], "s"),
+    ]
+
+
+def _start_once(frames: str, folder: str, address: str, name: str) -> dict[str, float]:
+    command = [
+        *(sys.executable, "-m", "jobs.pretrain"),
+        *("--frame_set", frames, "--epochs", "1", "--batch_size", "32", "--num_readers", "1"),
+        *("--run.storage", folder, "--run.run_id", name, "--tracking.uri", f"sqlite:///{folder}/mlflow.db"),
+        *("--ray.address", address, "--log_every", "1", "--workers.threads", str(os.cpu_count() or 1)),
+    ]
+    marks = Path(folder, name, "startup.json")
+    started = time.time()
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert job.stdout is not None
+    printed = job.stdout.readline()
+    read = time.time()
+    try:
+        while not marks.exists():
+            if job.poll() is not None:
+                raise RuntimeError(f"jobs.pretrain ended early: {printed}{job.stdout.read()[-2000:]}")
+            time.sleep(0.1)
+        found = json.loads(marks.read_text())
+    finally:
+        job.terminate()
+        job.communicate()
+    begun, seconds = found["started_at"], found["seconds"]
+    return {
+        "imports": read - started,
+        "Ray and checks": begun - read,
+        "workers": seconds["workers"],
+        "model": seconds["model"] - seconds["workers"],
+        "first batch": seconds["first_batch"] - seconds["model"],
+        "first step": seconds["first_step"] - seconds["first_batch"],
+        "total": begun + seconds["first_step"] - started,
+    }
