@@ -17,7 +17,6 @@ from pipeline.frames.rejects import Rejects
 from pipeline.frames.schema import SPLITS
 from pipeline.frames.sources import Source, SourceSettings, Unit
 from pipeline.frames.split_list import apply_split_list, check_complete, content_digest, read_split_list
-from pipeline.storage import absolute
 
 MIN_FRAMES_PER_TASK = 512
 MAX_TASKS = 1024
@@ -96,11 +95,8 @@ class IngestSettings(Settings):
             del values["splits"]["file"], values["splits"]["unlisted"]
         else:
             values["splits"]["file"] = content_digest(read_split_list(self.splits.file))
-        del values["num_workers"], values["source"]["max_reject_fraction"]
-        values["source"]["name"] = self.source.resolved_name()
-        for key in ("uri", "boxes"):
-            if values["source"][key] is not None:
-                values["source"][key] = absolute(values["source"][key])
+        del values["num_workers"]
+        values["source"] = self.source.deciding()
         return values
 
 

@@ -18,7 +18,7 @@ CLIP_REASONS = {
 
 FRAME_REASONS = {
     "broken_video_tail": "the video breaks off before the frame",
-    "missing_image": "the boxes file names an image that is not there",
+    "missing_image": "the labels name an image that is not there",
     "refused_image": "the image may not be read (permission)",
     "unreadable_image": "the image is truncated or not an image",
     "huge_image": "the image has more pixels than a camera gives; it is not decoded",
@@ -27,10 +27,11 @@ FRAME_REASONS = {
     "short_track": "the hand was seen in too few frames to be trusted",
     "duplicate_hand": "two hands of the frame have the same track, or the same box",
     "bad_box": "the box is not four finite numbers, or has no area",
+    "crowd": "the box is of a crowd, not of one hand",
     "box_outside_image": "more than half of the box lies outside the image",
     "bad_joints": "the joints are not 21 x 3 finite numbers, lie behind the camera, or span more than a metre",
     "bad_camera": "the camera is not a 3 x 3 matrix of finite numbers with focal lengths above 0 and 0 0 1 below",
-    "bad_labels": "the label file of the image is missing, damaged, or not of the published form",
+    "bad_labels": "the labels of the image are missing, damaged, or not of the published form",
     "partial_joints": "not all joints of the hand are annotated, and the published box is not the hand's own",
     "wrong_size": "the image is not of the size that its labels are for",
 }

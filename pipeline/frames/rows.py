@@ -173,7 +173,8 @@ def _row(
         return None
     joints, camera = labels
     mirrored = hand.hand == "left"
-    matrix = crop_matrix(hand.box, settings.image_size, settings.box_margin, mirrored)
+    margin = settings.box_margin if hand.margin is None else hand.margin
+    matrix = crop_matrix(hand.box, settings.image_size, margin, mirrored)
     crop = cut(image, matrix, settings.image_size)
     if not _is_good_crop(crop, hand.track, settings, hashes, frame_id, rejects):
         return None

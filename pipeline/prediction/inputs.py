@@ -13,7 +13,8 @@ from pipeline.frames.detect import DetectorSettings, require_mediapipe, shared_d
 from pipeline.frames.manifest import Manifest, has_manifest, read_manifest
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import Hand, SourceSettings, Unit, open_source
-from pipeline.frames.sources.boxed_images import IMAGE_SUFFIXES, BoxedImages, read_images
+from pipeline.frames.sources.boxed_images import BoxedImages
+from pipeline.frames.sources.images import IMAGE_SUFFIXES, read_images
 from pipeline.frames.sources.video import VIDEO_SUFFIXES
 from pipeline.frames.stream import decode_frames
 from pipeline.frames.track import TrackSettings

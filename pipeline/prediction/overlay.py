@@ -12,7 +12,7 @@ from pipeline.errors import DataError
 from pipeline.evaluation.skeleton import draw_skeleton
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import Unit
-from pipeline.frames.sources.boxed_images import read_images
+from pipeline.frames.sources.images import read_images
 from pipeline.frames.sources.video import probe, read_frames, sample
 from pipeline.storage import as_local_file, join, write_bytes
 

@@ -8,16 +8,24 @@ __all__ = ["FrameHands", "Hand", "OpenUnit", "Source", "SourceSettings", "Unit",
 def open_source(settings: SourceSettings) -> Source:
     """The source that the settings describe."""
     from pipeline.frames.sources.boxed_images import BoxedImages
+    from pipeline.frames.sources.coco import Coco
     from pipeline.frames.sources.detected_video import DetectedVideo
     from pipeline.frames.sources.dexycb import DexYcb
+    from pipeline.frames.sources.freihand import FreiHand
     from pipeline.frames.sources.ho3d import Ho3d
+    from pipeline.frames.sources.image_folder import ImageFolder
     from pipeline.frames.sources.interhand import InterHand
     from pipeline.frames.sources.labelled_video import LabelledVideo
+    from pipeline.frames.sources.youtube3d import YouTube3d
 
     kinds: dict[str, type[Source]] = {
         "labelled_video": LabelledVideo,
-        "boxed_images": BoxedImages,
         "detected_video": DetectedVideo,
+        "boxed_images": BoxedImages,
+        "image_folder": ImageFolder,
+        "coco": Coco,
+        "freihand": FreiHand,
+        "youtube3d": YouTube3d,
         "interhand": InterHand,
         "ho3d": Ho3d,
         "dexycb": DexYcb,

@@ -52,6 +52,9 @@ class ImageFolderSettings(Settings):
     hands: Literal["detector", "whole_image"] = "detector"
     """detector: MediaPipe finds the hands, as in video (needs detector.model). whole_image: each image is a hand already; it
     becomes the crop as it is, with black bars where it is not square."""
+    clips: Literal["folder", "image"] = "folder"
+    """What stays together in a split, and which images are neighbours: folder, for frames of video in a folder each; image,
+    for unrelated photographs."""
 
 
 class CocoSettings(Settings):
@@ -60,6 +63,8 @@ class CocoSettings(Settings):
     clips: Literal["image", "folder"] = "image"
     """What stays together in a split, and which frames are neighbours: image, for unrelated photographs; folder, for
     frames of video in a folder each."""
+    categories: tuple[str, ...] | None = None
+    """Names of the categories that are hands. None takes those called hand, left hand, right_hand and the like."""
 
 
 class FreiHandSettings(Settings):

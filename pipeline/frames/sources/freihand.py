@@ -1,0 +1,165 @@
+"""FreiHAND, version 2 (Zimmermann et al. 2019), as published; layout and units from its authors' utils/fh_utils.py.
+
+    <uri>/training_{K,xyz,scale}.json      32,560 labels: K (3, 3), xyz (21, 3) metres, the length of a bone in metres
+    <uri>/training/rgb/00000000.jpg        130,240 images, 224 x 224: label i is that of images i, i + 32,560, ...
+    <uri>/evaluation_{K,xyz,scale}.json    3,960 labels; xyz was published after the challenge
+    <uri>/evaluation/rgb/00000000.jpg      3,960 images
+
+Image i + v * 32,560 shows label i before background v: gs (green screen), hom, sample, auto. A unit is a label, with all its
+backgrounds, so that no pose is in two splits. All hands are right hands, joints are in FreiHAND order.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+
+from pipeline.errors import DataError, SettingsError
+from pipeline.frames.rejects import Rejects
+from pipeline.frames.sources.base import (
+    FrameHands,
+    FreiHandVersion,
+    OpenUnit,
+    SourceSettings,
+    Unit,
+    file_sizes,
+)
+from pipeline.frames.sources.json_stream import open_json
+from pipeline.frames.sources.published import continuous_camera, labelled_hand, read_stills
+from pipeline.storage import exists, join, size
+
+VERSIONS: tuple[str, ...] = get_args(FreiHandVersion)
+IMAGE_SIZE = (224, 224)
+_SCALE_BONE = (9, 10)
+_MAX_SCALE_ERROR = 0.01
+
+
+class Labels(NamedTuple):
+    """Of all images of a part. What is no number is NaN, and costs its hand only."""
+
+    cameras: np.ndarray
+    """(N, 3, 3), as published."""
+    joints: np.ndarray
+    """(N, 21, 3) metres, camera frame."""
+
+
+class FreiHand:
+    """See the file's docstring."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        """Raises SettingsError where versions of the evaluation images are asked for: there is one."""
+        self.settings = settings
+        self.part = settings.resolved_part()
+        self.images_uri = join(settings.uri, self.part, "rgb")
+        if self.part == "evaluation" and settings.freihand.versions is not None:
+            raise SettingsError(
+                "setting 'source.freihand.versions': FreiHAND's evaluation images have one version only"
+            )
+
+    def list_files(self) -> dict[str, int]:
+        """The images and the label files."""
+        return file_sizes(self.images_uri, (".jpg",)) | {uri: size(uri) for uri in self._label_uris()}
+
+    def list_units(self, rejects: Rejects) -> list[Unit]:
+        """One unit a label. Raises DataError where labels and images do not belong together."""
+        labels = self._labels()
+        self._check_scale(labels.joints)
+        num_labels = len(labels.joints)
+        num_images = len(file_sizes(self.images_uri, (".jpg",)))
+        if not num_images or num_images % num_labels or num_images // num_labels > len(VERSIONS):
+            raise DataError(
+                f"{self.images_uri}: {num_images} images for the {num_labels} labels of {self._uri('xyz')}; 1 to "
+                f"{len(VERSIONS)} whole sets of backgrounds are expected, so a part of the download is missing or too much"
+            )
+        there = VERSIONS[: num_images // num_labels]
+        wanted = self.settings.freihand.versions or there
+        if missing := [version for version in wanted if version not in there]:
+            raise DataError(
+                f"{self.images_uri}: has no images of version {missing[0]} (source.freihand.versions), only {', '.join(there)}"
+            )
+        offsets = sorted(VERSIONS.index(version) * num_labels for version in wanted)
+        entries = [{"images": offsets}]
+        return [
+            Unit(f"{self.part}/{label:08d}", self.images_uri, len(offsets), [{"label": label, **entries[0]}])
+            for label in range(num_labels)
+        ]
+
+    @contextmanager
+    def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
+        """Labels come from the JSON files, which each worker process reads once."""
+        labels = self._labels()
+        (entry,) = unit.entries or [{}]
+        label = entry["label"]
+        frames, files = [], {}
+        for number in (label + offset for offset in entry["images"]):
+            camera = continuous_camera(labels.cameras[label])
+            name = f"{unit.name}/{number:06d}"
+            if not np.isfinite(camera).all():
+                rejects.add("bad_camera", name)
+                continue
+            hand = labelled_hand(0, "right", labels.joints[label], camera, name, rejects)
+            if hand is not None:
+                frames.append(FrameHands(number, None, [hand]))
+                files[number] = (join(unit.uri, f"{number:08d}.jpg"), IMAGE_SIZE)
+        yield OpenUnit(frames, lambda indexes: read_stills(files, indexes, unit.name, rejects))
+
+    def _uri(self, what: str) -> str:
+        return join(self.settings.uri, f"{self.part}_{what}.json")
+
+    def _label_uris(self) -> list[str]:
+        uris = [self._uri("K"), self._uri("xyz")]
+        for uri in uris:
+            if not exists(uri):
+                where = "FreiHAND_pub_v2_eval.zip" if self.part == "evaluation" else "FreiHAND_pub_v2.zip"
+                raise DataError(f"{uri}: not there; it is part of {where}")
+        return uris
+
+    def _labels(self) -> Labels:
+        return read_labels(*((uri, size(uri)) for uri in self._label_uris()))
+
+    def _check_scale(self, joints: np.ndarray) -> None:
+        """Where the scales are there they tell whether the joints are metres, and in FreiHAND's order."""
+        uri = self._uri("scale")
+        if not exists(uri):
+            return
+        scales = _read_array(uri, ())
+        if len(scales) != len(joints):
+            raise DataError(f"{uri}: {len(scales)} scales, but {len(joints)} labels in {self._uri('xyz')}")
+        start, end = _SCALE_BONE
+        lengths = np.linalg.norm(joints[:, end] - joints[:, start], axis=-1)
+        if not np.nanmedian(np.abs(lengths / scales - 1)) < _MAX_SCALE_ERROR:
+            raise DataError(f"{uri}: not the lengths (metres) of bone {start}-{end} of {self._uri('xyz')}")
+
+
+@lru_cache(maxsize=1)
+def read_labels(cameras: tuple[str, int], joints: tuple[str, int]) -> Labels:
+    """The labels of a part. Each file as (URI, bytes): a changed file is read again. Raises DataError for another layout."""
+    labels = Labels(_read_array(cameras[0], (3, 3)), _read_array(joints[0], (21, 3)))
+    if len(labels.cameras) != len(labels.joints):
+        raise DataError(f"{cameras[0]}: {len(labels.cameras)} cameras, but {len(labels.joints)} labels in {joints[0]}")
+    return labels
+
+
+def _read_array(uri: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A JSON list of arrays as (N, *shape) float64, element by element; elements of another form become NaN."""
+    elements = []
+    with open_json(uri) as stream:
+        for _ in stream.elements():
+            elements.append(_numbers_or_nan(stream.value(), shape))
+    if not elements:
+        raise DataError(f"{uri}: an empty list")
+    result = np.stack(elements)
+    if np.isnan(result.reshape(len(result), -1)).any(1).all():
+        raise DataError(f"{uri}: not one of {len(result)} elements is {' x '.join(map(str, shape)) or 'a number'}")
+    return result
+
+
+def _numbers_or_nan(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    # Published scales are numbers, or lists of one.
+    return array.reshape(shape) if array.size == np.prod(shape, dtype=int) else np.full(shape, np.nan)

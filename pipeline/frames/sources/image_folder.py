@@ -1,0 +1,132 @@
+"""Folders of images and nothing else. What is a hand is decided by source.image_folder.hands:
+
+* detector: MediaPipe finds the hands. Images with an image_rate are frames of a video, and hands are linked, smoothed and
+  left out as in video; without one every image stands for itself.
+* whole_image: each image is one hand already. It becomes the crop as it is, whatever box_margin says.
+
+A unit is a folder, with its images in the order of their names, or an image (source.image_folder.clips).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from PIL import Image
+
+from pipeline.errors import DataError, SettingsError
+from pipeline.frames.detect import require_mediapipe, shared_detector
+from pipeline.frames.image_file import read_image
+from pipeline.frames.rejects import Rejects
+from pipeline.frames.sources.base import Hand, OpenUnit, SourceSettings, Unit, file_sizes
+from pipeline.frames.sources.detected_video import settle
+from pipeline.frames.sources.images import IMAGE_SUFFIXES, clip_names, image_name, open_stills, read_images
+from pipeline.frames.sources.video import sample
+from pipeline.frames.track import Detection
+from pipeline.storage import absolute, is_file, join, list_files, preflight, resolve
+
+_EXIF_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)  # orientations that swap width and height
+
+
+class ImageFolder:
+    """See the file's docstring."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        """Raises SettingsError where hands are to be detected and no detector model is named, or settings contradict."""
+        self.settings = settings
+        self.detects = settings.image_folder.hands == "detector"
+        self._model = settings.detector.model
+        if self.detects and self._model is None:
+            raise SettingsError(
+                "setting 'source.detector.model' is required for image_folder: the URI of MediaPipe's hand_landmarker.task. "
+                "Where each image is a hand already, set source.image_folder.hands to whole_image; where boxes are known, use "
+                "boxed_images or coco"
+            )
+        if settings.image_rate is not None and settings.image_folder.clips == "image":
+            raise SettingsError("setting 'source.image_rate' has no meaning where source.image_folder.clips is image")
+
+    def list_files(self) -> dict[str, int]:
+        """The images, and the detector's model."""
+        model = file_sizes(self._model, ("",)) if self.detects and self._model else {}
+        return file_sizes(self.settings.uri, IMAGE_SUFFIXES) | model
+
+    def list_units(self, rejects: Rejects) -> list[Unit]:
+        """One unit a folder, or an image. Raises DataError where there is no image, or no detector to run."""
+        if self.detects and self._model:
+            require_mediapipe()
+            preflight(self._model)
+        root = absolute(self.settings.uri)
+        if is_file(root):
+            raise DataError(f"{self.settings.uri}: a file; image_folder needs a folder")
+        files = [uri[len(root) + 1 :] for uri in list_files(root, IMAGE_SUFFIXES)]
+        if not files:
+            raise DataError(f"{self.settings.uri}: no image here ({', '.join(IMAGE_SUFFIXES)})")
+        if self.settings.image_folder.clips == "image":
+            return [Unit(n, root, 1, [{"file": f}]) for n, f in zip(clip_names(files), files, strict=True)]
+        folders: dict[str, list[dict[str, Any]]] = {}
+        for file in files:
+            folder, _, name = file.rpartition("/")
+            folders.setdefault(folder, []).append({"file": name})
+        return [
+            Unit(folder or "images", join(root, folder) if folder else root, len(entries), entries)
+            for folder, entries in sorted(folders.items())
+        ]
+
+    @contextmanager
+    def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
+        """Run the detector over the images, or look at their sizes."""
+        if not self.detects:
+            yield open_stills(unit, self.settings, partial(self._whole_image, unit, rejects), rejects)
+            return
+        found = self._detect(unit, rejects)
+        if self.settings.image_rate is not None:
+            times = [index / self.settings.image_rate for index in range(len(unit.entries or []))]
+            frames = settle(list(found.items()), times, self.settings.track, unit.name, rejects)
+            yield OpenUnit(frames, partial(read_images, unit, rejects))
+            return
+        by_file = {(unit.entries or [])[index]["file"]: detections for index, detections in found.items()}
+        yield open_stills(unit, self.settings, lambda entry, _: _hands(by_file.get(entry["file"])), rejects)
+
+    def _detect(self, unit: Unit, rejects: Rejects) -> dict[int, list[Detection]]:
+        """{index: hands found} of the sampled images that can be read; images without hands are counted."""
+        assert self._model is not None  # see __init__
+        detector = shared_detector(self._model, self.settings.detector)
+        rate = self.settings.image_rate or 1.0
+        times = [index / rate for index in range(len(unit.entries or []))]
+        found = {}
+        for index, image in read_images(unit, rejects, sample(times, self.settings.fps, self.settings.stride)):
+            detections = detector(image)
+            if detections:
+                found[index] = detections
+            else:
+                rejects.add("no_hand", image_name(unit, index))
+        return found
+
+    def _whole_image(self, unit: Unit, rejects: Rejects, entry: dict[str, Any], name: str) -> list[Hand] | None:
+        uri = join(unit.uri, entry["file"])
+        size = _size_of_header(uri)
+        if size is None:
+            image = read_image(uri, name, rejects)  # says what is wrong
+            if image is None:
+                return None
+            size = image.size
+        return [Hand(0, self.settings.default_hand, (0.0, 0.0, float(size[0]), float(size[1])), margin=1.0)]
+
+
+def _hands(detections: list[Detection] | None) -> list[Hand] | None:
+    """Hands of an image; None where it could not be read or showed none, which is counted."""
+    if detections is None:
+        return None
+    return [Hand(0, d.hand, d.box, confidence=d.score) for d in detections]
+
+
+def _size_of_header(uri: str) -> tuple[int, int] | None:
+    """(width, height) as displayed, from an image's first bytes; None where they do not say."""
+    filesystem, path = resolve(uri)
+    try:
+        with filesystem.open_input_file(path) as file, Image.open(file) as image:
+            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+            return image.size[::-1] if turned else image.size
+    except Exception:  # whatever it is shows, and is counted, when the image is read
+        return None

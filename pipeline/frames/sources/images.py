@@ -1,0 +1,117 @@
+"""What sources of still images share: reading them, and turning the hands of a folder's images into tracks."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from PIL import Image
+
+from pipeline.frames.crop import is_box
+from pipeline.frames.image_file import read_image
+from pipeline.frames.rejects import Rejects
+from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit
+from pipeline.frames.sources.video import sample
+from pipeline.frames.track import link
+from pipeline.storage import join
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_SAME_SHAPE = 0.01  # width / height may differ by this fraction, by rounding, between two resolutions of a picture
+
+
+def open_stills(
+    unit: Unit,
+    settings: SourceSettings,
+    hands_of: Callable[[dict[str, Any], str], list[Hand] | None],
+    rejects: Rejects,
+) -> OpenUnit:
+    """A unit of images: `unit.entries` are {"file", "size": [width, height] | None, ...}, in their order.
+
+    hands_of(entry, name): the hands of an image (their tracks do not matter), or None where that is counted already. They are
+    linked into tracks by overlap and nearness, right and left hands apart, however far a hand moves between images.
+    """
+    entries = unit.entries or []
+    rate = settings.image_rate
+    times = [index / rate if rate else float(index) for index in range(len(entries))]
+    chosen: list[tuple[int, list[Hand]]] = []
+    for index in sample(times, settings.fps, settings.stride):
+        name = image_name(unit, index)
+        hands = hands_of(entries[index], name)
+        if hands:
+            chosen.append((index, hands))
+        elif hands is not None:
+            rejects.add("no_hand", name)
+    frames = [
+        FrameHands(index, times[index] if rate else None, hands)
+        for (index, _), hands in zip(chosen, _tracked(chosen), strict=True)
+    ]
+    return OpenUnit(frames, partial(read_images, unit, rejects))
+
+
+def _tracked(images: Sequence[tuple[int, list[Hand]]]) -> list[list[Hand]]:
+    """The hands of each image, numbered; tracks count up from 0 in order of first sighting."""
+    result: list[list[Hand]] = [[] for _ in images]
+    numbers: dict[tuple[str, int], int] = {}
+    by_side = {}
+    for side in ("right", "left"):
+        boxes = [[hand.box for hand in hands if hand.hand == side] for _, hands in images]
+        by_side[side] = link([index for index, _ in images], boxes, float("inf"), float("inf"))
+    for position, (_, hands) in enumerate(images):
+        left_over = {side: iter(tracks[position]) for side, tracks in by_side.items()}
+        for hand in hands:
+            track = numbers.setdefault((hand.hand, next(left_over[hand.hand])), len(numbers))
+            result[position].append(replace(hand, track=track))
+    return result
+
+
+def boxed_hands(
+    boxes: Sequence[Any], sides: Sequence[str | None], default: str, name: str, rejects: Rejects
+) -> list[Hand] | None:
+    """Hands of boxes x0, y0, x1, y1; whether they lie in the image shows once it is open.
+
+    What is no box is counted; None where nothing is left of some boxes.
+    """
+    hands = []
+    for box, side in zip(boxes, sides, strict=True):
+        if is_box(box):
+            x0, y0, x1, y1 = box
+            hands.append(Hand(0, side or default, (x0, y0, x1, y1)))
+        else:
+            rejects.add("bad_box", name)
+    return hands if hands or not boxes else None
+
+
+def image_name(unit: Unit, index: int) -> str:
+    """The name under which an image of a unit is counted."""
+    return f"{unit.name}/{(unit.entries or [])[index]['file']}"
+
+
+def clip_names(files: Sequence[str]) -> list[str]:
+    """A name for each of several images that are clips of their own: without suffix, where that tells them apart."""
+    stems = Counter(file.rpartition(".")[0] for file in files)
+    return [stem if stems[stem := file.rpartition(".")[0]] == 1 else file for file in files]
+
+
+def read_images(unit: Unit, rejects: Rejects, indexes: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
+    """Images of a unit's entries by index, upright RGB, of the entry's size where it has one; those that cannot be used are
+    counted."""
+    for index in indexes:
+        entry = (unit.entries or [])[index]
+        name = image_name(unit, index)
+        image = read_image(join(unit.uri, entry["file"]), name, rejects)
+        if image is not None and entry.get("size"):
+            image = _fitted(image, *entry["size"])
+            if image is None:
+                rejects.add("wrong_size", name)
+        if image is not None:
+            yield index, image
+
+
+def _fitted(image: Image.Image, width: int, height: int) -> Image.Image | None:
+    """The image in the size that its labels are for; None where that would change its shape."""
+    if image.size == (width, height):
+        return image
+    if abs(image.width * height / (image.height * width) - 1) > _SAME_SHAPE:
+        return None
+    return image.resize((width, height), Image.Resampling.BICUBIC)
