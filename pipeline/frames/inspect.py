@@ -1,0 +1,222 @@
+"""Look at a frame set: measure it, check it, and write its data card (card.html and card.json)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from pipeline import views as random_views
+from pipeline.config import Settings
+from pipeline.errors import DataError
+from pipeline.evaluation import figures
+from pipeline.evaluation.report_data import Picture
+from pipeline.frames.card import CardData, build_card, card_json
+from pipeline.frames.inspect_columns import Measures, measure_shard
+from pipeline.frames.inspect_sample import Sample, draw_sample
+from pipeline.frames.inspect_shards import MIN_SHARDS_FOR_RAY, map_shards
+from pipeline.frames.manifest import Manifest, Shard, read_manifest
+from pipeline.frames.verify import Verification, verify
+from pipeline.geometry import project
+from pipeline.progress import SILENT, Progress
+from pipeline.storage import join, preflight, write_bytes, write_json
+from pipeline.views import CROP_MARGIN, ViewSettings
+
+if TYPE_CHECKING:
+    import torch
+
+_NUM_DRAWN = 24
+_NUM_PAIRS = 24
+
+
+class InspectSettings(Settings):
+    """What is looked at, and how closely."""
+
+    frame_set: str
+    """URI of the frame set."""
+    output: str | None = None
+    """URI of a folder for card.html and card.json (and verify.json); none writes nothing, which needs verify."""
+    verify: bool = False
+    """Check every shard against the manifest first; a damaged set gets no card."""
+    decode: float = Field(default=1.0, ge=0, le=1)
+    """Share of the JPEGs that verify decodes. The digest covers their bytes in any case."""
+    sample: int = Field(default=2000, ge=1)
+    """Crops that are decoded for sharpness, brightness and pictures. All else is measured on every row."""
+    tiles: int = Field(default=48, ge=1, le=480)
+    """Crops on the contact sheet of each split, at most."""
+    seed: int = Field(default=0, ge=0)
+    """Of the sample and the views."""
+    views: ViewSettings = ViewSettings()
+    """The random views of which pairs are shown."""
+    use_ray: bool | None = None
+    """Read shards with Ray Data instead of in this process; none: sets of 64 shards and more."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if self.output is None and not self.verify:
+            raise ValueError("setting 'output' is required (or verify, to check the set only)")
+        return self
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found."""
+
+    manifest: Manifest
+    verification: Verification | None
+    card: dict[str, Any] | None
+    """What card.json holds; None where no output was asked for."""
+    page: str = ""
+    """What card.html holds."""
+
+
+def wants_ray(settings: InspectSettings, manifest: Manifest) -> bool:
+    """Whether the set is to be read with Ray Data."""
+    return len(manifest.shards) >= MIN_SHARDS_FOR_RAY if settings.use_ray is None else settings.use_ray
+
+
+def inspect(settings: InspectSettings, progress: Progress = SILENT) -> Inspection:
+    """Inspect a frame set. Needs a running Ray where `wants_ray`.
+
+    Raises DataError with a line for each thing that is wrong where verify finds any (verify.json is written before), where
+    a shard cannot be read, and where no sampled crop decodes.
+    """
+    preflight(settings.frame_set)
+    if settings.output:
+        preflight(settings.output, write=True)
+    manifest = read_manifest(settings.frame_set)
+    use_ray = wants_ray(settings, manifest)
+    verification = None
+    if settings.verify:
+        verification = verify(settings.frame_set, manifest, settings.decode, use_ray, progress)
+        if settings.output:
+            write_json(join(settings.output, "verify.json"), verification.to_json())
+        if not verification.is_sound:
+            raise DataError("\n".join([*verification.lines(), f"{settings.frame_set}: {verification.summary()}"]))
+    if settings.output is None:
+        return Inspection(manifest, verification, None)
+    data = gather(settings, manifest, verification, use_ray, progress)
+    card, page = card_json(data), build_card(data)
+    write_bytes(join(settings.output, "card.html"), page.encode())
+    write_json(join(settings.output, "card.json"), card)  # last: it says that the page is there
+    return Inspection(manifest, verification, card, page)
+
+
+def gather(
+    settings: InspectSettings,
+    manifest: Manifest,
+    verification: Verification | None,
+    use_ray: bool,
+    progress: Progress = SILENT,
+) -> CardData:
+    """All that the card says."""
+    margins = {source: box_margin(manifest, source) for source in manifest.counts}
+    measures = {source: Measures() for source in manifest.counts}
+
+    progress.start("read columns", manifest.num_rows, "rows")
+    work = partial(_measure, settings.frame_set, manifest, margins)
+    for shard, measured in map_shards(work, manifest.shards, use_ray):
+        measures[shard.source].merge(measured)
+        progress.advance(shard.num_rows)
+    progress.finish()
+
+    progress.start("decode a sample", None, "crops")
+    sample = draw_sample(settings.frame_set, manifest, settings.sample, settings.seed, margins)
+    progress.advance(sample.rows.num_rows)
+    progress.finish()
+    if not sample.rows.num_rows:
+        raise DataError(
+            f"{settings.frame_set}: none of {len(sample.problems)} sampled crops decodes, e.g. {sample.problems[0]}"
+        )
+    return CardData(
+        frame_set=settings.frame_set,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        manifest=manifest,
+        box_margins=margins,
+        measures=measures,
+        sample=sample,
+        seed=settings.seed,
+        verification=verification,
+        sheets=[
+            (split, sheet)
+            for split in manifest.splits()
+            if (sheet := _contact_sheet(sample, split, manifest.image_size, settings.tiles)) is not None
+        ],
+        labelled=_labelled_sheet(sample, manifest.image_size),
+        view_pairs=_view_pairs(sample, manifest.image_size, settings.views, settings.seed),
+        view_settings=settings.views,
+    )
+
+
+def box_margin(manifest: Manifest, source: str) -> float:
+    """Side of a source's crops in hand boxes."""
+    return float(manifest.settings[source].settings.get("box_margin", CROP_MARGIN))
+
+
+def _measure(uri: str, manifest: Manifest, margins: dict[str, float], shard: Shard) -> Measures:
+    return measure_shard(uri, shard, manifest.image_size, manifest.group_size, margins[shard.source])
+
+
+def _contact_sheet(sample: Sample, split: str, image_size: int, tiles: int) -> Picture | None:
+    """Random crops of a split; None where none of them was drawn."""
+    rows = _rows_where(sample, [value == split for value in sample.rows["split"].to_pylist()])[:tiles]
+    if not rows:
+        return None
+    return Picture(
+        png=figures.contact_sheet(sample.frames(rows, image_size), max_frames=tiles),
+        alt=f"Random crops of split {split}",
+        caption=f"{len(rows)} random crops of split {split}",
+    )
+
+
+def _labelled_sheet(sample: Sample, image_size: int) -> Picture | None:
+    """Labelled joints drawn on random crops; None where no drawn row has labels."""
+    has_labels = [
+        joints is not None and camera is not None
+        for joints, camera in zip(sample.rows["joints_3d"].to_pylist(), sample.rows["camera"].to_pylist(), strict=True)
+    ]
+    rows = _rows_where(sample, has_labels)[:_NUM_DRAWN]
+    if not rows:
+        return None
+    chosen = sample.rows.take(pa.array(rows))
+    joints = _tensor(chosen["joints_3d"].to_pylist(), (21, 3))
+    cameras = _tensor(chosen["camera"].to_pylist(), (3, 3))
+    pixels = project(joints, cameras)
+    frames = sample.frames(rows, image_size)
+    cases = [figures.Case(image=frame, predicted=points) for frame, points in zip(frames, pixels.numpy(), strict=True)]
+    return Picture(
+        png=figures.overlays(cases, columns=8, tile=160),
+        alt="Labelled joints drawn on random crops",
+        caption=f"Joints and camera of {len(rows)} random labelled rows, drawn on their crops",
+    )
+
+
+def _view_pairs(sample: Sample, image_size: int, settings: ViewSettings, seed: int) -> Picture:
+    """Pairs of random views of random crops, as training would see them."""
+    import torch
+
+    rows = list(range(min(_NUM_PAIRS, sample.rows.num_rows)))
+    frames = torch.from_numpy(np.ascontiguousarray(sample.frames(rows, image_size)))
+    generator = random_views.generator_for(seed)
+    drawn = [random_views.sample_views(settings, len(rows), generator) for _ in range(2)]
+    both = random_views.apply_views(frames, random_views.cat_views(*drawn), settings)
+    first, second = random_views.denormalise(both).split(len(rows))
+    return Picture(
+        png=figures.view_pairs(first, second, _NUM_PAIRS),
+        alt="Pairs of random views of random crops",
+        caption="Two random views of each crop, side by side, as pretraining sees them",
+    )
+
+
+def _rows_where(sample: Sample, chosen: Sequence[bool]) -> list[int]:
+    return np.flatnonzero(np.asarray(chosen, dtype=bool)).tolist()
+
+
+def _tensor(rows: list[list[float]], shape: tuple[int, int]) -> "torch.Tensor":
+    import torch
+
+    return torch.tensor(np.asarray(rows, dtype=np.float32).reshape(-1, *shape))
