@@ -16,12 +16,19 @@ _POLL_SECONDS = 0.5
 class _Board:
     def __init__(self) -> None:
         self.posts: dict[str, tuple[int, int | None, dict[str, Any]]] = {}
+        self.reason = ""
 
     def post(self, key: str, done: int, total: int | None, figures: dict[str, Any]) -> None:
         self.posts[key] = (done, total, figures)
 
     def read(self) -> dict[str, tuple[int, int | None, dict[str, Any]]]:
         return self.posts
+
+    def stop(self, reason: str) -> None:
+        self.reason = self.reason or reason
+
+    def stopped(self) -> str:
+        return self.reason
 
 
 class BoardHandle:
@@ -33,6 +40,19 @@ class BoardHandle:
     def post(self, key: str, done: int, total: int | None = None, **figures: Any) -> None:
         """Say how far `key` (a worker's or a trial's name) is, with figures worth showing."""
         self._actor.post.remote(key, done, total, figures)
+
+    def stop(self, reason: str) -> None:
+        """Say that the work must not be tried again, and why; the first reason stays."""
+        import ray
+
+        ray.get(self._actor.stop.remote(reason))
+
+    def stopped(self) -> str:
+        """The reason given to `stop`; empty where there was none."""
+        import ray
+
+        reason: str = ray.get(self._actor.stopped.remote())
+        return reason
 
 
 @contextmanager

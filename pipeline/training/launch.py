@@ -9,17 +9,18 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import yaml
 from pydantic import Field
 
 from pipeline.config import Settings, flatten, flatten_values, to_yaml
-from pipeline.errors import EquihandError, SettingsError, TrainingError
+from pipeline.errors import DataError, EquihandError, SettingsError, TrainingError
 from pipeline.progress import Progress
 from pipeline.storage import absolute, exists, join, preflight, read_bytes, read_json, write_bytes, write_json
-from pipeline.tracking import Run, TrackingSettings, start_run
-from pipeline.training.board import progress_board
+from pipeline.tracking import Run, TrackingSettings, ending, start_run
+from pipeline.training.board import BoardHandle, progress_board
 
 
 class WorkerSettings(Settings):
@@ -100,8 +101,8 @@ def train_on_workers(
 ) -> dict[str, Any]:
     """Run `worker_loop(config)` on every worker, and return the run's result (also written to result.json).
 
-    config gets "board" (a BoardHandle), "folder" (the run's URI) and "use_gpu". The loop reports metrics
-    and checkpoints through ray.train.report; its return value may hold "error", which ends the run as a TrainingError.
+    config gets "board" (a BoardHandle), "folder" (the run's URI), "use_gpu" and "started_at" (seconds since 1970). The loop
+    reports metrics and checkpoints through ray.train.report; its return value may hold "error", which ends the run as a TrainingError.
     score: metric of a checkpoint by which the best is kept (smaller is better).
     """
     import ray.train
@@ -110,12 +111,18 @@ def train_on_workers(
     folder = join(absolute(run.storage), run_id)
     use_gpu = check_resources(workers)
     mlflow_run = start_run(tracking, run_id, kind, settings, tags)
-    status, started = "FAILED", time.monotonic()
-    try:
+    started, started_at = time.monotonic(), time.time()
+    with ending(mlflow_run.finish):
         with progress_board(progress, kind, total, unit) as board:
             trainer = TorchTrainer(
-                worker_loop,
-                train_loop_config={**config, "board": board, "folder": folder, "use_gpu": use_gpu},
+                partial(_stopping, worker_loop),
+                train_loop_config={
+                    **config,
+                    "board": board,
+                    "folder": folder,
+                    "use_gpu": use_gpu,
+                    "started_at": started_at,
+                },
                 scaling_config=ray.train.ScalingConfig(
                     num_workers=workers.num_workers,
                     use_gpu=use_gpu,
@@ -146,13 +153,23 @@ def train_on_workers(
             **returned,
         }
         write_json(join(folder, "result.json"), result)
-        status = "FINISHED"
-        return result
-    except KeyboardInterrupt:
-        status = "KILLED"
+    return result
+
+
+def _stopping(worker_loop: Callable[[dict[str, Any]], Any], config: dict[str, Any]) -> Any:
+    """The loop of one worker, which is not repeated after an error that a repetition would meet again.
+
+    Ray Train restarts all workers after any exception; those of a restart end at once where the reason was such an error.
+    """
+    board: BoardHandle = config["board"]
+    reason = board.stopped()
+    if reason:
+        return {"error": reason}
+    try:
+        return worker_loop(config)
+    except (DataError, SettingsError, TrainingError) as error:
+        board.stop(str(error))
         raise
-    finally:
-        mlflow_run.finish(status)
 
 
 def check_resources(workers: WorkerSettings) -> bool:

@@ -15,7 +15,7 @@ from pipeline.tracking import Run
 from pipeline.training.checkpoints import read_checkpoint
 from pipeline.training.launch import RunSettings, WorkerSettings, open_run
 from pipeline.training.optim import OptimiserSettings, build_optimiser
-from pipeline.training.pretrain import PretrainModel, PretrainSettings, ProjectionSettings, _Steps, pretrain
+from pipeline.training.pretrain import PretrainModel, PretrainSettings, ProjectionSettings, Steps, pretrain
 from pipeline.views import ViewSettings
 from tests.tiny_sets import write_tiny_set
 from tests.training.killing import wait_for_worker
@@ -40,11 +40,11 @@ def small(frame_set: str, **changes) -> PretrainSettings:
     return PretrainSettings.model_validate(values)
 
 
-def steps_for(settings: PretrainSettings) -> tuple[PretrainModel, _Steps]:
+def steps_for(settings: PretrainSettings) -> tuple[PretrainModel, Steps]:
     torch.manual_seed(0)
     model = PretrainModel(settings.encoder, settings.projection)
     optimiser = build_optimiser(model, settings.optimiser)
-    return model, _Steps(model, optimiser, settings, torch.device("cpu"), 0, 1, steps_per_epoch=40)
+    return model, Steps(model, optimiser, settings, torch.device("cpu"), 0, 1, steps_per_epoch=40)
 
 
 def test_the_loss_falls_and_figures_are_plain_numbers():
