@@ -61,6 +61,8 @@ def _read_window(items: list[Item], reader: ItemReader, num_readers: int | None)
     """
     import ray
 
+    if not ray.is_initialized():  # the session has ended, and Ray Data would start another one
+        return []
     dataset = ray.data.from_items(
         [{"item": item_as_json(item)} for item in items], override_num_blocks=len(items)
     ).map_batches(reader, batch_size=None, batch_format="numpy", concurrency=num_readers)
