@@ -4,9 +4,9 @@ Zhang et al. 2020, "MediaPipe Hands: On-device Real-time Hand Tracking". The mod
 URI and never downloaded from here.
 """
 
-import atexit
 import importlib.util
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -58,7 +58,9 @@ class HandDetector:
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise DataError(f"{model_uri}: not a usable Hand Landmarker model ({reason})") from None
-        atexit.register(self.close)  # mediapipe's own finaliser runs too late and prints a traceback
+        # mediapipe closes a model in a thread pool, which is gone when atexit's callbacks run; threading's run before that.
+        threading._register_atexit(self.close)  # type: ignore[attr-defined]
+        self._is_open = True
         self._to_image = lambda pixels: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
 
     def __call__(self, image: Image.Image) -> list[Detection]:
@@ -93,8 +95,9 @@ class HandDetector:
 
     def close(self) -> None:
         """Free the model; also done when the process ends."""
-        atexit.unregister(self.close)
-        self._landmarker.close()
+        if self._is_open:
+            self._is_open = False
+            self._landmarker.close()
 
 
 def _points(result: Any, image: Image.Image) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """Ingest: hand images from a source become a frame set, shuffled across clips, with Ray Data.
 
-The driver lists the source's units and packs them into tasks; stage 1 (see rows.py) cuts out the hands and throws frame
+The driver lists the source's units and packs them into tasks; where hands have to be found, a detector does that first (see
+detect_stage.py); stage 1 (see rows.py) cuts out the hands and throws frame
 groups into buckets, stage 2 turns each bucket into a shuffled shard (see buckets.py), and the manifest is written last.
 
 All that is decided follows from the settings and the listing alone: tasks, splits, buckets, order. What a task has finished
@@ -11,22 +12,22 @@ Two ingests into one frame set must not run at the same time.
 
     <frame set>/manifest.json
     <frame set>/shards/<source>-<split>-<bucket>.parquet
-    <frame set>/_ingest/<source>/   while an ingest runs: plan.json, parts/, shards/
+    <frame set>/_ingest/<source>/   while an ingest runs: plan.json, found/, parts/, shards/
 """
 
 import hashlib
 import json
 import re
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
 
-from pipeline.errors import DataError, EquihandError
+from pipeline.errors import DataError
 from pipeline.frames.buckets import Bucket, PartWriter, Piece, pieces_by_bucket, write_shard
+from pipeline.frames.detect_stage import find_hands
 from pipeline.frames.groups import bucket_of
 from pipeline.frames.manifest import (
     IngestRecord,
@@ -38,16 +39,15 @@ from pipeline.frames.manifest import (
     total_digest,
     write_manifest,
 )
+from pipeline.frames.pieces import is_whole
 from pipeline.frames.plan import IngestSettings, Plan, Task, make_plan
+from pipeline.frames.ray_tasks import run_in_ray
 from pipeline.frames.rejects import MAX_EXAMPLES, Rejects
 from pipeline.frames.rows import unit_groups
 from pipeline.frames.schema import HANDS, SPLITS
 from pipeline.frames.sources import Source, Unit, open_source
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import delete, exists, join, list_files, preflight, read_json, write_json
-
-MAX_RETRIES = 2
-"""Of a task whose worker died. Without a limit, a file that crashes the decoder would keep the job busy for ever."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ def execute(prepared: Preparation, progress: Progress = SILENT) -> Manifest:
             delete(shard_uri)
         write_json(plan_uri, prepared.record)
 
+    prepared = replace(prepared, plan=find_hands(settings, prepared.plan, work_uri, progress))
     stats = _first_stage(prepared, progress)
     rejects = Rejects()
     rejects.merge(prepared.plan.rejects)
@@ -138,10 +139,11 @@ def run_task(
     counts: dict[str, int] = {}
     hands: dict[str, int] = {}
     clips: set[str] = set()
+    shared: set[str] = set()
     for unit, split in task.units:
         for group in unit_groups(source, name, unit, split, settings, rejects):
             writer.add((split, bucket_of(group[0]["frame_id"], num_buckets[split], settings.seed)), group)
-            clips.add(group[0]["clip_id"])
+            (clips if is_whole(unit) else shared).add(group[0]["clip_id"])
             counts[split] = counts.get(split, 0) + len(group)
             hand = group[0]["hand"]
             hands[hand] = hands.get(hand, 0) + len(group)
@@ -151,6 +153,7 @@ def run_task(
         "part": part,
         "num_rows": sum(counts.values()),
         "num_clips": len(clips),
+        "shared_clips": sorted(shared),
         "counts": counts,
         "hands": hands,
         "rejects": rejects.to_json(),
@@ -198,7 +201,7 @@ def _first_stage(prepared: Preparation, progress: Progress) -> list[dict[str, An
     progress.start(f"find and crop hands ({prepared.name})", plan.num_frames, "frames")
     arguments = {"settings": settings, "num_buckets": plan.num_buckets, "work_uri": work_uri}
     rows = rejects = frames = 0
-    for stats in chain(list(done.values()), _run_in_ray(_first_stage_item, arguments, todo, settings.num_workers)):
+    for stats in chain(list(done.values()), run_in_ray(_first_stage_item, arguments, todo, settings.num_workers)):
         done[stats["task"]] = stats
         rows += stats["num_rows"]
         rejects += sum(stats["rejects"]["counts"].values())
@@ -222,7 +225,7 @@ def _second_stage(prepared: Preparation, stats: Sequence[dict[str, Any]], progre
     progress.start(f"shuffle and write shards ({name})", sum(value["num_rows"] for value in stats), "rows")
     arguments = {"settings": settings, "output_uri": prepared.output_uri, "work_uri": work_uri}
     rows = num_bytes = 0
-    written = map(Shard.model_validate, _run_in_ray(_second_stage_item, arguments, todo, settings.num_workers))
+    written = map(Shard.model_validate, run_in_ray(_second_stage_item, arguments, todo, settings.num_workers))
     for shard in chain(list(done.values()), written):
         done[shard.path] = shard
         rows += shard.num_rows
@@ -230,52 +233,6 @@ def _second_stage(prepared: Preparation, stats: Sequence[dict[str, Any]], progre
         progress.update(rows, megabytes=round(num_bytes / 1e6, 1))
     progress.finish(shards=len(done), megabytes=round(num_bytes / 1e6, 1))
     return [done[shard_path(name, bucket)] for bucket in buckets]
-
-
-def _run_in_ray(
-    work: Callable[..., dict[str, Any]], arguments: dict[str, Any], items: list[dict[str, Any]], num_workers: int | None
-) -> Iterator[dict[str, Any]]:
-    """work(item, **arguments) for every item, as Ray Data tasks of one CPU; results as they come, in any order.
-
-    Raises DataError with the message of a worker's EquihandError, or where a worker dies on the same item again and again.
-    """
-    if not items:
-        return
-    import ray
-
-    def run_batch(batch: dict[str, Any]) -> dict[str, Any]:
-        return {"result": [_run_item(work, item, arguments) for item in batch["item"]]}
-
-    size = max(1, min(len(items), num_workers or int(ray.cluster_resources().get("CPU", 1))))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of passing max_retries; there is no other way in Ray 2.60
-        results = ray.data.from_items(
-            [{"item": json.dumps(item)} for item in items], override_num_blocks=len(items)
-        ).map_batches(
-            run_batch,
-            compute=ray.data.TaskPoolStrategy(size=size),
-            batch_size=1,
-            num_cpus=1,
-            max_retries=MAX_RETRIES,
-        )
-    try:
-        for row in results.iter_rows():
-            value = json.loads(row["result"])
-            if "error" in value:
-                raise DataError(value["error"])
-            yield value
-    except ray.exceptions.WorkerCrashedError:
-        raise DataError(
-            f"an ingest worker died {MAX_RETRIES + 1} times over the same input: out of memory (lower num_workers), or a file "
-            "that crashes the decoder; Ray's logs say which. What is finished is kept, the same command goes on from there"
-        ) from None
-
-
-def _run_item(work: Callable[..., dict[str, Any]], item: str, arguments: dict[str, Any]) -> str:
-    try:
-        return json.dumps(work(json.loads(item), **arguments))
-    except EquihandError as error:
-        return json.dumps({"error": str(error)})
 
 
 def _check_same(output_uri: str, name: str, there: IngestRecord, record: dict[str, Any]) -> None:
@@ -322,7 +279,8 @@ def _describe(
     """The manifest of this source alone."""
     settings, name = prepared.settings, prepared.name
     counts = {split: sum(value["counts"].get(split, 0) for value in stats) for split in SPLITS}
-    num_clips = sum(value["num_clips"] for value in stats)
+    shared = {clip for value in stats for clip in value["shared_clips"]}  # of videos in pieces
+    num_clips = sum(value["num_clips"] for value in stats) + len(shared)
     return Manifest(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         image_size=settings.image_size,

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.frames.groups import assign_splits
+from pipeline.frames.pieces import cut
 from pipeline.frames.quality import QualitySettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.schema import SPLITS
@@ -80,6 +81,8 @@ class IngestSettings(Settings):
     """Rows of a Parquet row group, at most; what a reader takes at once. At least group_size."""
     num_workers: int | None = Field(default=None, ge=1)
     """Workers that decode and crop, one CPU each; none takes all CPUs of the cluster."""
+    num_detectors: int | None = Field(default=None, ge=1)
+    """Workers that find hands with the detector (detected_video), one CPU each; none takes as many as `num_workers`."""
 
     @field_validator("row_group_size")
     @classmethod
@@ -95,7 +98,7 @@ class IngestSettings(Settings):
             del values["splits"]["file"], values["splits"]["unlisted"]
         else:
             values["splits"]["file"] = content_digest(read_split_list(self.splits.file))
-        del values["num_workers"]
+        del values["num_workers"], values["num_detectors"]
         values["source"] = self.source.deciding()
         return values
 
@@ -116,7 +119,7 @@ class Plan:
     tasks: list[Task]
     num_buckets: dict[str, int]
     num_clips: int
-    """Units and what was rejected instead of becoming one."""
+    """Units (of long videos: pieces) and what was rejected instead of becoming one."""
     rejects: Rejects
     """Found while listing."""
 
@@ -133,6 +136,7 @@ def make_plan(settings: IngestSettings, source: Source) -> Plan:
     if twice := [name for name, count in Counter(unit.name for unit in units).items() if count > 1]:
         raise DataError(f"{settings.source.uri}: two clips would both be called '{twice[0]}'; rename one of them")
     splits = _decide_splits(settings, units, rejects)
+    units = cut(units)
     per_task = max(MIN_FRAMES_PER_TASK, math.ceil(sum(unit.num_frames for unit in units) / MAX_TASKS))
     packed: list[list[tuple[Unit, str]]] = []
     filled = per_task

@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline.errors import MissingError, RefusedError
 from pipeline.frames.crop import crop_camera, crop_matrix, cut, encode_jpeg, is_box, is_inside, mirror_joints
 from pipeline.frames.groups import form_groups
+from pipeline.frames.pieces import piece_number
 from pipeline.frames.quality import QualitySettings, hash_distance, perceptual_hash, sharpness
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import FrameHands, Hand, Source, Unit
@@ -64,14 +65,22 @@ def unit_groups(
             return
         if opened is None:
             return
-        single = _without_duplicates(opened.frames, unit.name, rejects)
-        clips = _clip_names(f"{source_name}/{unit.name}", single)
+        whole = _without_duplicates(opened.frames, unit.name, Rejects())
+        clips = _clip_names(f"{source_name}/{unit.name}", whole)
+        own = [frame for frame in opened.frames if unit.has(frame.index)]
+        single = _without_duplicates(own, unit.name, rejects)
         frames = {frame.index: frame for frame in _wanted(single, clips, settings.quality, rejects)}
         last_frame = {hand.track: frame.index for frame in frames.values() for hand in frame.hands}
         ends = sorted(last_frame, key=lambda track: last_frame[track], reverse=True)
         stretches: dict[int, list[Row]] = {}
         hashes: dict[int, int] = {}
+        piece = None
         for index, image in opened.read(list(frames)):
+            if piece_number(index) != piece:  # another worker may have the frames before
+                for track in sorted(stretches):
+                    yield from _grouped(stretches.pop(track), settings)
+                hashes.clear()
+                piece = piece_number(index)
             while ends and last_frame[ends[-1]] < index:
                 yield from _grouped(stretches.pop(ends.pop(), []), settings)
             for hand in frames[index].hands:

@@ -1,32 +1,52 @@
-"""An ingest that kills its own process, as by kill -9, when it writes to storage for the n-th time.
+"""Ingests that kill their own process, as by kill -9, at the n-th event; an event is just before or after a write.
 
-    python killed_ingest.py SETTINGS.json OUTPUT N
+    python killed_ingest.py SETTINGS.json OUTPUT:N [OUTPUT:N ...]
 
-Tasks run in this process instead of Ray's, so that every moment can be hit exactly.
+One ingest after the other, each in a process of its own, forked from this one, which has the libraries loaded; N = 0 never
+kills. Prints a line for each: its exit code (-9 where it was killed) and, where it was not, how many events there were.
+Tasks run in the process instead of Ray's, so that every moment can be hit exactly.
 """
 
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.frames import buckets, ingest, manifest, plan
+from pipeline.frames import buckets, detect_stage, ingest, manifest, plan
+from tests.frames.inline_ray import run_inline
 
 
 def main() -> None:
     settings = plan.IngestSettings.model_validate_json(Path(sys.argv[1]).read_text())
-    remaining = int(sys.argv[3])
+    plan.MIN_FRAMES_PER_TASK = 30
+    for argument in sys.argv[2:]:
+        output, _, kill_at = argument.rpartition(":")
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            os.write(writer, str(run(settings, output, int(kill_at))).encode())
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            num_events = pipe.read()
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), num_events, flush=True)
+
+
+def run(settings: plan.IngestSettings, output: str, kill_at: int) -> int:
+    """Gives the number of events."""
+    events = 0
 
     def count() -> None:
-        nonlocal remaining
-        remaining -= 1
-        if remaining == 0:
+        nonlocal events
+        events += 1
+        if events == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,16 +64,9 @@ def main() -> None:
     buckets.PartWriter.add = counted(buckets.PartWriter.add)  # type: ignore[method-assign]
     pa.ipc.new_stream = counted(pa.ipc.new_stream)
     storage.write_bytes = counted(storage.write_bytes)
-    ingest._run_in_ray = run_inline
-    ingest.ingest(settings, sys.argv[2])
-
-
-def run_inline(
-    work: Callable[..., Any], arguments: dict[str, Any], items: list[Any], num_workers: int | None
-) -> Iterator[Any]:
-    """In place of ingest._run_in_ray."""
-    for item in items:
-        yield json.loads(ingest._run_item(work, json.dumps(item), arguments))
+    ingest.run_in_ray = detect_stage.run_in_ray = run_inline
+    ingest.ingest(settings, output)
+    return events
 
 
 if __name__ == "__main__":

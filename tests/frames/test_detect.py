@@ -8,7 +8,7 @@ from pipeline.errors import DataError, SettingsError
 from pipeline.frames import detect
 from pipeline.frames.detect import DetectorSettings, HandDetector
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources import SourceSettings, open_source
+from pipeline.frames.sources import SourceSettings, Unit, open_source
 from pipeline.frames.sources.detected_video import settle
 from pipeline.frames.sources.video import probe, read_frames
 from pipeline.frames.track import Detection, TrackSettings
@@ -120,7 +120,7 @@ def test_tracks_are_settled_and_short_ones_counted():
     seen = [(i, [Detection(box(20.0 + i), "right" if i == 5 else "left", 0.9)]) for i in range(12)]
     seen[3][1].append(Detection(box(300.0), "right", 0.6))
     rejects = Rejects()
-    frames = settle(seen, times, TrackSettings(min_frames=4), "clip", rejects)
+    frames = settle(seen, times, TrackSettings(min_frames=4), Unit("clip", "", 12), rejects)
     assert rejects.counts == {"short_track": 1}
     assert rejects.examples == {"short_track": ["clip/000003"]}
     assert [frame.index for frame in frames] == list(range(12))

@@ -1,7 +1,10 @@
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,6 +21,7 @@ from pipeline.frames.schema import SCHEMA, digest, digest_to_hex
 from pipeline.progress import Progress
 from pipeline.storage import copy_from_local, exists, join, list_files, resolve
 from tests.frames.clips import hand_label, write_clip, write_images
+from tests.frames.inline_ray import PLACES, run_inline
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"image_size": 48, "rows_per_shard": 32, "row_group_size": 16}
@@ -41,14 +45,8 @@ def inline(monkeypatch):
     """Run the tasks in this process."""
     monkeypatch.setattr(plan, "MIN_FRAMES_PER_TASK", 30)
 
-    def run_inline(work, arguments, items, num_workers):
-        for item in items:
-            value = json.loads(module._run_item(work, json.dumps(item), arguments))
-            if "error" in value:
-                raise DataError(value["error"])
-            yield value
-
-    monkeypatch.setattr(module, "_run_in_ray", run_inline)
+    for place in PLACES:
+        monkeypatch.setattr(place, run_inline)
 
 
 def settings_for(clips: Path, **changes) -> IngestSettings:
@@ -203,7 +201,7 @@ def test_remains_of_other_settings_are_swept_away(clips, tmp_path, inline, monke
         ingest(settings_for(clips), out)
     assert len(list_files(join(out, "shards"))) > 3
     monkeypatch.undo()
-    monkeypatch.setattr(module, "_run_in_ray", lambda *a: iter(()))  # what is there must not be taken for finished
+    monkeypatch.setattr(module, "run_in_ray", lambda *a: iter(()))  # what is there must not be taken for finished
     with pytest.raises(KeyError):
         ingest(settings_for(clips, jpeg_quality=80), out)
     assert list_files(join(out, "shards")) == []
@@ -231,36 +229,72 @@ def test_progress_is_told(clips, tmp_path, inline):
     assert recorder.events[-1][0] == 142
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_rows(clips, tmp_path):
+def test_killed_at_ten_random_moments_it_ends_with_the_same_manifest(clips, tmp_path):
     settings = settings_for(clips)
     (tmp_path / "settings.json").write_text(settings.model_dump_json())
 
-    def run_killed(out: str, after: int) -> int:
-        command = [sys.executable, str(ROOT / "tests/frames/killed_ingest.py"), str(tmp_path / "settings.json")]
+    def run_killed(*runs: str) -> list[str]:
+        command = [sys.executable, str(ROOT / "tests/frames/killed_ingest.py"), str(tmp_path / "settings.json"), *runs]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run([*command, out, str(after)], env=environment, timeout=60).returncode
+        done = subprocess.run(command, env=environment, timeout=100, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
 
-    whole = str(tmp_path / "whole")
-    assert run_killed(whole, 0) == 0
-    expected = read_manifest(whole)
-    check_clips(*read_set(whole))
+    whole = tmp_path / "whole"
+    (line,) = run_killed(f"{whole}:0")
+    num_events = int(line.removeprefix("0 "))
+    expected = read_manifest(str(whole))
+    check_clips(*read_set(str(whole)))
 
-    # Killed again and again, each time a little later than the time before, until it comes through.
-    out = str(tmp_path / "killed")
-    kills = 0
-    for after in (1, 4, 9, 20, 50, 23, 3, 41, 2, 9, 17, 29, 5, 11, 7):
-        code = run_killed(out, after)
-        if code == 0:
-            break
-        assert code == -9
-        kills += 1
-        if exists(join(out, "manifest.json")):
-            read_set(out)  # once published, it is whole
-    assert run_killed(out, 0) == 0
-    assert kills >= 8
-    manifest, _ = read_set(out)
-    assert manifest.model_copy(update={"created_at": ""}) == expected.model_copy(update={"created_at": ""})
-    assert not exists(join(out, "_ingest"))
+    # Ten ingests, killed at one moment each and then run to their end; the seed is new every time, and printed.
+    seed = random.SystemRandom().randrange(10**6)
+    moments = random.Random(seed).sample(range(1, num_events + 1), 10)
+    print(f"seed {seed}: killed at events {sorted(moments)} of {num_events}")
+    killed = run_killed(*(f"{tmp_path}/once-{moment}:{moment}" for moment in moments))
+    assert [line.strip() for line in killed] == ["-9"] * 10
+    for moment in moments:
+        if exists(f"{tmp_path}/once-{moment}/manifest.json"):
+            read_set(f"{tmp_path}/once-{moment}")  # once published, it is whole
+    assert all(line.startswith("0 ") for line in run_killed(*(f"{tmp_path}/once-{moment}:0" for moment in moments)))
+
+    # And one killed again and again, a few events after it was started.
+    many = f"{tmp_path}/many"
+    lines = run_killed(*(f"{many}:{3 + moment % 40}" for moment in moments), f"{many}:0")
+    assert lines[-1].startswith("0 ")
+    assert sum(line.startswith("-9") for line in lines) >= 4
+    for out in (many, *(f"{tmp_path}/once-{moment}" for moment in moments)):
+        manifest, _ = read_set(out)
+        assert without_date(manifest) == without_date(expected)
+        assert not exists(join(out, "_ingest"))
+
+
+def without_date(manifest):
+    return manifest.model_copy(update={"created_at": ""})
+
+
+def test_with_ray_killed_at_two_random_moments(clips, tmp_path, ray_cluster, inline):
+    import ray
+
+    whole = ingest(settings_for(clips), str(tmp_path / "whole"))
+    command = [sys.executable, "-m", "jobs.ingest", "--config", str(tmp_path / "job.json")]
+    job = {**settings_for(clips).model_dump(mode="json"), "output": str(tmp_path / "frames")}
+    job["ray"] = {"address": ray.get_runtime_context().gcs_address}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    seed = random.SystemRandom().randrange(10**6)
+    moments = random.Random(seed)
+    for kind, most in (("parts", 5), ("shards", 3)):
+        files = moments.randrange(1, most + 1)
+        print(f"seed {seed}: killed after {files} files in {kind}")
+        # A session of its own, so that nothing is left that could go on with the work.
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+        folder = tmp_path / "frames" / "_ingest" / "synthetic" / kind
+        while driver.poll() is None and len(list(folder.rglob("*.json"))) < files:
+            time.sleep(0.01)
+        os.killpg(driver.pid, signal.SIGKILL)
+        assert driver.wait(10) in (-signal.SIGKILL, 0)
+    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=100).returncode == 0
+    manifest, _ = read_set(str(tmp_path / "frames"))
+    assert without_date(manifest) == without_date(whole)
 
 
 def test_with_ray_from_and_to_s3(clips, tmp_path, ray_cluster, s3):
@@ -287,7 +321,7 @@ def test_with_ray_a_workers_error_is_one_line(tmp_path, ray_cluster):
 
 def test_with_ray_a_worker_that_dies_again_and_again_ends_the_job(ray_cluster):
     with pytest.raises(DataError, match="died 3 times"):
-        list(module._run_in_ray(_die, {}, [{}], 1))
+        list(module.run_in_ray(_die, {}, [{}], 1))
 
 
 def _die(item):

@@ -230,6 +230,18 @@ class Unit:
     """What the source's `open` has to know; boxed_images: [{"file", "boxes", "hands"}] of the folder."""
     split_key: str | None = None
     """Units of the same key go to the same split (the cameras of one recording, say); None: the name."""
+    length: int | None = None
+    """Frames of a video, as far as is known, of which ranges can be read for themselves; None: only the whole unit can."""
+    first: int = 0
+    """Of a piece of such a video: its first frame."""
+    end: int | None = None
+    """One past its last frame; None: whatever there is."""
+    found: list[str] | None = None
+    """URIs of what a detector has found in the pieces of the video, in order; None: the detector is still to run."""
+
+    def has(self, index: int) -> bool:
+        """Whether a frame belongs to the unit, and not to another piece of the same video."""
+        return (self.first == 0 or index >= self.first) and (self.end is None or index < self.end)
 
 
 @dataclass(frozen=True)
@@ -265,7 +277,8 @@ class OpenUnit:
     """A unit that a worker has opened."""
 
     frames: list[FrameHands]
-    """Ascending. Only frames with hands; the others are already counted as rejects."""
+    """Ascending. Only frames with hands; the others are already counted as rejects. Of a piece of a video too all frames of
+    the whole, because they decide the names of clips; `read` is asked for those of the piece."""
     read: Callable[[Sequence[int]], Iterator[tuple[int, Image.Image]]]
     """RGB images of frames by index (ascending). Frames that cannot be read are counted as rejects and left out."""
 

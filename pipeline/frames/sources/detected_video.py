@@ -1,12 +1,15 @@
 """Videos without labels: hands are found with a detector, linked into tracks, and their boxes smoothed in time.
 
-The video is decoded twice, first to find the hands and then, once a track's box and handedness are settled, to cut them
+Detection takes most of the time, so in an ingest it is a stage of its own (see detect_stage.py), shared among workers also
+within one video; tracks are then made of what was found in all of it, so they do not know where its pieces end. The video
+is decoded twice, first to find the hands and then, once a track's box and handedness are settled, to cut them
 out; decoding is cheap beside detection, and no pixels have to be kept.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +27,7 @@ from pipeline.frames.sources.video import (
     sample,
 )
 from pipeline.frames.track import Detection, TrackSettings, link, smooth_boxes, vote_hand
-from pipeline.storage import as_local_file, preflight
+from pipeline.storage import as_local_file, preflight, read_json
 
 _READERS = 16
 
@@ -53,40 +56,58 @@ class DetectedVideo:
         fps, stride = self.settings.fps, self.settings.stride
         with ThreadPoolExecutor(_READERS) as pool:
             counts = pool.map(lambda video: expected_frames(video, fps, stride), videos.values())
-            return [Unit(name, uri, count) for (name, uri), count in zip(videos.items(), counts, strict=True)]
+            return [
+                Unit(name, uri, sampled, length=count)
+                for (name, uri), (sampled, count) in zip(videos.items(), counts, strict=True)
+            ]
+
+    def detect(self, unit: Unit) -> dict[str, Any]:
+        """What the detector finds in a unit's sampled frames, for `open`; plain JSON values.
+
+        {"seen": [[index, [[box, hand, score], ...]], ...], "missing": [indexes of frames that do not decode]}; an empty
+        mapping where the video cannot be read.
+        """
+        with as_local_file(unit.uri) as path:
+            info = probe(path)
+            return {} if info is None else self._detect(path, info, unit)
+
+    def _detect(self, path: str, info: VideoInfo, unit: Unit) -> dict[str, Any]:
+        detector = shared_detector(self._model, self.settings.detector)
+        sampled = sample(info.times_s, self.settings.fps, self.settings.stride)
+        wanted = [index for index in sampled if unit.has(index)]
+        seen = []
+        for index, image in read_frames(path, info, wanted, unit.name, Rejects()):
+            seen.append([index, [[list(d.box), d.hand, d.score] for d in detector(image)]])
+        lost = [index for index in range(len(info.pts), info.num_declared) if unit.has(index)]
+        return {"seen": seen, "missing": sorted(set(wanted) - {index for index, _ in seen}) + lost}
 
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
-        """Run the detector over the unit's sampled frames."""
+        """Link what the detector has found in the whole video, or finds now, into tracks."""
         with as_local_file(unit.uri) as path:
             info = probe(path)
             if info is None:
                 rejects.add("unreadable_video", unit.name)
                 yield None
                 return
-            frames = self._find(path, info, unit.name, rejects)
+            found = [self._detect(path, info, unit)] if unit.found is None else [read_json(uri) for uri in unit.found]
+            for index in (index for part in found for index in part.get("missing", []) if unit.has(index)):
+                rejects.add("broken_video_tail", f"{unit.name}/{index:06d}")
+            seen: list[tuple[int, list[Detection]]] = []
+            for index, hands in (frame for part in found for frame in part.get("seen", [])):
+                if hands:
+                    seen.append((index, [Detection(tuple(box), hand, score) for box, hand, score in hands]))
+                elif unit.has(index):
+                    rejects.add("no_hand", f"{unit.name}/{index:06d}")
+            frames = settle(seen, info.times_s, self.settings.track, unit, rejects)
             yield OpenUnit(frames, lambda indexes: read_frames(path, info, indexes, unit.name, rejects))
-
-    def _find(self, path: str, info: VideoInfo, name: str, rejects: Rejects) -> list[FrameHands]:
-        detector = shared_detector(self._model, self.settings.detector)
-        indexes = sample(info.times_s, self.settings.fps, self.settings.stride)
-        for index in range(len(info.pts), info.num_declared):
-            rejects.add("broken_video_tail", f"{name}/{index:06d}")
-        seen: list[tuple[int, list[Detection]]] = []
-        for index, image in read_frames(path, info, indexes, name, rejects):
-            detections = detector(image)
-            if detections:
-                seen.append((index, detections))
-            else:
-                rejects.add("no_hand", f"{name}/{index:06d}")
-        return settle(seen, info.times_s, self.settings.track, name, rejects)
 
 
 def settle(
     seen: Sequence[tuple[int, list[Detection]]],
     times_s: Sequence[float],
     settings: TrackSettings,
-    name: str,
+    unit: Unit,
     rejects: Rejects,
 ) -> list[FrameHands]:
     """Detections of single frames -> hands with track, smoothed box and voted handedness.
@@ -103,8 +124,8 @@ def settle(
     num_kept = 0
     for _, track in sorted(members.items()):
         if len(track) < settings.min_frames:
-            for index, _ in track:
-                rejects.add("short_track", f"{name}/{index:06d}")
+            for index in (index for index, _ in track if unit.has(index)):
+                rejects.add("short_track", f"{unit.name}/{index:06d}")
             continue
         hand = vote_hand([detection for _, detection in track])
         track_times = [times_s[index] for index, _ in track]

@@ -82,8 +82,11 @@ class LabelledVideo:
                 "kind detected_video finds hands without labels"
             )
         with ThreadPoolExecutor(_READERS) as pool:
-            counts = pool.map(self._expected_frames, labelled.values())
-            return [Unit(name, uri, n) for (name, uri), n in zip(labelled.items(), counts, strict=True)]
+            lengths = pool.map(self._lengths, labelled.values())
+            return [
+                Unit(name, uri, num_hands, length=length)
+                for (name, uri), (num_hands, length) in zip(labelled.items(), lengths, strict=True)
+            ]
 
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
@@ -103,14 +106,15 @@ class LabelledVideo:
                 rejects.add("labels_mismatch", unit.name)
                 yield None
                 return
-            frames = self._select(labels, info.times_s, unit.name, rejects)
+            frames = self._select(labels, info.times_s, unit, rejects)
             yield OpenUnit(frames, lambda indexes: read_frames(path, info, indexes, unit.name, rejects))
 
-    def _select(self, labels: VideoLabels, times_s: list[float], name: str, rejects: Rejects) -> list[FrameHands]:
+    def _select(self, labels: VideoLabels, times_s: list[float], unit: Unit, rejects: Rejects) -> list[FrameHands]:
         by_index: dict[int, list[HandLabel]] = {}
         for frame in labels.frames:
             if not 0 <= frame.index < labels.num_frames:
-                rejects.add("missing_frame_label", f"{name}/{frame.index:06d}")
+                if unit.has(frame.index):
+                    rejects.add("missing_frame_label", f"{unit.name}/{frame.index:06d}")
             else:
                 by_index.setdefault(frame.index, []).extend(frame.hands)
         # Frames that a broken video has lost are still asked for, so that reading counts them.
@@ -122,8 +126,8 @@ class LabelledVideo:
             hands = by_index.get(index)
             if hands:
                 selected.append(FrameHands(index, times[index], [_hand(label, labels) for label in hands]))
-            else:
-                rejects.add("no_hand", f"{name}/{index:06d}")
+            elif unit.has(index):
+                rejects.add("no_hand", f"{unit.name}/{index:06d}")
         return selected
 
     def _labels_there(self) -> set[str]:
@@ -131,13 +135,14 @@ class LabelledVideo:
         root = absolute(self.settings.uri)
         return set(list_files(root.rpartition("/")[0] if is_file(root) else root, LABELS_SUFFIX))
 
-    def _expected_frames(self, uri: str) -> int:
+    def _lengths(self, uri: str) -> tuple[int, int]:
+        """(hands that the video is expected to give, its frames)"""
         labels = _parse(read_bytes(labels_uri(uri)))
         if labels is None:
-            return 0
+            return 0, 0
         fps = self.settings.fps
         rate = min(1.0, fps / labels.fps) if fps and labels.fps else 1.0 / self.settings.stride
-        return math.ceil(sum(len(frame.hands) for frame in labels.frames) * rate)
+        return math.ceil(sum(len(frame.hands) for frame in labels.frames) * rate), labels.num_frames
 
 
 def labels_uri(video_uri: str) -> str:

@@ -19,6 +19,7 @@ from pipeline.storage import absolute, is_file, list_files, resolve
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts", ".mts")
 
 _HEADER_READ = 2**18
+_SEEK_MARGIN = 32  # frames; more than any codec reorders
 
 av.logging.set_level(av.logging.PANIC)  # what FFmpeg has to say is counted as rejects instead
 logging.getLogger("libav").setLevel(logging.CRITICAL)
@@ -72,8 +73,9 @@ def probe(path: str) -> VideoInfo | None:
     return VideoInfo(pts, times, max(num_declared, len(pts)), *size)
 
 
-def expected_frames(uri: str, fps: float | None, stride: int) -> int:
-    """How many frames `sample` will take, from the video's header, read where it lies; 0 where it does not say."""
+def expected_frames(uri: str, fps: float | None, stride: int) -> tuple[int, int]:
+    """(how many frames `sample` will take, how many there are), from the video's header, read where it lies; 0 where it does
+    not say."""
     filesystem, path = resolve(uri)
     try:
         with filesystem.open_input_file(path) as file, av.open(file, buffer_size=_HEADER_READ) as container:
@@ -81,8 +83,8 @@ def expected_frames(uri: str, fps: float | None, stride: int) -> int:
             rate, duration = float(stream.average_rate or 0), float(container.duration or 0) / av.time_base
             count = stream.frames or round(duration * rate)
     except (av.error.FFmpegError, OSError, IndexError, ValueError):
-        return 0
-    return math.ceil(count * min(1.0, fps / rate) if fps and rate else count / stride)
+        return 0, 0
+    return math.ceil(count * min(1.0, fps / rate) if fps and rate else count / stride), count
 
 
 def sample(times_s: Sequence[float], fps: float | None, stride: int) -> list[int]:
@@ -100,27 +102,49 @@ def read_frames(
 
     Frames that cannot be decoded count as broken_video_tail (a damaged packet ends the video).
     """
-    # Frames are recognised by time stamp: a decoder may drop a damaged one, and counting would then be off by one.
-    number = {stamp: index for index, stamp in enumerate(info.pts)}
     wanted = set(indexes)
-    last = max(wanted, default=-1)
     received = set()
     reformatter = VideoReformatter()  # setting one up for every frame would take longer than its work
     try:
-        with av.open(path) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # a worker has one CPU
-            for frame in container.decode(stream):
-                index = number.get(frame.pts, -1) if frame.pts is not None else -1
-                if index in wanted and index not in received:
-                    received.add(index)
-                    yield index, _upright(reformatter.reformat(frame, format="rgb24", threads=1), frame.rotation)
-                if index >= last:
-                    break
+        for index, frame in _decoded(path, info, min(wanted, default=0), max(wanted, default=-1)):
+            if index in wanted and index not in received:
+                received.add(index)
+                yield index, _upright(reformatter.reformat(frame, format="rgb24", threads=1), frame.rotation)
     except (av.error.FFmpegError, OSError):
         pass  # what is missing is counted below
     for index in sorted(wanted - received):
         rejects.add("broken_video_tail", f"{name}/{index:06d}")
+
+
+def _decoded(path: str, info: VideoInfo, first: int, last: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(index, frame) from `first` or before to `last`, decoded from the last key frame that can be sought before `first`."""
+    # Frames are recognised by time stamp: a decoder may drop a damaged one, and counting would then be off by one.
+    number = {stamp: index for index, stamp in enumerate(info.pts)}
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # a worker has one CPU
+        if first > _SEEK_MARGIN and first < len(info.pts):
+            # Containers seek by decoding time, which runs ahead of presentation by the depth of reordering.
+            container.seek(info.pts[first - _SEEK_MARGIN], stream=stream)
+            start = _sought(container.decode(stream), number, first)
+            if start is None:
+                yield from _decoded(path, info, 0, last)
+                return
+            yield start
+        for frame in container.decode(stream):
+            index = number.get(frame.pts, -1) if frame.pts is not None else -1
+            yield index, frame
+            if index >= last:
+                return
+
+
+def _sought(frames: Iterator[av.VideoFrame], number: dict[int, int], first: int) -> tuple[int, av.VideoFrame] | None:
+    """The key frame after a seek; None where the container went elsewhere. Frames before it lack what they refer to."""
+    for frame in frames:
+        if frame.key_frame:
+            index = number.get(frame.pts, -1) if frame.pts is not None else -1
+            return (index, frame) if 0 <= index <= first else None
+    return None
 
 
 def _upright(frame: av.VideoFrame, rotation: int) -> Image.Image:
