@@ -35,12 +35,14 @@ def read_data(uri: str) -> tuple["Images", "Annotations"]:
     images, annotations = Images(uri), Annotations(uri)
     with open_json(uri) as stream:
         for key in stream.members():
-            columns = {"images": images, "annotations": annotations}.get(key)
-            if columns is None:
+            if key == "images":
+                for number, _ in enumerate(stream.elements()):
+                    images.add(number, stream.value())
+            elif key == "annotations":
+                for number, _ in enumerate(stream.elements()):
+                    annotations.add(number, stream.value())
+            else:
                 stream.value()
-                continue
-            for number, _ in enumerate(stream.elements()):
-                columns.add(number, stream.value())
     return images, annotations
 
 
@@ -128,7 +130,7 @@ def join_columns(images: Images, annotations: Annotations, rejects: Rejects) -> 
         raise DataError(f"{images.uri}: annotations[{number}]: image_id {wanted[number]} is no image's id")
     row = by_id[place]
     _, first = np.unique(row, return_index=True)
-    for again in sorted(set(range(len(row))) - set(first.tolist())):
+    for again in np.setdiff1d(np.arange(len(row)), first):
         rejects.add("duplicate_hand", f"{names[folder[row[again]]]}/{table['frame'][row[again]]:06d}")
     row = row[first]
     table["hands"][row] = np.asarray(annotations.hands)[first]

@@ -1,6 +1,5 @@
 """What the published, calibrated data sets of still images have in common."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,7 +8,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipeline.errors import DataError, MissingError, RefusedError
+from pipeline.errors import DataError, MissingError
+from pipeline.frames.image_file import read_image
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import Hand
 from pipeline.storage import read_bytes
@@ -67,27 +67,18 @@ def read_stills(
 ) -> Iterator[tuple[int, Image.Image]]:
     """RGB images by number; those that are missing, broken or of another size are counted.
 
-    files: {number: (URI, (width, height) that the labels are for)}. Pixels are taken as they are stored, because that is
-    what the labels refer to.
+    files: {number: (URI, (width, height) that the labels are for)}.
     """
     for index in indexes:
         uri, size = files[index]
         name = f"{unit}/{index:06d}"
-        try:
-            data = read_bytes(uri)
-        except (MissingError, RefusedError) as error:
-            rejects.add("missing_image" if isinstance(error, MissingError) else "refused_image", name)
+        image = read_image(uri, name, rejects)
+        if image is None:
             continue
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                if image.size != size:
-                    rejects.add("wrong_size", name)
-                    continue
-                picture = image.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            rejects.add("unreadable_image", name)
-            continue
-        yield index, picture
+        if image.size == size:
+            yield index, image
+        else:
+            rejects.add("wrong_size", name)
 
 
 def read_yaml(uri: str) -> dict[str, Any]:
