@@ -159,8 +159,13 @@ def copy_tree(source: str, target: str) -> None:
 
 @contextmanager
 def as_local_file(uri: str) -> Iterator[str]:
-    """A local path to the file: itself where it is local, else a temporary copy (for libraries that want a path)."""
+    """A local path to the file: itself where it is local, else a temporary copy (for libraries that want a path).
+
+    Raises MissingError or RefusedError where there is nothing to be read.
+    """
     if is_local(uri):
+        with _named_errors(uri), open(local_path(uri), "rb"):
+            pass  # a missing or refused file is said here, and not by the library in its words
         yield local_path(uri)
         return
     folder = tempfile.mkdtemp(prefix="equihand-")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, MissingError, RefusedError
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
 from pipeline.frames.sources.video import VIDEO_SUFFIXES, find_videos, probe, read_frames, sample
@@ -137,7 +137,10 @@ class LabelledVideo:
 
     def _lengths(self, uri: str) -> tuple[int, int]:
         """(hands that the video is expected to give, its frames)"""
-        labels = _parse(read_bytes(labels_uri(uri)))
+        try:
+            labels = _parse(read_bytes(labels_uri(uri)))
+        except (MissingError, RefusedError):
+            labels = None  # counted when the clip is opened
         if labels is None:
             return 0, 0
         fps = self.settings.fps
