@@ -66,10 +66,12 @@ class YouTube3d:
             else:
                 entry = {"file": uri.rpartition("/")[2], "size": image_size, "hands": of_image}
                 videos.setdefault(name.rpartition("/")[0], []).append(entry)
+        if not hands:
+            raise DataError(f"{self.annotations}: annotates no hands")
         if not videos:
             raise DataError(
-                f"{self.settings.uri}: not one of the {len(hands)} annotated frames of {self.annotations} is here; the first "
-                f"is expected at {images[next(iter(hands))][0] if hands else 'youtube/VIDEO/video/frames/FRAME.png'}"
+                f"{self.settings.uri}: not one of the {len(hands)} annotated frames of {self.annotations} is here; the first is "
+                f"expected at {images[next(iter(hands))][0]}"
             )
         units = []
         for folder, entries in sorted(videos.items()):
