@@ -21,6 +21,7 @@ Views whose corners reach beyond the crop show its mirror image there: black cor
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -101,6 +102,10 @@ class ViewSettings(Settings):
 
     noise_std: float = Field(default=25 / 255, ge=0)
     """Standard deviation of that Gaussian noise, in colour values (0-1)."""
+
+    compiled: bool = True
+    """Whether CPUs warp and colour by a kernel compiled on first use (`views_cpu`); false leaves it to torch, which is
+    slower and gives the same images to within rounding. GPUs always use torch."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "ViewSettings":
@@ -293,19 +298,25 @@ def apply_views(frames: Tensor, views: Views, settings: ViewSettings) -> Tensor:
     num_frames, num_views = len(frames), len(views.angle)
     if num_views % max(num_frames, 1):
         raise ValueError(f"{num_views} views do not divide evenly among {num_frames} frames")
-    result = torch.empty(
-        (num_views, 3, settings.size, settings.size), device=frames.device, memory_format=torch.channels_last
-    )
+    compiled = settings.compiled and frames.device.type == "cpu"
+    if compiled and not _has_filters(settings):
+        return _render_compiled(frames, views, settings)
+    result = _empty(num_views, settings.size, frames.device)
     num_at_once = max(_CPU_PIXELS_AT_ONCE // settings.size**2, 1) if frames.device.type == "cpu" else num_frames
     with torch.autocast(frames.device.type, enabled=False):
         for start in range(0, num_frames, max(num_at_once, 1)):
             stop = min(start + num_at_once, num_frames)
-            crops = _shrink(frames[start:stop], settings.size)
+            crops = frames[start:stop] if compiled else _shrink(frames[start:stop], settings.size)
             for first in range(0, num_views, num_frames):
                 part = slice(first + start, first + stop)
                 group = Views(*(field[part] for field in views))
-                result[part] = _recolour(_filter(_warp(crops, group, settings), group, settings), group, settings)
+                images = _render_compiled(crops, group, settings, False) if compiled else _warp(crops, group, settings)
+                result[part] = _recolour(_filter(images, group, settings), group, settings)
     return result
+
+
+def _empty(num: int, size: int, device: torch.device) -> Tensor:
+    return torch.empty((num, 3, size, size), device=device, memory_format=torch.channels_last)
 
 
 def denormalise(images: Tensor) -> Tensor:
@@ -326,11 +337,16 @@ def _shrink(frames: Tensor, size: int) -> Tensor:
     whole factor leaves between one and two crop pixels for each view pixel at scale 1. Coordinates in units of the side
     do not change.
     """
-    factor = max(frames.shape[-1] // size, 1)
-    while frames.shape[-1] % factor:
-        factor -= 1
+    factor = _shrink_factor(frames.shape[-1], size)
     crops = frames.contiguous().float()
     return F.avg_pool2d(crops, factor) if factor > 1 else crops
+
+
+def _shrink_factor(crop_size: int, size: int) -> int:
+    factor = max(crop_size // size, 1)
+    while crop_size % factor:
+        factor -= 1
+    return factor
 
 
 def _warp(crops: Tensor, views: Views, settings: ViewSettings) -> Tensor:
@@ -358,24 +374,71 @@ def _filter(images: Tensor, views: Views, settings: ViewSettings) -> Tensor:
     return images
 
 
+def _has_filters(settings: ViewSettings) -> bool:
+    """Whether something happens to the views between or after warp and colours."""
+    return any(
+        (
+            settings.sobel_probability,
+            settings.cutout_probability,
+            settings.blur_probability,
+            settings.noise_probability,
+        )
+    )
+
+
+def _render_compiled(frames: Tensor, views: Views, settings: ViewSettings, coloured: bool = True) -> Tensor:
+    """Views on a CPU, warped and coloured by the kernel; `coloured` false leaves them as warped, 0-255."""
+    # Not at the top: machines that only use GPUs need no compiler.
+    from pipeline import views_cpu
+
+    out = _empty(len(views.angle), settings.size, frames.device)
+    with torch.autocast("cpu", enabled=False):
+        factor = _shrink_factor(frames.shape[-1], settings.size)
+        precise = Views(*(field.double() if field.is_floating_point() else field for field in views))
+        to_crop = geometry.invert_affine(view_matrix(precise, frames.shape[-1] // factor, settings.size))
+        colours = _colours(views) if coloured else _UNCHANGED
+        views_cpu.render(frames, factor, to_crop, settings.padding == "reflection", *colours, out)
+    return out
+
+
+def _colours(views: Views) -> tuple[Tensor, Tensor, Tensor, Sequence[Range]]:
+    """What `_recolour` does to pixels of 0-255: matrices, shifts, what each unit of mean luminance adds, limits."""
+    changes = (views.brightness, views.contrast, views.saturation, views.hue, views.offset)
+    black = views.hue.new_zeros(len(views.hue), 3)
+    matrix, shift = image_ops.colour_matrix(*changes, black)
+    of_white = image_ops.colour_matrix(*changes, black + 1)[1]
+    of_luma = (of_white - shift) / (255 * shift.new_tensor(IMAGE_STD))
+    return *_normalised(matrix, shift), of_luma, _LIMITS
+
+
+_UNCHANGED = (torch.eye(3), torch.zeros(3), torch.zeros(3), [(0.0, 255.0)] * 3)
+_LIMITS = [(-mean / std, (1 - mean) / std) for mean, std in zip(IMAGE_MEAN, IMAGE_STD, strict=True)]
+"""Normalised values of 0 and 1, for each channel."""
+
+
+def _normalised(matrix: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """An affine map of colours 0-1 as the map from colours 0-255 to normalised ones."""
+    mean, std = matrix.new_tensor(IMAGE_MEAN), matrix.new_tensor(IMAGE_STD)
+    return matrix / (255 * std[:, None]), (shift - mean) / std
+
+
 def _recolour(images: Tensor, views: Views, settings: ViewSettings) -> Tensor:
     """Values 0-255 -> colour changes, cut to what an image can hold, normalised: one matrix product for all of it."""
-    mean, std = images.new_tensor(IMAGE_MEAN), images.new_tensor(IMAGE_STD)
     matrix, shift = image_ops.colour_matrix(
         views.brightness, views.contrast, views.saturation, views.hue, views.offset, images.mean((2, 3)) / 255
     )
-    matrix, shift = matrix / (255 * std[:, None]), (shift - mean) / std
+    matrix, shift = _normalised(matrix, shift)
     colours = torch.baddbmm(shift[..., None], matrix, images.flatten(2)).view_as(images)
     _cut(colours)
     if settings.noise_probability:
         generator = torch.Generator(images.device).manual_seed(int(views.noise_seed[0]))
         noise = torch.randn(images.shape, generator=generator, device=images.device)
-        colours += noise * (views.noise_std[:, None] / std)[:, :, None, None]
+        colours += noise * (views.noise_std[:, None] / images.new_tensor(IMAGE_STD))[:, :, None, None]
         _cut(colours)
     return colours
 
 
 def _cut(images: Tensor) -> None:
     """Limits normalised images to colour values of 0-1, in place."""
-    for channel, (mean, std) in enumerate(zip(IMAGE_MEAN, IMAGE_STD, strict=True)):
-        images[:, channel].clamp_(-mean / std, (1 - mean) / std)
+    for channel, limits in enumerate(_LIMITS):
+        images[:, channel].clamp_(*limits)

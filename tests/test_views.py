@@ -397,6 +397,74 @@ class TestApply:
             apply_views(torch.zeros(3, 3, 48, 48, dtype=torch.uint8), views, config)
 
 
+class TestCompiled:
+    """The CPU's kernel against torch's grid_sample and matrix product."""
+
+    def check(self, frames, views, config):
+        found = apply_views(frames, views, config)
+        expected = apply_views(frames, views, config.model_copy(update={"compiled": False}))
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        difference = (colours(found) - colours(expected)).abs() * 255
+        # Positions are float32 in both: differences of some 1e-5 crop pixels (more the further they lie outside), times
+        # steps of up to 255 between neighbours, times the colours' gain.
+        assert difference.max() < 0.25
+        assert difference.mean() < 0.005
+
+    @given(
+        st.integers(0, 2**31 - 1),
+        st.sampled_from([(160, 128), (128, 128), (96, 64), (160, 64), (200, 33), (33, 48), (96, 8)]),
+        st.sampled_from(["reflection", "zeros"]),
+        st.sampled_from([0.0, 45.0, 180.0]),
+        st.sampled_from([(1.0, 1.667), (0.3, 1.0), (3.0, 9.0)]),
+        st.sampled_from([(1.0, 1.0), (0.2, 2.5)]),
+        st.sampled_from([1, 3]),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_equals_torch(self, seed, sizes, padding, rotation, scale, contrast, num_views):
+        """Noise frames, views far beyond the border, crops that are averaged first, several views of a frame."""
+        crop_size, size = sizes
+        config = ViewSettings(
+            size=size, padding=padding, rotation_deg=rotation, translation=0.5, scale=scale, contrast=contrast, hue=0.5
+        )
+        generator = torch.Generator().manual_seed(seed)
+        frames = torch.randint(0, 256, (3, 3, crop_size, crop_size), generator=generator, dtype=torch.uint8)
+        self.check(frames, sample_views(config, 3 * num_views, generator_for(seed)), config)
+
+    @pytest.mark.parametrize("option", ["grayscale", "sobel", "cutout", "blur", "noise"])
+    def test_options(self, option):
+        config = ViewSettings.model_validate({"size": 48, f"{option}_probability": 0.5, "contrast": (0.5, 1.5)})
+        self.check(random_frames(12, 80), sample_views(config, 24, generator_for(3)), config)
+
+    def test_threads_make_no_difference(self):
+        frames, config = random_frames(7, 96), ViewSettings(size=64)
+        views = sample_views(config, 14, generator_for(1))
+        before = torch.get_num_threads()
+        images = []
+        try:
+            for number in (1, 3):
+                torch.set_num_threads(number)
+                images.append(apply_views(frames, views, config))
+        finally:
+            torch.set_num_threads(before)
+        assert torch.equal(*images)
+
+    def test_crop_of_any_layout(self):
+        config = ViewSettings(size=32)
+        views = sample_views(config, 4, generator_for(0))
+        frames = random_frames(4, 64)
+        expected = apply_views(frames, views, config)
+        assert torch.equal(expected, apply_views(frames.contiguous(memory_format=torch.channels_last), views, config))
+        larger = torch.zeros(4, 3, 70, 80, dtype=torch.uint8)
+        larger[:, :, 3:67, 5:69] = frames
+        assert torch.equal(expected, apply_views(larger[:, :, 3:67, 5:69], views, config))
+
+    def test_views_that_are_not_finite_are_refused(self):
+        frames, config = random_frames(1, 32), ViewSettings(size=32)
+        for changes in ({"angle": torch.tensor([math.nan])}, {"scale": torch.zeros(1)}):
+            with pytest.raises(ValueError, match="finite"):
+                apply_views(frames, identity_views(1)._replace(**changes), config)
+
+
 def test_denormalise_returns_colours():
     values = torch.tensor([0.0, 0.5, 1.0])
     images = (values[:, None, None, None] - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[
