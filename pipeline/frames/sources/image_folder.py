@@ -7,6 +7,7 @@
 A unit is a folder, with its images in the order of their names, or an image (source.image_folder.clips).
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,39 +24,27 @@ from pipeline.frames.sources.detected_video import settle
 from pipeline.frames.sources.images import IMAGE_SUFFIXES, clip_names, image_name, open_stills, read_images
 from pipeline.frames.sources.video import sample
 from pipeline.frames.track import Detection
-from pipeline.storage import absolute, is_file, join, list_files, preflight, resolve
+from pipeline.storage import absolute, is_file, join, list_files, preflight, read_json, resolve
 
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 class ImageFolder:
-    """See the file's docstring."""
+    """What both ways share. See the file's docstring."""
 
     def __init__(self, settings: SourceSettings) -> None:
-        """Raises SettingsError where hands are to be detected and no detector model is named, or settings contradict."""
-        self.settings = settings
-        self.detects = settings.image_folder.hands == "detector"
-        self._model = settings.detector.model
-        if self.detects and self._model is None:
-            raise SettingsError(
-                "setting 'source.detector.model' is required for image_folder: the URI of MediaPipe's hand_landmarker.task. "
-                "Where each image is a hand already, set source.image_folder.hands to whole_image; where boxes are known, use "
-                "boxed_images or coco"
-            )
+        """Raises SettingsError where settings contradict each other."""
         if settings.image_rate is not None and settings.image_folder.clips == "image":
             raise SettingsError("setting 'source.image_rate' has no meaning where source.image_folder.clips is image")
+        self.settings = settings
 
     def list_files(self) -> dict[str, int]:
-        """The images, and the detector's model."""
-        model = file_sizes(self._model, ("",)) if self.detects and self._model else {}
-        return file_sizes(self.settings.uri, IMAGE_SUFFIXES) | model
+        """The images."""
+        return file_sizes(self.settings.uri, IMAGE_SUFFIXES)
 
     def list_units(self, rejects: Rejects) -> list[Unit]:
-        """One unit a folder, or an image. Raises DataError where there is no image, or no detector to run."""
-        if self.detects and self._model:
-            require_mediapipe()
-            preflight(self._model)
+        """One unit a folder, or an image. Raises DataError where there is no image."""
         root = absolute(self.settings.uri)
         if is_file(root):
             raise DataError(f"{self.settings.uri}: a file; image_folder needs a folder")
@@ -73,35 +62,14 @@ class ImageFolder:
             for folder, entries in sorted(folders.items())
         ]
 
+
+class WholeImages(ImageFolder):
+    """Each image is a hand."""
+
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
-        """Run the detector over the images, or look at their sizes."""
-        if not self.detects:
-            yield open_stills(unit, self.settings, partial(self._whole_image, unit, rejects), rejects)
-            return
-        found = self._detect(unit, rejects)
-        if self.settings.image_rate is not None:
-            times = [index / self.settings.image_rate for index in range(len(unit.entries or []))]
-            frames = settle(list(found.items()), times, self.settings.track, unit.name, rejects)
-            yield OpenUnit(frames, partial(read_images, unit, rejects))
-            return
-        by_file = {(unit.entries or [])[index]["file"]: detections for index, detections in found.items()}
-        yield open_stills(unit, self.settings, lambda entry, _: _hands(by_file.get(entry["file"])), rejects)
-
-    def _detect(self, unit: Unit, rejects: Rejects) -> dict[int, list[Detection]]:
-        """{index: hands found} of the sampled images that can be read; images without hands are counted."""
-        assert self._model is not None  # see __init__
-        detector = shared_detector(self._model, self.settings.detector)
-        rate = self.settings.image_rate or 1.0
-        times = [index / rate for index in range(len(unit.entries or []))]
-        found = {}
-        for index, image in read_images(unit, rejects, sample(times, self.settings.fps, self.settings.stride)):
-            detections = detector(image)
-            if detections:
-                found[index] = detections
-            else:
-                rejects.add("no_hand", image_name(unit, index))
-        return found
+        """Look at the images' sizes."""
+        yield open_stills(unit, self.settings, partial(self._whole_image, unit, rejects), rejects)
 
     def _whole_image(self, unit: Unit, rejects: Rejects, entry: dict[str, Any], name: str) -> list[Hand] | None:
         uri = join(unit.uri, entry["file"])
@@ -112,6 +80,71 @@ class ImageFolder:
                 return None
             size = image.size
         return [Hand(0, self.settings.default_hand, (0.0, 0.0, float(size[0]), float(size[1])), margin=1.0)]
+
+
+class DetectedImages(ImageFolder):
+    """Hands are found with MediaPipe; in an ingest by a stage of its own (see detect_stage.py)."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        """Raises SettingsError where no detector model is named."""
+        super().__init__(settings)
+        if settings.detector.model is None:
+            raise SettingsError(
+                "setting 'source.detector.model' is required for image_folder: the URI of MediaPipe's hand_landmarker.task. "
+                "Where each image is a hand already, set source.image_folder.hands to whole_image; where boxes are known, use "
+                "boxed_images or coco"
+            )
+        self._model = settings.detector.model
+
+    def list_files(self) -> dict[str, int]:
+        """The images and the detector's model."""
+        return super().list_files() | file_sizes(self._model, ("",))
+
+    def list_units(self, rejects: Rejects) -> list[Unit]:
+        """One unit a folder, or an image. Raises DataError where there is no image, or no detector to run."""
+        require_mediapipe()
+        preflight(self._model)
+        return super().list_units(rejects)
+
+    def detect(self, unit: Unit) -> dict[str, Any]:
+        """What the detector finds in a unit's sampled images, for `open`; plain JSON values.
+
+        {"seen": [[index, [[box, hand, score], ...]], ...], "rejects": images that cannot be read, or show no hand}.
+        """
+        detector = shared_detector(self._model, self.settings.detector)
+        rate = self.settings.image_rate or 1.0
+        times = [index / rate for index in range(len(unit.entries or []))]
+        rejects = Rejects()
+        seen = []
+        for index, image in read_images(unit, rejects, sample(times, self.settings.fps, self.settings.stride)):
+            detections = detector(image)
+            seen.append([index, [[list(d.box), d.hand, d.score] for d in detections]])
+            if not detections:
+                rejects.add("no_hand", image_name(unit, index))
+        return {"seen": seen, "rejects": rejects.to_json()}
+
+    @contextmanager
+    def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
+        """Link what the detector has found, or finds now, into tracks."""
+        found = self.detect(unit) if unit.found is None else read_json(unit.found[0])
+        rejects.merge(Rejects.from_json(found["rejects"]))
+        seen = [
+            (index, [Detection(tuple(box), hand, score) for box, hand, score in hands])
+            for index, hands in found["seen"]
+            if hands
+        ]
+        if self.settings.image_rate is not None:
+            times = [index / self.settings.image_rate for index in range(len(unit.entries or []))]
+            frames = settle(seen, times, self.settings.track, unit, rejects)
+            yield OpenUnit(frames, partial(read_images, unit, rejects))
+            return
+        by_file = {(unit.entries or [])[index]["file"]: detections for index, detections in seen}
+        yield open_stills(unit, self.settings, lambda entry, _: _hands(by_file.get(entry["file"])), rejects)
+
+
+def image_folder(settings: SourceSettings) -> ImageFolder:
+    """The source of kind image_folder that the settings ask for."""
+    return DetectedImages(settings) if settings.image_folder.hands == "detector" else WholeImages(settings)
 
 
 def _hands(detections: list[Detection] | None) -> list[Hand] | None:
@@ -125,8 +158,10 @@ def _size_of_header(uri: str) -> tuple[int, int] | None:
     """(width, height) as displayed, from an image's first bytes; None where they do not say."""
     filesystem, path = resolve(uri)
     try:
-        with filesystem.open_input_file(path) as file, Image.open(file) as image:
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-            return image.size[::-1] if turned else image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with filesystem.open_input_file(path) as file, Image.open(file) as image:
+                turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+                return image.size[::-1] if turned else image.size
     except Exception:  # whatever it is shows, and is counted, when the image is read
         return None
