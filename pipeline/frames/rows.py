@@ -185,7 +185,7 @@ def _row(
     margin = settings.box_margin if hand.margin is None else hand.margin
     matrix = crop_matrix(hand.box, settings.image_size, margin, mirrored)
     crop = cut(image, matrix, settings.image_size)
-    if not _is_good_crop(crop, hand.track, settings, hashes, frame_id, rejects):
+    if not _is_good_crop(crop, hand.track, 1 / margin, settings.quality, hashes, frame_id, rejects):
         return None
     return {
         "frame_id": frame_id,
@@ -203,17 +203,22 @@ def _row(
 
 
 def _is_good_crop(
-    crop: Image.Image, track: int, settings: CropSettings, hashes: dict[int, int], name: str, rejects: Rejects
+    crop: Image.Image,
+    track: int,
+    hand_fraction: float,
+    quality: QualitySettings,
+    hashes: dict[int, int],
+    name: str,
+    rejects: Rejects,
 ) -> bool:
-    """Whether a crop is sharp enough and differs enough from its clip's last kept one; else it is counted."""
-    quality = settings.quality
+    """Whether a crop is sharp enough and differs enough from its clip's last kept one; else it is counted.
+
+    hand_fraction: side of the hand's box in crops.
+    """
     if quality.min_sharpness is None and quality.min_change is None:
         return True
     luminance = crop.convert("L")
-    if (
-        quality.min_sharpness is not None
-        and sharpness(np.asarray(luminance), 1 / settings.box_margin) < quality.min_sharpness
-    ):
+    if quality.min_sharpness is not None and sharpness(np.asarray(luminance), hand_fraction) < quality.min_sharpness:
         rejects.add("blurred", name)
         return False
     if quality.min_change is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import SettingsError
+from pipeline.errors import MissingError, RefusedError, SettingsError
 from pipeline.frames.detect import require_mediapipe, shared_detector
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
@@ -67,9 +67,12 @@ class DetectedVideo:
         {"seen": [[index, [[box, hand, score], ...]], ...], "missing": [indexes of frames that do not decode]}; an empty
         mapping where the video cannot be read.
         """
-        with as_local_file(unit.uri) as path:
-            info = probe(path)
-            return {} if info is None else self._detect(path, info, unit)
+        try:
+            with as_local_file(unit.uri) as path:
+                info = probe(path)
+                return {} if info is None else self._detect(path, info, unit)
+        except (MissingError, RefusedError):
+            return {}  # counted when the unit is opened
 
     def _detect(self, path: str, info: VideoInfo, unit: Unit) -> dict[str, Any]:
         detector = shared_detector(self._model, self.settings.detector)
