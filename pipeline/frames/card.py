@@ -213,7 +213,7 @@ def _histograms(data: CardData) -> list[_Histogram]:
             f"{_percent(whole)} of the frames are in whole groups of {data.manifest.group_size}."
             + (
                 " Sources without times are left out."
-                if timed and not all(m.group_gap_s.num for m in every(measures))
+                if timed and not all(m.group_gap_s.num for m in measures.values())
                 else ""
             ),
             "pairs",
@@ -228,11 +228,6 @@ def _histograms(data: CardData) -> list[_Histogram]:
         ),
     ]
     return [card for card in cards if card is not None]
-
-
-def every(measures: Mapping[str, Measures]) -> list[Measures]:
-    """Of each source."""
-    return list(measures.values())
 
 
 def _histogram(
@@ -251,23 +246,22 @@ def _histogram(
     cut = high > 2 * tail > 0
     end = tail if cut else high
     axis = linear_axis([low, end] if low > 0.4 * end else [0.0, end], 5)
-    bins = max(1, min(_NUM_BINS, round(axis.high - axis.low))) if whole else _NUM_BINS
-    edges = np.linspace(axis.low, axis.high, bins + 1)
+    if whole:
+        step = max(1, math.ceil((axis.high - axis.low) / _NUM_BINS))
+        edges = np.arange(axis.low, axis.high + step, step) - 0.5  # a whole number lies in the middle of its class
+    else:
+        edges = np.linspace(axis.low, axis.high, _NUM_BINS + 1)
     series = {}
     for source, distribution in used.items():
-        # Whole numbers lie in the middle of their class.
-        shares = 100 * distribution.histogram(edges - 0.5 if whole else edges) / distribution.num
-        if not cut:
-            shares[-1] += (
-                100 * distribution.histogram([edges[-1] - (0.5 if whole else 0), np.inf])[0] / distribution.num
-            )
-        series[source] = _outline(edges - 0.5 if whole else edges, shares)
+        # Values at the chart's ends may be counted a little beyond them.
+        shown = np.concatenate([[0.0], edges[1:-1], [edges[-1] if cut else np.inf]])
+        series[source] = _outline(edges, 100 * distribution.histogram(shown) / distribution.num)
     if whole:
-        axis = linear_axis([], 5, low=float(edges[0] - 0.5), high=float(edges[-1] - 0.5))
+        axis = linear_axis([], 5, low=float(edges[0]), high=float(edges[-1]))
     beyond = sum(d.num - float(d.histogram([0, edges[-1]]).sum()) for d in used.values()) / together.num
     if cut and beyond > 0:
         note += f" {_percent(beyond)} lie beyond the chart, the largest at {number(high)}."
-    medians = [number(d.quantile(0.5)) for d in used.values()]
+    medians = [number(round(d.quantile(0.5)) if whole else d.quantile(0.5)) for d in used.values()]
     return _Histogram(
         title=title,
         unit=unit,
@@ -308,7 +302,7 @@ def _source_rows(data: CardData) -> list[_SourceRow]:
             name=source,
             counts=data.manifest.counts[source],
             num_clips=len(m.clips.hashes),
-            clip_length=_span(_clip_frames(m)),
+            clip_length=_span(_clip_frames(m), whole=True),
             hand_px=_span(m.hand_px),
             left=_percent(m.num_left / m.num_rows),
             labelled=_percent(m.num_labelled / m.num_rows),
@@ -391,11 +385,12 @@ def _clip_seconds(measured: Measures) -> Distribution:
     return Distribution(seconds[np.isfinite(seconds)])
 
 
-def _span(distribution: Distribution) -> str:
+def _span(distribution: Distribution, whole: bool = False) -> str:
     """Such as "48 (12–205)": the median, and where nine tenths of the values lie."""
     if not distribution.num:
         return "–"
-    median, low, high = (number(distribution.quantile(share)) for share in (0.5, 0.05, 0.95))
+    values = [distribution.quantile(share) for share in (0.5, 0.05, 0.95)]
+    median, low, high = (number(round(value) if whole else value) for value in values)
     return median if low == high else f"{median} ({low}–{high})"
 
 

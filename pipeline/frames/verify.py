@@ -141,8 +141,11 @@ def check_shard(uri: str, shard: Shard, image_size: int, decode: float = 1.0) ->
 def _check_layout(file: pq.ParquetFile, shard: Shard, check: ShardCheck) -> None:
     schema = file.schema_arrow
     if not schema.equals(SCHEMA):
-        expected, found = ({item.name: str(item) for item in each} for each in (SCHEMA, schema))
-        wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+        wrong = [
+            name
+            for name in dict.fromkeys([*SCHEMA.names, *schema.names])
+            if name not in SCHEMA.names or name not in schema.names or not schema.field(name).equals(SCHEMA.field(name))
+        ]
         check.problems.append(f"has another schema: columns {', '.join(wrong) or 'in another order'}")
     if file.metadata.num_rows != shard.num_rows:
         check.problems.append(f"has {file.metadata.num_rows} rows, the manifest says {shard.num_rows}")
