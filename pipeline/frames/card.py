@@ -48,8 +48,8 @@ class CardData:
     """Of the sample and the views."""
     verification: Verification | None
     """None where the set was not checked."""
-    sheets: list[tuple[str, Picture]]
-    """(split, contact sheet)."""
+    sheets: list[tuple[str, int, Picture]]
+    """(split, number of crops, contact sheet)."""
     labelled: Picture | None
     view_pairs: Picture
     view_settings: ViewSettings
@@ -207,7 +207,7 @@ def _histograms(data: CardData) -> list[_Histogram]:
             whole=True,
         ),
         _histogram(
-            "Time between frames of a group" if timed else "Steps between frames of a group",
+            "Time between group frames" if timed else "Steps between group frames",
             "s" if timed else "frames of the source",
             {s: m.group_gap_s if timed else m.group_gap_frames for s, m in measures.items()},
             f"{_percent(whole)} of the frames are in whole groups of {data.manifest.group_size}."

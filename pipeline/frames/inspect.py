@@ -142,7 +142,7 @@ def gather(
         seed=settings.seed,
         verification=verification,
         sheets=[
-            (split, sheet)
+            (split, *sheet)
             for split in manifest.splits()
             if (sheet := _contact_sheet(sample, split, manifest.image_size, settings.tiles)) is not None
         ],
@@ -161,16 +161,13 @@ def _measure(uri: str, manifest: Manifest, margins: dict[str, float], shard: Sha
     return measure_shard(uri, shard, manifest.image_size, manifest.group_size, margins[shard.source])
 
 
-def _contact_sheet(sample: Sample, split: str, image_size: int, tiles: int) -> Picture | None:
-    """Random crops of a split; None where none of them was drawn."""
+def _contact_sheet(sample: Sample, split: str, image_size: int, tiles: int) -> tuple[int, Picture] | None:
+    """How many, and random crops of a split; None where none of them was drawn."""
     rows = _rows_where(sample, [value == split for value in sample.rows["split"].to_pylist()])[:tiles]
     if not rows:
         return None
-    return Picture(
-        png=figures.contact_sheet(sample.frames(rows, image_size), max_frames=tiles),
-        alt=f"Random crops of split {split}",
-        caption=f"{len(rows)} random crops of split {split}",
-    )
+    png = figures.contact_sheet(sample.frames(rows, image_size), max_frames=tiles)
+    return len(rows), Picture(png=png, alt=f"{len(rows)} random crops of split {split}")
 
 
 def _labelled_sheet(sample: Sample, image_size: int) -> Picture | None:

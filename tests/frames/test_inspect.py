@@ -175,7 +175,7 @@ def test_card_of_unlabelled_frames_without_times(tmp_path):
     text = Page(found.page).text
     assert "1 sampled crops do not decode" in text
     assert "No row has joints and a camera" in text
-    assert "Steps between frames of a group" in text
+    assert "Steps between group frames" in text
     assert "Not checked" in text
 
 
