@@ -23,6 +23,10 @@ from pipeline.storage import read_bytes
 MAX_PIXELS = 100_000_000
 """Some 300 MB as RGB; more than the largest cameras give."""
 
+warnings.filterwarnings(
+    "ignore", module=r"PIL\."
+)  # what Pillow has to say about damaged files is counted as rejects instead
+
 
 class HugeImageError(ValueError):
     """An image of more than MAX_PIXELS."""
@@ -49,9 +53,7 @@ def read_image(uri: str, name: str, rejects: Rejects) -> Image.Image | None:
 def decode_image(data: bytes) -> Image.Image:
     """Upright 8-bit RGB. Raises HugeImageError, or ValueError for whatever else is wrong with the data."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
-            image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             raise HugeImageError(f"{image.width} x {image.height} pixels")
         return _to_rgb(ImageOps.exif_transpose(image))
