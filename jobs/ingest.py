@@ -12,6 +12,7 @@ from jobs.terminal import TerminalProgress
 from pipeline.frames.ingest import execute, prepare
 from pipeline.frames.manifest import Manifest
 from pipeline.frames.plan import IngestSettings
+from pipeline.frames.rejects import CHOICE_REASONS
 from pipeline.frames.schema import SPLITS
 from pipeline.progress import SILENT, Progress
 
@@ -51,12 +52,18 @@ def _show(uri: str, manifest: Manifest, terminal: TerminalProgress) -> None:
     ]
     terminal.table(f"Frame set {uri}", ["source", *SPLITS, "rejects"], counts)
     rejects = [
-        [source, reason, count, ", ".join(manifest.reject_examples.get(reason, [])[:2])]
+        [
+            source,
+            reason,
+            "choice" if reason in CHOICE_REASONS else "not usable",
+            count,
+            ", ".join(manifest.reject_examples.get(reason, [])[:2]),
+        ]
         for source, by_reason in manifest.rejects.items()
         for reason, count in by_reason.items()
     ]
     if rejects:
-        terminal.table("Left out", ["source", "reason", "count", "for example"], rejects)
+        terminal.table("Left out", ["source", "reason", "why", "count", "for example"], rejects)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Manifest(_Model):
     hands: dict[str, int]
     """Rows by hand as seen in the source."""
     rejects: dict[str, dict[str, int]]
-    """What was left out, by source and reason; see rejects.py for the reasons."""
+    """What was left out, by source and reason; rejects.py says which reasons there are, and which are a choice."""
     reject_examples: dict[str, list[str]]
     """Names of some of what was left out, by reason."""
     settings: dict[str, IngestRecord]
