@@ -83,6 +83,15 @@ def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
     return sorted(prefix + name for name in found if name.lower().endswith(suffix))
 
 
+def list_folders(uri: str) -> list[str]:
+    """The folders directly in a folder, sorted, as URIs. A missing folder gives an empty list."""
+    with _named_errors(uri):
+        filesystem, path = resolve(uri)
+        found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    prefix = "" if is_local(uri) else "s3://"
+    return sorted(prefix + info.path for info in found if info.type == pafs.FileType.Directory)
+
+
 def size(uri: str) -> int:
     """Bytes of one file."""
     with _named_errors(uri):

@@ -14,14 +14,14 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, MissingError
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit
 from pipeline.frames.sources.published import (
@@ -33,10 +33,11 @@ from pipeline.frames.sources.published import (
     read_yaml,
 )
 from pipeline.frames.sources.video import sample
-from pipeline.storage import is_local, join, resolve, size
+from pipeline.storage import join, list_folders, size
 
 IMAGE_SIZE = (640, 480)
 _NO_HAND = -1.0
+_READERS = 8
 _NO_SUBJECTS = ("calibration", "models", "bop")
 
 
@@ -48,7 +49,7 @@ class DexYcb:
 
     def list_files(self) -> dict[str, int]:
         """The sessions' meta.yml. Images and labels are not listed, there are too many; missing ones are counted."""
-        return {uri: size(uri) for uri in self._sessions.values()}
+        return dict(self._sessions.values())
 
     def list_units(self, rejects: Rejects) -> list[Unit]:
         """One unit a camera of a session. Raises DataError where there is no session, or meta.yml or the calibration is not
@@ -57,7 +58,7 @@ class DexYcb:
             raise DataError(f"{self.settings.uri}: no <subject>/<session>/meta.yml here")
         cameras: dict[str, list[list[float]]] = {}
         units = []
-        for session, uri in self._sessions.items():
+        for session, (uri, _) in self._sessions.items():
             meta = _read_meta(uri)
             for serial in meta["serials"]:
                 if serial not in cameras:
@@ -91,14 +92,20 @@ class DexYcb:
         yield OpenUnit(frames, lambda indexes: read_stills(files, indexes, unit.name, rejects))
 
     @cached_property
-    def _sessions(self) -> dict[str, str]:
-        """{"<subject>/<session>": URI of its meta.yml}. Found from the folders' names: there are over a million files."""
-        filesystem, root = resolve(self.settings.uri)
-        prefix = "" if is_local(self.settings.uri) else "s3://"
-        subjects = [path for path in _folders(filesystem, root) if path.rpartition("/")[2] not in _NO_SUBJECTS]
-        metas = [f"{session}/meta.yml" for subject in subjects for session in _folders(filesystem, subject)]
-        found = [info.path for info in filesystem.get_file_info(metas) if info.is_file]
-        return {path[len(root) :].strip("/").rpartition("/")[0]: prefix + path for path in found}
+    def _sessions(self) -> dict[str, tuple[str, int]]:
+        """{"<subject>/<session>": URI and bytes of its meta.yml}. Found from the folders alone: there are over a million
+        files."""
+        subjects = [uri for uri in list_folders(self.settings.uri) if _name(uri) not in _NO_SUBJECTS]
+        with ThreadPoolExecutor(_READERS) as pool:
+            sessions = [uri for found in pool.map(list_folders, subjects) for uri in found]
+            metas = [join(uri, "meta.yml") for uri in sessions]
+            sizes = list(pool.map(_size_if_there, metas))
+        names = ["/".join(uri.split("/")[-2:]) for uri in sessions]
+        return {
+            name: (meta, num_bytes)
+            for name, meta, num_bytes in zip(names, metas, sizes, strict=True)
+            if num_bytes is not None
+        }
 
     def _camera(self, serial: str) -> list[list[float]]:
         """Intrinsics of a camera's colour images, continuous pixels. Raises DataError, naming the key, where one is missing."""
@@ -110,10 +117,15 @@ class DexYcb:
         return matrix
 
 
-def _folders(filesystem: pafs.FileSystem, path: str) -> list[str]:
-    """The folders in a folder, sorted."""
-    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(info.path for info in found if info.type == pafs.FileType.Directory)
+def _name(uri: str) -> str:
+    return uri.rpartition("/")[2]
+
+
+def _size_if_there(uri: str) -> int | None:
+    try:
+        return size(uri)
+    except MissingError:
+        return None
 
 
 def _read_meta(uri: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def read(settings: SourceSettings, **crops):
     """(rows by frame id, rejects, units) of a whole source. Units travel as JSON and are opened by another source object, as
     in a worker."""
     driver, worker = open_source(settings), open_source(settings)
-    ingest = IngestSettings(source=settings, image_size=256, jpeg_quality=95, **crops)
+    ingest = IngestSettings(source=settings, **{"image_size": 256, "jpeg_quality": 95, **crops})
     assert driver.list_files()
     rejects = Rejects()
     units = driver.list_units(rejects)

@@ -1,0 +1,31 @@
+"""The published data sets give the same rows from object storage."""
+
+import numpy as np
+
+from pipeline.frames.sources import SourceSettings
+from pipeline.storage import copy_from_local
+from tests.conftest import s3_environment
+from tests.frames.sources.dexycb_set import write_dexycb
+from tests.frames.sources.ho3d_set import write_ho3d
+from tests.frames.sources.interhand_set import write_interhand
+from tests.frames.sources.reading import read
+
+
+def test_rows_are_the_same_from_object_storage(tmp_path, s3_endpoint, monkeypatch):
+    for name, value in s3_environment(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    import boto3
+
+    boto3.client("s3").create_bucket(Bucket="published-sets")
+    write_interhand(tmp_path / "interhand")
+    write_ho3d(tmp_path / "ho3d", 3)
+    write_dexycb(tmp_path / "dexycb")
+    copy_from_local(tmp_path, "s3://published-sets/all")
+    for kind in ("interhand", "ho3d", "dexycb"):
+        here, rejects, _ = read(SourceSettings(kind=kind, uri=str(tmp_path / kind)), image_size=64)
+        there, same_rejects, _ = read(SourceSettings(kind=kind, uri=f"s3://published-sets/all/{kind}"), image_size=64)
+        assert here.keys() == there.keys()
+        assert rejects.to_json() == same_rejects.to_json()
+        for name, row in here.items():
+            assert row["jpeg"] == there[name]["jpeg"]
+            np.testing.assert_array_equal(row["joints_3d"], there[name]["joints_3d"])
