@@ -210,12 +210,7 @@ def _histograms(data: CardData) -> list[_Histogram]:
             "Time between group frames" if timed else "Steps between group frames",
             "s" if timed else "frames of the source",
             {s: m.group_gap_s if timed else m.group_gap_frames for s, m in measures.items()},
-            f"{_percent(whole)} of the frames are in whole groups of {data.manifest.group_size}."
-            + (
-                " Sources without times are left out."
-                if timed and not all(m.group_gap_s.num for m in measures.values())
-                else ""
-            ),
+            f"{_percent(whole)} of the frames are in whole groups of {data.manifest.group_size}.",
             "pairs",
             whole=not timed,
         ),
@@ -234,12 +229,11 @@ def _histogram(
     title: str, unit: str, by_source: Mapping[str, Distribution], note: str, what: str, whole: bool = False
 ) -> _Histogram | None:
     """One outline a source, each as shares of its own total. None where there are no values. whole: whole numbers only."""
-    used = {source: d for source, d in by_source.items() if d.num}
-    if not used:
+    together = merged(list(by_source.values()))
+    if not together.num:
         return None
-    together = merged(list(used.values()))
-    if len(used) > _MAX_LINES:
-        used = {f"all {len(used)} sources": together}
+    # Every source keeps its colour, also where another one has no values.
+    used = dict(by_source) if len(by_source) <= _MAX_LINES else {f"all {len(by_source)} sources": together}
     low, high = together.low, together.high
     # A long tail would leave nothing of the rest to see; what lies beyond is said.
     tail = together.quantile(0.99)
@@ -255,21 +249,29 @@ def _histogram(
     for source, distribution in used.items():
         # Values at the chart's ends may be counted a little beyond them.
         shown = np.concatenate([[0.0], edges[1:-1], [edges[-1] if cut else np.inf]])
-        series[source] = _outline(edges, 100 * distribution.histogram(shown) / distribution.num)
+        shares = 100 * distribution.histogram(shown) / max(1, distribution.num)
+        series[source] = _outline(edges, shares) if distribution.num else []
     if whole:
         axis = linear_axis([], 5, low=float(edges[0]), high=float(edges[-1]))
     beyond = sum(d.num - float(d.histogram([0, edges[-1]]).sum()) for d in used.values()) / together.num
     if cut and beyond > 0:
         note += f" {_percent(beyond)} lie beyond the chart, the largest at {number(high)}."
-    medians = [number(round(d.quantile(0.5)) if whole else d.quantile(0.5)) for d in used.values()]
+    medians = [_median(d, whole) for d in used.values()]
     return _Histogram(
         title=title,
         unit=unit,
         chart=line_chart(series, title, unit, f"% of {what}", x_axis=axis, y_axis=_share_axis(series)),
-        legend=legend(list(used), [f"median {m}" for m in medians]) if len(used) > 1 else Markup(),
-        middle="" if len(used) > 1 else f"median {medians[0]}",
+        legend=legend(list(used), medians) if len(used) > 1 else Markup(),
+        middle="" if len(used) > 1 else medians[0],
         note=note,
     )
+
+
+def _median(distribution: Distribution, whole: bool) -> str:
+    if not distribution.num:
+        return "none"
+    value = distribution.quantile(0.5)
+    return f"median {number(round(value) if whole else value)}"
 
 
 def _share_axis(series: Mapping[str, Sequence[tuple[float, float]]]) -> Any:

@@ -20,11 +20,14 @@ from pipeline.frames.inspect_sample import draw_sample
 from pipeline.frames.manifest import read_manifest, write_manifest
 from pipeline.hands import BONES, JOINTS
 from pipeline.storage import exists, join, read_json
+from pipeline.tracking import TrackingSettings
+from pipeline.views import ViewSettings
 from tests.evaluation.test_report import Page
 from tests.frames.test_verify import set_column, write_plainly
 from tests.tiny_sets import write_tiny_set
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALL = ViewSettings(size=32)
 EVIL = "<script>alert(1)</script>"
 
 
@@ -136,7 +139,7 @@ def test_sharpness_and_brightness_against_pillow(frames):
 
 def test_card(frames, tmp_path):
     output = str(tmp_path / "card")
-    found = inspect(InspectSettings(frame_set=frames, output=output, verify=True, views={"size": 32}))
+    found = inspect(InspectSettings(frame_set=frames, output=output, verify=True, views=SMALL))
     assert found.verification is not None
     assert found.verification.is_sound
     page = (tmp_path / "card" / "card.html").read_text()
@@ -166,7 +169,7 @@ def test_card_of_unlabelled_frames_without_times(tmp_path):
     path = tmp_path / "frames" / manifest.shards[0].path
     table = pq.read_table(path)
     pq.write_table(set_column(table, "timestamp_s", [None] * 8), path)
-    found = inspect(InspectSettings(frame_set=uri, output=str(tmp_path / "card"), views={"size": 32}))
+    found = inspect(InspectSettings(frame_set=uri, output=str(tmp_path / "card"), views=SMALL))
     assert found.card is not None
     assert found.card["sample"]["problems"] == [
         "tiny/train-00000/000003 in shards/tiny-train-00000.parquet (JPEG does not decode)"
@@ -189,7 +192,7 @@ def test_a_damaged_shard_is_named_without_verify(tmp_path):
 
 
 def test_ray_data_gives_the_same_card(frames, ray_cluster):
-    settings = InspectSettings(frame_set=frames, output="unused", sample=8, views={"size": 32})
+    settings = InspectSettings(frame_set=frames, output="unused", sample=8, views=SMALL)
     manifest = read_manifest(frames)
     one, other = (gather(settings, manifest, None, use_ray) for use_ray in (False, True))
     for mine, its in zip(one.measures.values(), other.measures.values(), strict=True):
@@ -201,10 +204,8 @@ def test_ray_data_gives_the_same_card(frames, ray_cluster):
 def test_job_in_object_storage_and_mlflow(s3, tmp_path):
     uri = join(s3, "frames")
     write_tiny_set(uri, splits={"train": 16})
-    tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
-    job = InspectJob(
-        frame_set=uri, output=join(s3, "card"), verify=True, track=True, tracking=tracking, views={"size": 32}
-    )
+    tracking = TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    job = InspectJob(frame_set=uri, output=join(s3, "card"), verify=True, track=True, tracking=tracking, views=SMALL)
     result = run(job)
     assert result["verification"]["sound"]
     assert exists(join(s3, "card", "card.html"))
