@@ -84,7 +84,7 @@ def _training(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     torch.manual_seed(0)
     job = PretrainSettings(frame_set=local, batch_size=settings.batch_size, epochs=10_000)
-    model = PretrainModel(job.encoder, job.projection, job.objective).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = PretrainModel(job.encoder, job.projection, job.objective).train().to(memory_format=torch.channels_last)
     steps_per_epoch = settings.num_rows // settings.batch_size
     steps = Steps(
         model, build_optimiser(model, job.optimiser), job, torch.device("cpu"), 0, 1, steps_per_epoch=steps_per_epoch

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -241,7 +241,7 @@ def item_as_json(item: Item) -> str:
     return json.dumps(asdict(item))
 
 
-def _item(values: dict) -> Item:  # type: ignore[type-arg]
+def _item(values: dict[str, Any]) -> Item:
     pieces = {name: tuple(Piece(*piece) for piece in values[name]) for name in ("pieces", "spares")}
     return Item(values["epoch"], values["number"], values["of_set"], **pieces)
 

@@ -3,7 +3,7 @@
 Ray Data reads in windows of some hundred megabytes, each an execution of its own that runs to its end while the window
 before it is consumed: an execution that has to wait for its consumer keeps polling in this process, and took a third of
 the training's time on two cores. Windows know nothing of epochs, so an epoch's end costs nothing. The very first item is
-read by this process, while Ray Data starts.
+read by this process, before Ray Data starts.
 """
 
 from collections.abc import Iterator
@@ -31,8 +31,9 @@ def read_items(
         return None if window is None else (window, ahead.submit(_read_window, window, reader, num_readers))
 
     try:
+        block = reader.read(first)
         reading = start()
-        yield first, reader.read(first)
+        yield first, block
         while reading is not None:
             window, future = reading
             references = future.result()

@@ -4,23 +4,25 @@ Any width of the first stage can be built, so that a laptop trains a narrow one 
 state dict moves between this encoder and torchvision's `resnetXX` (without `fc`) as it is.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from pipeline.config import Settings
 
+if TYPE_CHECKING:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
 EncoderName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
-_ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+_ARCHITECTURES: dict[str, tuple[Literal["BasicBlock", "Bottleneck"], tuple[int, int, int, int]]] = {
+    "resnet18": ("BasicBlock", (2, 2, 2, 2)),
+    "resnet34": ("BasicBlock", (3, 4, 6, 3)),
+    "resnet50": ("Bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("Bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("Bottleneck", (3, 8, 36, 3)),
 }
 
 
@@ -42,8 +44,12 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
+        # Importing torchvision takes half as long as torch itself, and the processes that only read settings do without.
+        from torchvision.models import resnet
+
         super().__init__()
-        block, depths = _ARCHITECTURES[settings.name]
+        block_name, depths = _ARCHITECTURES[settings.name]
+        block: type[BasicBlock | Bottleneck] = getattr(resnet, block_name)
         width = settings.width
         if settings.small_stem:
             self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=2, padding=1, bias=False)
@@ -77,8 +83,10 @@ def build_encoder(settings: EncoderSettings) -> Encoder:
 
 
 def _stage(
-    block: type[BasicBlock | Bottleneck], in_channels: int, channels: int, num_blocks: int, stride: int
+    block: "type[BasicBlock | Bottleneck]", in_channels: int, channels: int, num_blocks: int, stride: int
 ) -> nn.Sequential:
+    from torchvision.models.resnet import conv1x1
+
     out_channels = channels * block.expansion
     downsample = None
     if stride != 1 or in_channels != out_channels:
