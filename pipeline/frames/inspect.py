@@ -96,7 +96,9 @@ def inspect(settings: InspectSettings, progress: Progress = SILENT) -> Inspectio
         if settings.output:
             write_json(join(settings.output, "verify.json"), verification.to_json())
         if not verification.is_sound:
-            raise DataError("\n".join([*verification.lines(), f"{settings.frame_set}: {verification.summary()}"]))
+            # What lies beside the shards may be the missing one.
+            lines = [*verification.lines(), *verification.warnings, f"{settings.frame_set}: {verification.summary()}"]
+            raise DataError("\n".join(lines))
     if settings.output is None:
         return Inspection(manifest, verification, None)
     data = gather(settings, manifest, verification, use_ray, progress)

@@ -218,14 +218,16 @@ def test_command_line_names_damage_and_fails(tmp_path):
     (tmp_path / manifest.shards[0].path).unlink()
     path = tmp_path / manifest.shards[1].path
     path.write_bytes(path.read_bytes()[:-5])
+    (tmp_path / "shards" / "stray.parquet").write_bytes(b"left behind")
     command = [sys.executable, "-m", "jobs.inspect", "--frame_set", str(tmp_path), "--verify"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[0] == f"error: {tmp_path}/shards/tiny-train-00000.parquet: is missing"
     assert lines[1].startswith(f"error: {tmp_path}/shards/tiny-train-00001.parquet: has ")
-    assert "damaged: 2 of 3 shards" in lines[2]
-    assert len(lines) == 3
+    assert lines[2] == f"error: {tmp_path}/shards/stray.parquet: not in the manifest, so not part of the set"
+    assert "damaged: 2 of 3 shards" in lines[3]
+    assert len(lines) == 4
 
 
 def test_nothing_to_do_is_refused(tmp_path):
