@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.ingest import IngestJob
 from jobs.pretrain import PretrainJob
 from pipeline.config import load
+from pipeline.frames.sources import SourceSettings, open_source
 from pipeline.training.optim import peak_learning_rate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
@@ -19,3 +21,16 @@ def test_pretraining(name):
     if name == "pretrain_reference":
         assert peak_learning_rate(settings.optimiser, 2048) == pytest.approx(1e-4 * math.sqrt(2048))
         assert settings.batch_size * settings.workers.num_workers == 2048
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("ingest_*.yaml")), ids=lambda path: path.stem)
+def test_ingest(path):
+    settings = load(IngestJob, ["--config", str(path), "--output", "frames"])
+    assert settings.output == "frames"
+    open_source(settings.source)
+    assert f"--config jobs/configs/{path.name}" in path.read_text()
+
+
+def test_every_kind_of_source_has_settings_to_start_from():
+    kinds = {load(IngestJob, ["--config", str(path)]).source.kind for path in CONFIGS.glob("ingest_*.yaml")}
+    assert kinds == set(SourceSettings.model_fields["kind"].annotation.__args__)

@@ -1,0 +1,150 @@
+"""Folders of images without boxes: whole images, and hands found by a detector."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import DataError, SettingsError
+from pipeline.frames.detect_stage import FindsHands
+from pipeline.frames.rejects import Rejects
+from pipeline.frames.sources import SourceSettings, image_folder, open_source
+from pipeline.frames.track import Detection
+from tests.conftest import real_data
+from tests.frames.sources.coco_set import CAMERA, box_of, joints_of, write_coco
+from tests.frames.sources.dots import check_dots, draw, jpeg
+from tests.frames.sources.reading import read
+
+FILES = [f"clip_{c}/{i}.jpg" for c in "ab" for i in range(3)]
+WHOLE = {"hands": "whole_image"}
+
+
+def check(row, number, side):
+    """The joints that the image was drawn with lie on the crop's dots."""
+    points = np.array(list(joints_of(side, number).values())) @ CAMERA.T
+    pixels = np.column_stack([points[:, :2] / points[:, 2:] + 0.5, np.ones(21)])
+    check_dots({**row, "joints_3d": pixels, "camera": [*np.ravel(row["crop"]), 0, 0, 1]}, radius=5.0)
+
+
+def detector_of(sides, model_uri, settings):
+    """Instead of MediaPipe: finds the hands of an image, whose number is the wrist's place, as coco_set draws them."""
+
+    def detect(image):
+        row = np.asarray(image.convert("L"), dtype=float)[:, : image.width // 2]
+        if row.max() < 100:
+            return []
+        whites = np.argwhere(np.asarray(image).min(2)[:, : image.width // 2] > 200).mean(0)[1]
+        number = int(np.argmin([abs(whites - (joints_of("right", n)["wrist"] @ CAMERA.T)[0] / 0.6) for n in range(6)]))
+        boxes = {side: box_of(side, number) for side in sides}
+        return [Detection((x, y, x + w, y + h), side, 0.9) for side, (x, y, w, h) in boxes.items()]
+
+    return detect
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    """Two hands an image."""
+    monkeypatch.setattr(image_folder, "require_mediapipe", lambda: None)
+    monkeypatch.setattr(image_folder, "shared_detector", lambda *args: detector_of(("right", "left"), *args))
+
+
+def folder(tmp_path, **changes):
+    images, _ = write_coco(tmp_path, FILES)
+    return SourceSettings(kind="image_folder", uri=str(images), **changes)
+
+
+def detected(tmp_path, **changes):
+    (tmp_path / "model.task").write_bytes(b"model")
+    return folder(tmp_path, detector={"model": str(tmp_path / "model.task")}, **changes)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_whole_images_are_the_crops(tmp_path, side):
+    picture = draw([joints_of("right", 0)], CAMERA, 200, 240, radius=5.0)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").write_bytes(jpeg(picture))
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned clockwise
+    picture.transpose(Image.Transpose.ROTATE_90).save(turned, "JPEG", exif=exif, quality=95, subsampling=0)
+    (tmp_path / "a" / "2.jpg").write_bytes(turned.getvalue())
+    (tmp_path / "a" / "3.jpg").write_bytes(b"nothing")
+    settings = SourceSettings(kind="image_folder", uri=str(tmp_path), image_folder=WHOLE, default_hand=side)
+    assert not isinstance(open_source(settings), FindsHands)
+    rows, rejects, _ = read(settings)
+    assert rejects.counts == {"unreadable_image": 1}
+    assert list(rows) == ["s/a/000000", "s/a/000001"]
+    for row in rows.values():
+        crop = np.asarray(Image.open(io.BytesIO(row["jpeg"])))
+        assert crop[:, :18].max() < 20  # the bars beside an image that is higher than wide
+        assert crop.max(2)[:, 25:-25].mean(0).min() > 15
+        assert abs(np.ravel(row["crop"])[0]) == pytest.approx(256 / 240)
+        assert row["mirrored"] == (side == "left")
+        check(row, 0, "right")
+
+
+def test_images_as_clips(tmp_path):
+    _, rejects, units = read(folder(tmp_path, image_folder={**WHOLE, "clips": "image"}))
+    assert [unit.name for unit in units] == [file.removesuffix(".jpg") for file in FILES]
+    assert not rejects.counts
+    with pytest.raises(SettingsError, match=r"source\.image_rate"):
+        open_source(folder(tmp_path, image_rate=5, image_folder={**WHOLE, "clips": "image"}))
+
+
+def test_stills_stand_for_themselves(tmp_path, detector):
+    settings = detected(tmp_path)
+    Image.new("RGB", (320, 240)).save(tmp_path / "images" / "clip_a" / "1.jpg")
+    (tmp_path / "images" / "clip_a" / "0.jpg").write_bytes(b"nothing")
+    rows, rejects, _ = read(settings)
+    assert rejects.counts == {"no_hand": 1, "unreadable_image": 1}
+    assert len(rows) == 8
+    for name, row in rows.items():
+        clip, _, index = name.rpartition("/")
+        check(row, int(index) + 3 * ("clip_b" in clip), row["hand"])
+        assert clip.endswith("#0" if row["hand"] == "right" else "#1")
+        assert row["confidence"] == pytest.approx(0.9)
+
+
+def test_a_sequence_is_tracked_as_video_is(tmp_path, detector):
+    rows, rejects, _ = read(detected(tmp_path, image_rate=10, track={"min_frames": 3, "smoothing_s": 0}))
+    assert not rejects.counts
+    assert sorted({row["timestamp_s"] for row in rows.values()}) == [0.0, 0.1, 0.2]
+    assert len(rows) == 12
+    rows, rejects, _ = read(detected(tmp_path, image_rate=10, fps=5))
+    assert not rows
+    assert rejects.counts == {"short_track": 8}
+
+
+def test_what_the_stage_found_is_used(tmp_path, detector, monkeypatch):
+    settings = detected(tmp_path)
+    source = open_source(settings)
+    assert isinstance(source, FindsHands)
+    unit = source.list_units(Rejects())[0]
+    (tmp_path / "found.json").write_text(json.dumps(source.detect(unit)))
+    monkeypatch.setattr(image_folder, "shared_detector", None)
+    with source.open(replace(unit, found=[str(tmp_path / "found.json")]), Rejects()) as opened:
+        assert [len(frame.hands) for frame in opened.frames] == [2, 2, 2]
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(SettingsError, match=r"source\.detector\.model.* whole_image"):
+        open_source(SourceSettings(kind="image_folder", uri=str(tmp_path)))
+    with pytest.raises(DataError, match="no image here"):
+        open_source(SourceSettings(kind="image_folder", uri=str(tmp_path), image_folder=WHOLE)).list_units(Rejects())
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match="needs a folder"):
+        read(SourceSettings(kind="image_folder", uri=str(tmp_path / "a.jpg"), image_folder=WHOLE))
+
+
+def test_real_hands(tmp_path):
+    pytest.importorskip("mediapipe")
+    frames = sorted(real_data("frames").rglob("*.jpg"))[:2]
+    for frame in frames:
+        (tmp_path / frame.name).write_bytes(frame.read_bytes())
+    model = {"model": str(real_data("hand_landmarker.task"))}
+    rows, rejects, _ = read(SourceSettings(kind="image_folder", uri=str(tmp_path), detector=model))
+    assert rows
+    assert len({row["frame_index"] for row in rows.values()}) + rejects.counts.get("no_hand", 0) == len(frames)
