@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from pipeline.frames.groups import apportion
 from pipeline.frames.inspect_shards import open_shard, unreadable
@@ -20,7 +21,6 @@ from pipeline.frames.stream import decode_frames
 COLUMNS = ("frame_id", "source", "split", "jpeg", "joints_3d", "camera")
 _ROWS_READ = 4  # for each row taken, so that not all of a sample comes from a handful of row groups
 _THREADS = 4
-_LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as JPEG and Pillow
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _measure(
         raise unreadable(uri, shard, error) from None
     frames, wrong = decode_frames(table["jpeg"], image_size)
     good = np.array([not text for text in wrong], dtype=bool)
-    luminance = np.rint(frames[good] @ _LUMINANCE).astype(np.uint8)
+    luminance = [np.asarray(Image.fromarray(frame).convert("L")) for frame in frames[good]]  # as ingest's filter
     problems = [
         f"{frame_id} in {shard.path} ({text})"
         for frame_id, text in zip(table["frame_id"].to_pylist(), wrong, strict=True)
@@ -122,6 +122,6 @@ def _measure(
     return (
         table.filter(pa.array(good)),
         np.array([sharpness(picture, inner) for picture in luminance]),
-        luminance.mean((1, 2)),
+        np.array([picture.mean() for picture in luminance]),
         problems,
     )
