@@ -156,7 +156,8 @@ def _type_name(field: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return "|".join(str(a) for a in typing.get_args(annotation))
     if _is_union(annotation):
-        names = [getattr(a, "__name__", str(a)) for a in typing.get_args(annotation)]
+        plain = [getattr(a, "__origin__", a) if hasattr(a, "__metadata__") else a for a in typing.get_args(annotation)]
+        names = [getattr(a, "__name__", str(a)) for a in plain]
         return "|".join("none" if n == "NoneType" else n for n in names)
     return _show(annotation) if typing.get_args(annotation) else str(getattr(annotation, "__name__", annotation))
 
