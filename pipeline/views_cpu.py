@@ -20,6 +20,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 from pipeline.image_ops import LUMA
@@ -28,7 +29,8 @@ _RED, _GREEN, _BLUE = (np.float32(weight) for weight in LUMA)
 _HALF, _ONE, _TWO = np.float32(0.5), np.float32(1), np.float32(2)
 
 # Rows of the colour table of one view, four lanes each.
-_SHIFT, _OF_LUMA, _LOW, _HIGH, _NUM_ROWS = 3, 4, 5, 6, 7
+_SHIFT, _LOW, _HIGH, _OF_LUMA, _NUM_ROWS = 3, 4, 5, 6, 7
+_NUM_VALUES = 4 * _NUM_ROWS
 
 _LARGEST = 2.0**30  # of a warp's numbers: positions stay finite
 
@@ -87,7 +89,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
 
 # --- vectors of 4 and 8 lanes, which the compiler does not find by itself; LLVM makes them fit any processor
 
-_FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_FLOAT, _INT32 = ir.FloatType(), ir.IntType(32)
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, element: Any, lanes: int) -> Any:
@@ -146,15 +148,18 @@ def _widen(typing: Any, source: Any, at: Any, out: Any, to: Any) -> Any:
 
 @intrinsic
 def _recolour(typing: Any, source: Any, at: Any, table: Any, out: Any, to: Any) -> Any:
-    """out[to : to + 4] = the pixel of `source` at `at` through the colour table."""
+    """out[to : to + 4] = the pixel of `source` at `at` through a colour table, a tuple of its numbers row by row."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, at, table, out, to = arguments
         pixel = builder.load(_pointer(context, builder, signature.args[0], source, at, _FLOAT, 4), align=4)
 
         def row(number: int) -> Any:
-            place = ir.Constant(_INT64, 4 * number)
-            return builder.load(_pointer(context, builder, signature.args[2], table, place, _FLOAT, 4), align=4)
+            vector = ir.Constant(ir.VectorType(_FLOAT, 4), ir.Undefined)
+            for lane in range(4):
+                value = builder.extract_value(table, 4 * number + lane)
+                vector = builder.insert_element(vector, value, ir.Constant(_INT32, lane))
+            return vector
 
         value = row(_SHIFT)
         for channel in range(3):
@@ -268,11 +273,12 @@ def _render(
             table = colours[number]
             if table[_OF_LUMA, 0] != 0:
                 table[_SHIFT] += table[_OF_LUMA] * np.float32(_mean_luma(view))
-            flat_table, target = table.reshape(-1), out[number].reshape(-1)
+            # A tuple, which stays in registers: writing pixels could change an array.
+            colour, target = to_fixed_tuple(table.reshape(-1), _NUM_VALUES), out[number].reshape(-1)
             last = size * size - 1
             for pixel in range(last):
-                _recolour(warped, 4 * pixel, flat_table, target, 3 * pixel)
+                _recolour(warped, 4 * pixel, colour, target, 3 * pixel)
             # The last one's fourth lane would lie in the next view.
-            _recolour(warped, 4 * last, flat_table, warped, 0)
+            _recolour(warped, 4 * last, colour, warped, 0)
             for channel in range(3):
                 target[3 * last + channel] = warped[channel]
