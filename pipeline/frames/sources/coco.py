@@ -46,7 +46,7 @@ class Coco:
     def list_units(self, rejects: Rejects) -> list[Unit]:
         """One unit an image, or a folder (source.coco.clips). Raises DataError where the file is not valid or has no hands."""
         images, boxes = self._read(rejects)
-        entries = []
+        entries: list[dict[str, Any]] = []
         for image_id, of_image in boxes.items():
             if image_id not in images:
                 rejects.add("bad_labels", f"{self.annotations}: image_id {image_id}", len(of_image))
@@ -159,7 +159,8 @@ class Coco:
 
 
 def _image(value: dict[str, Any]) -> tuple[str, list[int] | None]:
-    width, height = value.get("width"), value.get("height")
+    width: Any = value.get("width")
+    height: Any = value.get("height")
     known = isinstance(width, int) and isinstance(height, int) and min(width, height) > 0
     return str(value["file_name"]), [width, height] if known else None
 

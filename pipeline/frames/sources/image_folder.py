@@ -142,7 +142,7 @@ class DetectedImages(ImageFolder):
         yield open_stills(unit, self.settings, lambda entry, _: _hands(by_file.get(entry["file"])), rejects)
 
 
-def image_folder(settings: SourceSettings) -> ImageFolder:
+def image_folder(settings: SourceSettings) -> WholeImages | DetectedImages:
     """The source of kind image_folder that the settings ask for."""
     return DetectedImages(settings) if settings.image_folder.hands == "detector" else WholeImages(settings)
 
