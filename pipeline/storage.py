@@ -6,23 +6,29 @@ reads them (AWS_*, AWS_ENDPOINT_URL); they are never part of a URI or a setting.
 
 import json
 import os
+import random
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.errors import MissingError, RefusedError, StorageError
 
+ATTEMPTS = 8
+"""Of a request to object storage."""
+_PATIENCE = 4
 _COPY_THREADS = 16
+T = TypeVar("T")
 
 
 def is_local(uri: str) -> bool:
@@ -103,11 +109,55 @@ def size(uri: str) -> int:
 
 
 def read_bytes(uri: str) -> bytes:
-    """A whole file."""
+    """A whole file, in one request."""
     with _named_errors(uri):
         filesystem, path = resolve(uri)
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            return stream.readall()
+        with filesystem.open_input_file(path) as file:
+            return read_range(file, uri, 0, file.size())
+
+
+def read_range(file: pa.NativeFile, uri: str, start: int, num_bytes: int) -> bytes:
+    """Part of an open file, in one request where nothing goes wrong. Raises StorageError where there is less than asked for.
+
+    An answer that breaks off in the middle comes as a short read, without an error.
+    """
+    parts: list[bytes] = []
+    missing = num_bytes
+    for attempt in range(ATTEMPTS):
+        if attempt and missing:
+            time.sleep(_backoff_s(attempt))
+        while missing:
+            part = file.read_at(missing, start + num_bytes - missing)
+            if not part:
+                break
+            parts.append(part)
+            missing -= len(part)
+    if missing:
+        raise StorageError(f"{uri}: {num_bytes - missing} of {num_bytes} bytes from {start} on could be read")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def with_patience(work: Callable[[], T]) -> T:
+    """work(), begun anew a few times where storage fails. For work that may be repeated, because it publishes at its end.
+
+    The S3 client repeats single requests by itself, but a write in several parts cannot always be saved by that.
+    Raises StorageError where it fails for good.
+    """
+    for attempt in range(1, _PATIENCE + 1):
+        try:
+            return work()
+        except (MissingError, RefusedError):
+            raise
+        except (StorageError, OSError) as error:
+            if attempt == _PATIENCE:
+                raise StorageError(" ".join(str(error).split())) from error
+            time.sleep(_backoff_s(attempt))
+    raise AssertionError
+
+
+def _backoff_s(attempt: int) -> float:
+    """Seconds to wait before another attempt, longer each time, and not the same for all who failed together."""
+    return min(0.2 * 2**attempt, 20.0) * random.uniform(0.5, 1.0)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -216,7 +266,7 @@ def _preflight_local(uri: str, write: bool) -> None:
 
 
 def _preflight_s3(uri: str, write: bool) -> None:
-    """One small request, with short timeouts and no retries, so that a mistake shows in seconds."""
+    """One small request, with short timeouts and few retries, so that a mistake shows in seconds."""
     import boto3
     from botocore import exceptions
     from botocore.config import Config
@@ -229,7 +279,7 @@ def _preflight_s3(uri: str, write: bool) -> None:
         client = boto3.session.Session().client(  # a new session: the default one keeps old credentials
             "s3",
             endpoint_url=endpoint,
-            config=Config(connect_timeout=3, read_timeout=4, retries={"total_max_attempts": 1}),
+            config=Config(connect_timeout=3, read_timeout=4, retries={"total_max_attempts": 3, "mode": "standard"}),
         )
         if write:
             probe = f"{key}/.write-check-{uuid.uuid4().hex}".lstrip("/")
@@ -280,7 +330,8 @@ def _s3(endpoint: str | None) -> pafs.S3FileSystem:
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
         connect_timeout=10,
         request_timeout=60,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=8),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),  # with backoff, on 5xx, timeouts, resets
+        allow_delayed_open=True,  # a small file is one request instead of a multipart upload's three
     )
 
 

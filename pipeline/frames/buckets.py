@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.frames.manifest import Shard
 from pipeline.frames.rows import Row
 from pipeline.frames.schema import SCHEMA, SPLITS, digest, digest_to_hex, rows_to_table
-from pipeline.storage import is_local, join, resolve, size
+from pipeline.storage import is_local, join, read_range, resolve, size
 
 BUFFER_BYTES = 64 * 2**20
 _READERS = 8
@@ -130,7 +130,7 @@ def _read(pieces: Sequence[Piece]) -> pa.Table:
         part, start, num_bytes, _ = piece
         filesystem, path = resolve(part)
         with filesystem.open_input_file(path) as file:
-            data = file.read_at(num_bytes, start)
+            data = read_range(file, part, start, num_bytes)
         with pa.ipc.open_stream(data) as reader:
             return reader.read_all()
 

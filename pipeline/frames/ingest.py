@@ -16,7 +16,6 @@ Two ingests into one frame set must not run at the same time.
 """
 
 import hashlib
-import json
 import re
 import uuid
 from collections.abc import Sequence
@@ -47,7 +46,7 @@ from pipeline.frames.rows import unit_groups
 from pipeline.frames.schema import HANDS, SPLITS
 from pipeline.frames.sources import Source, Unit, open_source
 from pipeline.progress import SILENT, Progress
-from pipeline.storage import delete, exists, join, list_files, preflight, read_json, write_json
+from pipeline.storage import delete, exists, join, list_files, preflight, read_json, with_patience, write_json
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def _first_stage_item(
     item: dict[str, Any], settings: IngestSettings, num_buckets: dict[str, int], work_uri: str
 ) -> dict[str, Any]:
     task = Task(item["number"], [(Unit(**unit), split) for unit, split in item["units"]])
-    return run_task(task, open_source(settings.source), settings, num_buckets, work_uri)
+    return with_patience(lambda: run_task(task, open_source(settings.source), settings, num_buckets, work_uri))
 
 
 def _second_stage_item(
@@ -177,7 +176,9 @@ def _second_stage_item(
     pieces: list[Piece] = [(part, start, num, rows) for part, start, num, rows in item["pieces"]]
     name = settings.source.resolved_name()
     path = shard_path(name, bucket)
-    shard = write_shard(output_uri, path, work_uri, name, bucket, pieces, settings.seed, settings.row_group_size)
+    shard = with_patience(
+        lambda: write_shard(output_uri, path, work_uri, name, bucket, pieces, settings.seed, settings.row_group_size)
+    )
     write_json(join(work_uri, f"{path}.json"), shard.model_dump())
     return shard.model_dump()
 

@@ -46,14 +46,15 @@ def link(
     num_tracks = 0
     result = []
     for time, frame_boxes in zip(times, boxes, strict=True):
-        current = [np.asarray(box, dtype=np.float64) for box in frame_boxes]
+        current = np.asarray(frame_boxes, dtype=np.float64).reshape(-1, 4)
         live = [(number, box) for number, (seen, box) in last.items() if time - seen <= max_gap]
-        pairs = sorted(
-            (_distance(box, new) - overlap(box, new), number, position)
-            for number, box in live
-            for position, new in enumerate(current)
-            if _distance(box, new) <= max_shift
-        )
+        pairs = []
+        if live and len(current):
+            before = np.stack([box for _, box in live])
+            distances = _distances(before, current)
+            costs = distances - overlaps(before, current)
+            near = np.argwhere(distances <= max_shift).tolist()
+            pairs = sorted((costs[row, position], live[row][0], position) for row, position in near)
         numbers = [-1] * len(current)
         taken: set[int] = set()
         for _, number, position in pairs:
@@ -71,12 +72,16 @@ def link(
 
 def overlap(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
     """Intersection over union of two boxes (x0, y0, x1, y1)."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return float(both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both))
+    return float(overlaps(np.asarray([a], dtype=np.float64), np.asarray([b], dtype=np.float64))[0, 0])
+
+
+def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n, m) intersection over union of boxes (n, 4) and (m, 4)."""
+    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
+    both = sides.clip(min=0).prod(2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b)]
+    union = areas[0][:, None] + areas[1][None, :] - both
+    return np.divide(both, union, out=np.zeros_like(both), where=both > 0)
 
 
 def smooth_boxes(times: Sequence[float], boxes: np.ndarray, sigma_s: float) -> np.ndarray:
@@ -99,7 +104,9 @@ def vote_hand(detections: Sequence[Detection]) -> str:
     return "right" if balance >= 0 else "left"
 
 
-def _distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Between centres, in mean box sides."""
-    side = (max(a[2:] - a[:2]) + max(b[2:] - b[:2])) / 2
-    return float(np.linalg.norm((a[:2] + a[2:]) / 2 - (b[:2] + b[2:]) / 2) / max(side, 1e-9))
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n, m) distances between the centres of boxes (n, 4) and (m, 4), in mean box sides."""
+    sides = [(boxes[:, 2:] - boxes[:, :2]).max(1) for boxes in (a, b)]
+    side = (sides[0][:, None] + sides[1][None, :]) / 2
+    centres = [(boxes[:, :2] + boxes[:, 2:]) / 2 for boxes in (a, b)]
+    return np.linalg.norm(centres[0][:, None] - centres[1][None, :], axis=2) / np.maximum(side, 1e-9)
