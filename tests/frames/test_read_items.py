@@ -15,7 +15,7 @@ import pytest
 from pipeline import storage
 from pipeline.errors import DataError
 from pipeline.frames import read_items, windows
-from pipeline.frames.epoch_plan import plan_epoch
+from pipeline.frames.epoch_plan import Item, Piece, plan_epoch
 from pipeline.frames.mixing import FrameSet
 from pipeline.frames.read_items import ItemReader, Source
 from pipeline.frames.stream import stream_batches
@@ -249,3 +249,24 @@ def test_only_the_columns_asked_for_are_read_in_few_reads(tmp_path, monkeypatch)
     assert needed <= found[()] < 1.03 * needed  # small neighbours of a column come along
     assert found["joints_3d",] >= found[()] + sizes["joints_3d"]
     assert found["joints_3d",] < 1.03 * (needed + sizes["joints_3d"])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_data_goes_on_without_a_shard_and_ends_without_any(frames, monkeypatch):
+    uri, manifest = frames
+    vanished(uri, manifest.shards[3])
+    batches, problems = read_all(uri, max_bad_fraction=0.05, columns=("frame_id",))
+    assert len(problems) == 64
+    with monkeypatch.context() as patch:
+        patch.setattr(windows, "read_items", lambda items, reader, *_: ((item, reader.read(item)) for item in items))
+        here, same = read_all(uri, max_bad_fraction=0.05, columns=("frame_id",))
+    assert problems == same
+    assert [batch.columns for batch in batches] == [batch.columns for batch in here]
+
+    good = plan_epoch([FrameSet(uri, manifest)], "train", 0, 1, 0, 0)[0]
+    gone = Item(0, 1, 0, (Piece("shards/gone.parquet", 0, 0, 16),))
+    read = windows.read_items(iter([good, gone]), ItemReader((Source(uri, 4),), 16), 1, 2**20)
+    assert next(read)[0] == good
+    with pytest.raises(DataError, match=r"no usable frame among 16 rows, nor in other shards tried .*has vanished"):
+        next(read)
