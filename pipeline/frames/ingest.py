@@ -19,7 +19,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
@@ -193,11 +193,12 @@ def _first_stage(prepared: Preparation, progress: Progress) -> list[dict[str, An
     """Statistics of all tasks, in their order; tasks that an earlier run has finished are not run again."""
     settings, plan, work_uri = prepared.settings, prepared.plan, prepared.work_uri
     done = {value["task"]: value for value in map(read_json, list_files(join(work_uri, "parts"), ".json"))}
-    todo = [
-        {"number": task.number, "units": [[asdict(unit), split] for unit, split in task.units]}
+    finished = set(done)
+    todo = (
+        {"number": task.number, "units": [[vars(unit), split] for unit, split in task.units]}
         for task in plan.tasks
-        if task.number not in done
-    ]
+        if task.number not in finished
+    )
     expected = {task.number: sum(unit.num_frames for unit, _ in task.units) for task in plan.tasks}
     progress.start(f"find and crop hands ({prepared.name})", plan.num_frames, "frames")
     arguments = {"settings": settings, "num_buckets": plan.num_buckets, "work_uri": work_uri}

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pipeline.errors import DataError, EquihandError
@@ -16,7 +16,7 @@ Work = Callable[..., dict[str, Any]]
 def run_in_ray(
     work: Work,
     arguments: dict[str, Any],
-    items: list[dict[str, Any]],
+    items: Iterable[dict[str, Any]],
     num_workers: int | None,
     lasting: bool = False,
 ) -> Iterator[dict[str, Any]]:
@@ -25,14 +25,16 @@ def run_in_ray(
     lasting: by actors, one a worker, which keep what they have loaded (a detector) from item to item.
     Raises DataError with the message of a worker's EquihandError, or where a worker dies on the same item again and again.
     """
-    if not items:
+    rows = [{"item": json.dumps(item)} for item in items]
+    if not rows:
         return
     import ray
 
-    size = max(1, min(len(items), num_workers or int(ray.cluster_resources().get("CPU", 1))))
+    size = max(1, min(len(rows), num_workers or int(ray.cluster_resources().get("CPU", 1))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of passing max_retries; there is no other way in Ray 2.60
-        dataset = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items))
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        del rows  # they may be large: a unit of images lists all of them
         if lasting:
             results = dataset.map_batches(
                 _Worker,

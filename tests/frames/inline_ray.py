@@ -1,7 +1,7 @@
 """The tasks of an ingest in this process instead of Ray's."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pipeline.errors import DataError
@@ -13,7 +13,7 @@ PLACES = ("pipeline.frames.ingest.run_in_ray", "pipeline.frames.detect_stage.run
 def run_inline(
     work: Callable[..., Any],
     arguments: dict[str, Any],
-    items: list[Any],
+    items: Iterable[Any],
     num_workers: int | None,
     lasting: bool = False,
 ) -> Iterator[Any]:
