@@ -41,7 +41,7 @@ PARTS = {"freihand": ("training", "evaluation"), "interhand": ("train", "val", "
 _WITH_RATE = ("boxed_images", "image_folder", "interhand", "ho3d", "dexycb")
 _UNORDERED = ("coco", "freihand")
 _ANNOTATED = ("coco", "youtube3d")
-_SECTIONS = ("image_folder", "coco", "freihand", "youtube3d")
+_SECTIONS = ("image_folder", "coco", "freihand", "youtube3d", "dexycb")
 
 FreiHandVersion = Literal["gs", "hom", "sample", "auto"]
 
@@ -91,6 +91,14 @@ class YouTube3dSettings(Settings):
     around the mesh, and no joints."""
 
 
+class DexYcbSettings(Settings):
+    """Of kind dexycb."""
+
+    split_by: Literal["subject", "session"] = "subject"
+    """What a split takes whole. subject: nobody is in two splits (the authors' setup s1). session: for lists of splits after
+    their setups s0 and s3. A session's cameras are never shared out (as in s2)."""
+
+
 class SourceSettings(Settings):
     """Where hand images come from."""
 
@@ -126,6 +134,8 @@ class SourceSettings(Settings):
     """freihand only."""
     youtube3d: YouTube3dSettings = YouTube3dSettings()
     """youtube3d only."""
+    dexycb: DexYcbSettings = DexYcbSettings()
+    """dexycb only."""
     detector: DetectorSettings = DetectorSettings()
     """detected_video and image_folder."""
     track: TrackSettings = TrackSettings()

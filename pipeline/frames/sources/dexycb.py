@@ -6,7 +6,7 @@ hpe_eval.py).
     <uri>/<subject>/<session>/<serial>/labels_000000.npz      joint_3d (1, 21, 3)
     <uri>/calibration/intrinsics/<serial>_640x480.yml         color: fx, fy, ppx, ppy
 
-A unit is one camera of one session; splits are drawn by subject. joint_3d is in metres, in the camera's frame (OpenCV's
+A unit is one camera of one session; splits are drawn by subject (or by session). joint_3d is in metres, in the camera's frame (OpenCV's
 axes), in FreiHAND's joint order; all of it is -1 where no hand is in sight. A session shows one hand, of one side.
 """
 
@@ -70,7 +70,7 @@ class DexYcb:
                         uri=join(self.settings.uri, session, serial),
                         num_frames=meta["num_frames"],
                         entries=[entry],
-                        split_key=session.partition("/")[0],
+                        split_key=session if self.settings.dexycb.split_by == "session" else session.partition("/")[0],
                     )
                 )
         return units

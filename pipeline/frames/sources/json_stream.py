@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from pipeline.errors import DataError, StorageError
+from pipeline.errors import DataError
 from pipeline.storage import as_local_file
 
 CHUNK = 2**22
@@ -117,10 +117,5 @@ def open_json(uri: str) -> Iterator[JsonStream]:
 
     Raises StorageError where it cannot be read.
     """
-    with as_local_file(uri) as path:
-        try:
-            file = open(path, "rb")  # noqa: SIM115 (closed below; errors of reading are not errors of opening)
-        except OSError as error:
-            raise StorageError(f"{uri}: {error.strerror}") from None
-        with file:
-            yield JsonStream(file, uri)
+    with as_local_file(uri) as path, open(path, "rb") as file:
+        yield JsonStream(file, uri)

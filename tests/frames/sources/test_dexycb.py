@@ -54,6 +54,9 @@ def test_cameras_and_sessions_of_a_subject_share_a_split(published):
     _, _, units = read(settings(published))
     splits = assign_splits([unit.split_key for unit in units], {"train": 0.5, "val": 0.5}, seed=0)
     assert sorted(splits.values()) == ["train", "val"]
+    by_session = SourceSettings(kind="dexycb", uri=str(published), dexycb={"split_by": "session"})
+    units = open_source(by_session).list_units(Rejects())
+    assert [unit.split_key for unit in units] == [session for session in SESSIONS for _ in SERIALS]
 
 
 def test_defects_of_single_frames_are_counted(root):

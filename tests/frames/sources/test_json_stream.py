@@ -47,5 +47,5 @@ def test_other_content_is_refused(data):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(StorageError, match=r"none\.json: No such file"), open_json(str(tmp_path / "none.json")):
+    with pytest.raises(StorageError, match=r"none\.json: no such file"), open_json(str(tmp_path / "none.json")):
         pass
