@@ -30,10 +30,11 @@ def clips(tmp_path_factory):
     """6 clips of 8 frames. The pictures of a clip hardly differ; every fourth label has a small box."""
     folder = tmp_path_factory.mktemp("clips")
     for i in range(6):
-        frames = [{"index": k, "hands": [hand_label(k)]} for k in range(8)]
-        for frame in frames[::4]:
-            x0, y0, _, _ = frame["hands"][0]["box"]
-            frame["hands"][0]["box"] = [x0, y0, x0 + 20, y0 + 18]
+        hands = [hand_label(k) for k in range(8)]
+        for hand in hands[::4]:
+            x0, y0, _, _ = hand["box"]
+            hand["box"] = [x0, y0, x0 + 20, y0 + 18]
+        frames = [{"index": k, "hands": [hand]} for k, hand in enumerate(hands)]
         write_clip(folder, f"clip_{i}", labels={"frames": frames})
     return folder
 

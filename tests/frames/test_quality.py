@@ -1,3 +1,4 @@
+import contextlib
 import io
 import itertools
 from types import SimpleNamespace
@@ -108,9 +109,13 @@ class Pictures:
         self.hands = hands or [[Hand(0, "right", BOX)] for _ in images]
         self.was_read: list[int] = []
 
-    def open(self, unit, rejects):
-        import contextlib
+    def list_files(self):
+        return {}
 
+    def list_units(self, rejects):
+        return []
+
+    def open(self, unit, rejects):
         def read(indexes):
             for index in indexes:
                 self.was_read.append(index)

@@ -54,19 +54,36 @@ def test_a_bad_list_is_said(tmp_path, name, text, message):
     assert str(caught.value).startswith(uri)
 
 
-class Recordings:
-    """Six clips of three recordings, one clip rejected while listing."""
+class Listed:
+    """A source that is only listed."""
+
+    def __init__(self, units: list[Unit], left_out: str | None = None):
+        self.units = units
+        self.left_out = left_out
+
+    def list_files(self):
+        return {}
 
     def list_units(self, rejects):
-        rejects.add("missing_labels", "lost")
-        return [Unit(f"{r}/{camera}", "", 10, split_key=r) for r in "abc" for camera in ("left", "right")]
+        if self.left_out:
+            rejects.add("missing_labels", self.left_out)
+        return self.units
+
+    def open(self, unit, rejects):
+        raise AssertionError("planning opens nothing")
+
+
+def recordings() -> Listed:
+    """Six clips of three recordings, one clip rejected while listing."""
+    units = [Unit(f"{r}/{camera}", "", 10, split_key=r) for r in "abc" for camera in ("left", "right")]
+    return Listed(units, left_out="lost")
 
 
 def splits_of(tmp_path: Path, listed: dict[str, str], **changes) -> dict[str, str]:
     """{clip: split} that the plan gives."""
     file = write(tmp_path / "splits.json", json.dumps(listed))
     values = {"source": {"kind": "labelled_video", "uri": "x"}, "splits": {"file": file, **changes}}
-    plan = make_plan(IngestSettings.model_validate(values), Recordings())
+    plan = make_plan(IngestSettings.model_validate(values), recordings())
     return {unit.name: split for task in plan.tasks for unit, split in task.units}
 
 
@@ -119,20 +136,16 @@ def test_without_a_list_nothing_is_recorded_of_it():
 
 def test_cameras_of_one_recording_are_drawn_together():
     values = {"source": {"kind": "labelled_video", "uri": "x"}, "splits": {"train": 0.4, "val": 0.3, "test": 0.3}}
-    plan = make_plan(IngestSettings.model_validate(values), Recordings())
+    plan = make_plan(IngestSettings.model_validate(values), recordings())
     found = {unit.name: split for task in plan.tasks for unit, split in task.units}
     assert all(found[f"{r}/left"] == found[f"{r}/right"] for r in "abc")
     assert set(found.values()) == {"train", "val", "test"}
 
 
 def test_two_clips_of_one_name_are_refused():
-    class Twice:
-        def list_units(self, rejects):
-            return [Unit("a", "x", 1), Unit("a", "y", 1)]
-
     settings = IngestSettings.model_validate({"source": {"kind": "labelled_video", "uri": "u"}})
     with pytest.raises(DataError, match="u: two clips would both be called 'a'"):
-        make_plan(settings, Twice())
+        make_plan(settings, Listed([Unit("a", "x", 1), Unit("a", "y", 1)]))
 
 
 def test_a_missing_list_and_a_rest_without_list_are_said():
