@@ -4,7 +4,7 @@ What is found in a piece is a file, which marks it as done. Tracks are made late
 """
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from pipeline.frames.plan import IngestSettings, Plan
@@ -32,8 +32,8 @@ def find_hands(settings: IngestSettings, plan: Plan, work_uri: str, progress: Pr
     units = [unit for task in plan.tasks for unit, _ in task.units]
     uris = [join(work_uri, "found", f"{number:06d}.json") for number in range(len(units))]
     done = {uri.rpartition("/")[2] for uri in list_files(join(work_uri, "found"), ".json")}
-    todo = [
-        {"unit": asdict(unit), "uri": uri}
+    todo: list[dict[str, Any]] = [
+        {"unit": vars(unit), "uri": uri}
         for unit, uri in zip(units, uris, strict=True)
         if uri.rpartition("/")[2] not in done
     ]

@@ -51,7 +51,7 @@ def epoch_of(uri: str) -> dict[str, bytes]:
     manifest = read_manifest(uri)
     frames = FrameSet(uri, manifest)
     reader = ItemReader((Source(uri, manifest.group_size),), 48, ("frame_id",), 0, True, None, None)
-    found = {}
+    found: dict[str, bytes] = {}
     for item in plan_epoch([frames], "train", 0, 1, 0, 0, True):
         block = reader.read(item)
         assert not any(block["problem"])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_a_video_is_cut_into_ranges():
 @pytest.mark.parametrize("quality", [{}, {"min_change": 3}])
 def test_labelled_video_gives_the_same_set_in_pieces(tmp_path, monkeypatch, short_pieces, quality):
     # The second hand comes late and goes early, so most pieces show one hand only; one frame has none.
-    frames = [
+    frames: list[dict[str, Any]] = [
         {"index": i, "hands": [hand_label(i), hand_label(i, "left", track=1)][: 1 + (32 < i < 50)] if i != 25 else []}
         for i in range(NUM_FRAMES)
     ]
