@@ -9,6 +9,7 @@ import io
 import random
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def opencv(settings: ViewSettings, crop_size: int) -> Sample:
     cv2.setNumThreads(1)
     values = np.arange(256, dtype=np.float32)
 
-    def view(image: np.ndarray) -> Tensor:
+    def view(image: Any) -> Tensor:
         size, side = settings.size, image.shape[0]
         angle = random.uniform(-settings.rotation_deg, settings.rotation_deg)
         scale = random.uniform(*settings.scale) * size / side
@@ -115,8 +116,8 @@ def lightly(settings: ViewSettings, crop_size: int) -> Sample:
     transform = SimCLRTransform(input_size=settings.size)
 
     def sample(jpeg: bytes) -> tuple[Tensor, Tensor]:
-        first, second = transform(Image.open(io.BytesIO(jpeg)).convert("RGB"))
-        return first, second
+        views: Any = transform(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+        return views[0], views[1]
 
     return sample
 

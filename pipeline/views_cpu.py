@@ -70,8 +70,8 @@ def render(
     if num_threads <= 1:
         _render(pixels, 0, len(pixels), factor, *arguments)
         return
-    for done in [_threads(num_threads).submit(_render, pixels, *part, factor, *arguments) for part in pairwise(bounds)]:
-        done.result()
+    for _ in _threads(num_threads).map(lambda part: _render(pixels, *part, factor, *arguments), pairwise(bounds)):
+        pass  # an error is raised here
 
 
 @lru_cache(maxsize=1)
@@ -80,11 +80,15 @@ def _threads(number: int) -> ThreadPoolExecutor:
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder for the compiled code can be written
         return njit(**options)(function)
+
+
+_intrinsic: Any = intrinsic  # typed as if called with its own arguments
+_as_tuple: Any = to_fixed_tuple
 
 
 # --- vectors of 4 and 8 lanes, which the compiler does not find by itself; LLVM makes them fit any processor
@@ -111,7 +115,7 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=["contract"]), c, flags=["contract"])
 
 
-@intrinsic
+@_intrinsic
 def _bilinear(typing: Any, source: Any, at: Any, stride: Any, x: Any, y: Any, out: Any, to: Any) -> Any:
     """out[to : to + 4] = the mean of four pixels of `source`, the first at `at`, weighted by x and y (0-1)."""
 
@@ -131,7 +135,7 @@ def _bilinear(typing: Any, source: Any, at: Any, stride: Any, x: Any, y: Any, ou
     return types.void(source, types.intp, types.intp, types.float32, types.float32, out, types.intp), generate
 
 
-@intrinsic
+@_intrinsic
 def _widen(typing: Any, source: Any, at: Any, out: Any, to: Any) -> Any:
     """out[to : to + 4] = four bytes of `source`, as float32."""
 
@@ -146,7 +150,7 @@ def _widen(typing: Any, source: Any, at: Any, out: Any, to: Any) -> Any:
     return types.void(source, types.intp, out, types.intp), generate
 
 
-@intrinsic
+@_intrinsic
 def _recolour(typing: Any, source: Any, at: Any, table: Any, out: Any, to: Any) -> Any:
     """out[to : to + 4] = the pixel of `source` at `at` through a colour table, a tuple of its numbers row by row."""
 
@@ -237,7 +241,7 @@ def _mean_luma(view: np.ndarray) -> float:
             red += view[i, 0]
             green += view[i, 1]
             blue += view[i, 2]
-        total += _RED * red + _GREEN * green + _BLUE * blue
+        total += float(_RED * red + _GREEN * green + _BLUE * blue)
     return total / view.shape[0]
 
 
@@ -274,7 +278,7 @@ def _render(
             if table[_OF_LUMA, 0] != 0:
                 table[_SHIFT] += table[_OF_LUMA] * np.float32(_mean_luma(view))
             # A tuple, which stays in registers: writing pixels could change an array.
-            colour, target = to_fixed_tuple(table.reshape(-1), _NUM_VALUES), out[number].reshape(-1)
+            colour, target = _as_tuple(table.reshape(-1), _NUM_VALUES), out[number].reshape(-1)
             last = size * size - 1
             for pixel in range(last):
                 _recolour(warped, 4 * pixel, colour, target, 3 * pixel)
