@@ -39,7 +39,9 @@ def run_in_ray(
             results = dataset.map_batches(
                 _Worker,
                 fn_constructor_args=(work, arguments),
-                compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+                compute=ray.data.ActorPoolStrategy(
+                    size=size, max_tasks_in_flight_per_actor=1
+                ),  # else the first takes two
                 batch_size=1,
                 num_cpus=1,
                 max_restarts=MAX_RETRIES,
