@@ -12,6 +12,7 @@ from pipeline.config import Settings
 from pipeline.errors import DataError, SettingsError
 from pipeline.evaluation.freihand import score, write_predictions
 from pipeline.frames.crop import crop_camera, crop_matrix, cut
+from pipeline.frames.sources.published import continuous_camera
 from pipeline.geometry import bone_joints
 from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.prediction.hands import CropPlan, box_in_crop
@@ -92,7 +93,9 @@ def predict_evaluation(
         numbers = range(start, min(start + settings.batch_size, len(cameras)))
         rows = [_crop(settings, number, plan) for number in numbers]
         frames, matrices, boxes = (np.stack(values) for values in zip(*rows, strict=True))
-        crop_cameras = [crop_camera(cameras[n], matrix) for n, matrix in zip(numbers, matrices, strict=True)]
+        crop_cameras = [
+            crop_camera(continuous_camera(cameras[n]), matrix) for n, matrix in zip(numbers, matrices, strict=True)
+        ]
         poses = predict_poses(
             loaded.model,
             torch.from_numpy(frames).permute(0, 3, 1, 2),
