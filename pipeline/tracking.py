@@ -61,7 +61,9 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        rows = [Metric(_allowed(name), float(value), now, step) for name, value in metrics.items() if math.isfinite(value)]
+        rows = [
+            Metric(_allowed(name), float(value), now, step) for name, value in metrics.items() if math.isfinite(value)
+        ]
         _client(self.tracking_uri).log_batch(self.mlflow_run_id, metrics=rows)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -138,7 +140,9 @@ def start_run(
             all_tags["mlflow.parentRunId"] = parent.mlflow_run_id
         created = client.create_run(experiment_id, run_name=run_id, tags=all_tags)
         handle = Run(uri, created.info.run_id, experiment_id)
-        params = [Param(_allowed(key), str(value)[:_MAX_PARAM_LENGTH]) for key, value in flatten(resolved_settings).items()]
+        params = [
+            Param(_allowed(key), str(value)[:_MAX_PARAM_LENGTH]) for key, value in flatten(resolved_settings).items()
+        ]
         client.log_batch(handle.mlflow_run_id, params=params)
         handle.log_text("settings.yaml", to_yaml(resolved_settings))
         return handle
