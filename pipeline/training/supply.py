@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from pipeline.storage import join, write_json
 _MOST_LISTED = 10_000
 
 
-def one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def one_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch]:
     """The batches, the next one put together (and, for a GPU, pinned) in a thread while the current one is trained on."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(1)
     ended = threading.Event()

@@ -1,6 +1,7 @@
 """Evaluating models on a labelled set: perfect and imperfect models, tables, pictures, files."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -166,9 +167,10 @@ def test_probes_are_those_of_a_naive_computation(tmp_path):
         one = identity_views(1)
         return apply_views(frame[None], one._replace(angle=torch.tensor([angle]).float()), ViewSettings(size=32))
 
-    points_of = {
+    assert pretrained.projection is not None
+    points_of: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "pose (a)": lambda image: model(image).joints_25d[0, :, :2],
-        "encoder": lambda image: pretrained.projection(pretrained.encoder(image)).view(-1, 2),
+        "encoder": lambda image, project=pretrained.projection: project(pretrained.encoder(image)).view(-1, 2),
     }
     for name, encoder in (("pose (a)", model.encoder), ("encoder", pretrained.encoder)):
         found = outcome["probes"][name]

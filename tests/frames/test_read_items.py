@@ -224,12 +224,12 @@ def test_only_the_columns_asked_for_are_read_in_few_reads(tmp_path, monkeypatch)
     manifest = write_tiny_set(uri, splits={"train": 512}, rows_per_shard=512, row_group_size=128, image_size=96)
     item = plan_epoch([FrameSet(uri, manifest)], "train", 0, 1, 0, 0, shuffle=False)[0]
     metadata = pq.ParquetFile(f"{uri}/{manifest.shards[0].path}").metadata
-    sizes = Counter()
+    sizes: Counter[str] = Counter()
     for group in range(4):
         for number in range(metadata.num_columns):
             column = metadata.row_group(group).column(number)
             sizes[column.path_in_schema.split(".")[0]] += column.total_compressed_size
-    reads = []
+    reads: list[tuple[int, int]] = []
 
     class Files:
         def open_input_file(self, path):

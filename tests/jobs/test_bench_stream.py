@@ -13,10 +13,17 @@ def test_the_set_to_measure_with_is_a_frame_set_of_photograph_sized_crops(tmp_pa
 
 
 def test_object_storage_is_compared_with_disk_in_turns(tmp_path, monkeypatch):
-    uris = []
-    monkeypatch.setattr("jobs.bench_stream.stream_batches", lambda uri, **_: uris.append(uri) or iter(range(3)))
+    uris: list[str] = []
+
+    def batches(uri, **_):
+        uris.append(uri)
+        return iter(range(3))
+
+    monkeypatch.setattr("jobs.bench_stream.stream_batches", batches)
     alone, first = _storage(BenchStreamJob(rounds=2), "disk", "s3://b/frames")
     assert uris == ["disk", "s3://b/frames"] * 3
     assert alone["unit"] == "frames/s"
+    assert alone["ratio"] is not None
     assert alone["ratio"] > 0
+    assert first["value"] is not None
     assert first["value"] >= 0

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -33,4 +34,4 @@ def test_ingest(path):
 
 def test_every_kind_of_source_has_settings_to_start_from():
     kinds = {load(IngestJob, ["--config", str(path)]).source.kind for path in CONFIGS.glob("ingest_*.yaml")}
-    assert kinds == set(SourceSettings.model_fields["kind"].annotation.__args__)
+    assert kinds == set(get_args(SourceSettings.model_fields["kind"].annotation))

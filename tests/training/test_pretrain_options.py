@@ -12,7 +12,7 @@ from pipeline.tracking import Run, TrackingSettings
 from pipeline.training.checkpoints import read_checkpoint
 from pipeline.training.launch import RunSettings, WorkerSettings
 from pipeline.training.optim import OptimiserSettings, build_optimiser
-from pipeline.training.pretrain import PretrainSettings, _Steps, pretrain
+from pipeline.training.pretrain import PretrainSettings, Steps, pretrain
 from pipeline.views import ViewSettings
 from tests.tiny_sets import write_tiny_set
 
@@ -81,7 +81,7 @@ def test_steps_with_other_objectives(objective, tmp_path):
     frames = load_frames(frame_set, split="train", columns=columns, limit=16)
     model = PretrainModel(settings.encoder, settings.projection, settings.objective)
     optimiser = build_optimiser(model, settings.optimiser)
-    steps = _Steps(model, optimiser, settings, torch.device("cpu"), 0, 1, steps_per_epoch=4)
+    steps = Steps(model, optimiser, settings, torch.device("cpu"), 0, 1, steps_per_epoch=4)
     for step in range(2):
         steps.run(Batch(0, step, frames.frames, frames.columns), 0.0)
     metrics, problem = steps.interval_metrics()
@@ -99,7 +99,7 @@ def test_positives_that_no_frame_has_end_the_run(tmp_path):
     settings = small(frame_set, objective={"positives": {"kind": "temporal", "max_seconds": 0.05}})
     model = PretrainModel(settings.encoder, settings.projection, settings.objective)
     optimiser = build_optimiser(model, settings.optimiser)
-    steps = _Steps(model, optimiser, settings, torch.device("cpu"), 0, 1, steps_per_epoch=1)
+    steps = Steps(model, optimiser, settings, torch.device("cpu"), 0, 1, steps_per_epoch=1)
     steps.run(Batch(0, 0, frames.frames, frames.columns), 0.0)
     _, problem = steps.interval_metrics()
     assert problem.startswith("no frame of the last 1 steps has a partner under objective.positives.kind = 'temporal'")

@@ -78,7 +78,7 @@ def write_dexycb(root: Path) -> Path:
                 joints = hand(side, number, x=-0.04, y=0.03) if number else None
                 image = draw([joints] if joints else [], camera(serial), 640, 480, radius=9.0)
                 (folder / f"color_{number:06d}.jpg").write_bytes(jpeg(image))
-                np.savez_compressed(folder / f"labels_{number:06d}.npz", **label(joints, serial))
+                np.savez_compressed(folder / f"labels_{number:06d}.npz", allow_pickle=False, **label(joints, serial))
         meta = {
             "serials": list(SERIALS),
             "num_frames": NUM_FRAMES,

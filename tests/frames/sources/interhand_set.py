@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,9 @@ def write_interhand(root: Path, split: str = "train", folder: str | None = None)
     position = {camera: np.array([300.0, -40.0, 80.0]) * (1 + n) for n, camera in enumerate(CAMERAS)}
     focal, princpt = np.array([1263.0, 1261.0]), np.array([165.3, 258.7])
     published = np.array([[focal[0], 0, princpt[0]], [0, focal[1], princpt[1]], [0, 0, 1]])
-    images, annotations, joints = [], [], {}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    joints: dict[str, Any] = {}
     for capture, sequence in SEQUENCES:
         hand_type = SEQUENCES[capture, sequence]
         for number, camera in enumerate(CAMERAS):

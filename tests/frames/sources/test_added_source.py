@@ -1,6 +1,7 @@
 """The source that docs/sources.md shows how to add."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -55,5 +56,5 @@ def test_a_bad_table_is_one_line(tmp_path, added):
 
 def test_the_page_names_every_kind():
     text = PAGE.read_text()
-    for kind in SourceSettings.model_fields["kind"].annotation.__args__:
+    for kind in get_args(SourceSettings.model_fields["kind"].annotation):
         assert f"| `{kind}` |" in text

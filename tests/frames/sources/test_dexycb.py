@@ -10,6 +10,7 @@ from pipeline.errors import DataError
 from pipeline.frames.groups import assign_splits
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import SourceSettings, open_source
+from pipeline.frames.sources.base import DexYcbSettings
 from tests.frames.sources.dexycb_set import SERIALS, SESSIONS, label, write_dexycb
 from tests.frames.sources.dots import check_dots, hand
 from tests.frames.sources.reading import read
@@ -54,7 +55,7 @@ def test_cameras_and_sessions_of_a_subject_share_a_split(published):
     _, _, units = read(settings(published))
     splits = assign_splits([unit.split_key for unit in units], {"train": 0.5, "val": 0.5}, seed=0)
     assert sorted(splits.values()) == ["train", "val"]
-    by_session = SourceSettings(kind="dexycb", uri=str(published), dexycb={"split_by": "session"})
+    by_session = SourceSettings(kind="dexycb", uri=str(published), dexycb=DexYcbSettings(split_by="session"))
     units = open_source(by_session).list_units(Rejects())
     assert [unit.split_key for unit in units] == [session for session in SESSIONS for _ in SERIALS]
 
@@ -67,10 +68,10 @@ def test_defects_of_single_frames_are_counted(root):
     damaged.write_bytes(damaged.read_bytes()[:-50])
     other = root / FIRST / SERIALS[1]
     objects = label(hand("right", 1), SERIALS[1]) | {"joint_3d": np.array([{"a": 1}], dtype=object)}
-    np.savez(other / "labels_000001.npz", **objects)
+    np.savez(other / "labels_000001.npz", allow_pickle=True, **objects)
     (other / "color_000002.jpg").write_bytes(b"")
     behind = label({name: -joint for name, joint in hand("right", 1).items()}, SERIALS[1])
-    np.savez(other / "labels_000003.npz", **behind)
+    np.savez(other / "labels_000003.npz", allow_pickle=False, **behind)
     rows, rejects, _ = read(settings(root))
     rejects.examples.pop("no_hand")
     first, second = (f"{FIRST}/{serial}" for serial in SERIALS)

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.ingest import ingest
-from pipeline.frames.plan import IngestSettings, make_plan
+from pipeline.frames.plan import IngestSettings, SplitSettings, make_plan
 from pipeline.frames.sources import SourceSettings, open_source
 from tests.frames.sources.dots import check_dots
 from tests.frames.sources.freihand_set import write_freihand
@@ -58,7 +58,7 @@ def test_versions_and_the_evaluation_part(published):
 
 def test_a_pose_is_in_one_split_with_all_its_backgrounds(tmp_path, ray_cluster):
     root = write_freihand(tmp_path / "FreiHAND", num_labels=10)
-    splits = {"train": 0.6, "val": 0.2, "test": 0.2}
+    splits = SplitSettings(train=0.6, val=0.2, test=0.2)
     manifest = ingest(IngestSettings(source=settings(root), splits=splits, image_size=224), str(tmp_path / "frames"))
     read_manifest, rows = read_set(str(tmp_path / "frames"))
     assert read_manifest == manifest

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError, SettingsError
+from pipeline.frames.detect import DetectorSettings
 from pipeline.frames.detect_stage import FindsHands
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import SourceSettings, image_folder, open_source
+from pipeline.frames.sources.base import ImageFolderSettings
 from pipeline.frames.track import Detection
 from tests.conftest import real_data
 from tests.frames.sources.coco_set import CAMERA, box_of, joints_of, write_coco
@@ -19,7 +21,7 @@ from tests.frames.sources.dots import check_dots, draw, jpeg
 from tests.frames.sources.reading import read
 
 FILES = [f"clip_{c}/{i}.jpg" for c in "ab" for i in range(3)]
-WHOLE = {"hands": "whole_image"}
+WHOLE = ImageFolderSettings(hands="whole_image")
 
 
 def check(row, number, side):
@@ -87,11 +89,11 @@ def test_whole_images_are_the_crops(tmp_path, side):
 
 
 def test_images_as_clips(tmp_path):
-    _, rejects, units = read(folder(tmp_path, image_folder={**WHOLE, "clips": "image"}))
+    _, rejects, units = read(folder(tmp_path, image_folder={"hands": "whole_image", "clips": "image"}))
     assert [unit.name for unit in units] == [file.removesuffix(".jpg") for file in FILES]
     assert not rejects.counts
     with pytest.raises(SettingsError, match=r"source\.image_rate"):
-        open_source(folder(tmp_path, image_rate=5, image_folder={**WHOLE, "clips": "image"}))
+        open_source(folder(tmp_path, image_rate=5, image_folder={"hands": "whole_image", "clips": "image"}))
 
 
 def test_stills_stand_for_themselves(tmp_path, detector):
@@ -126,6 +128,7 @@ def test_what_the_stage_found_is_used(tmp_path, detector, monkeypatch):
     (tmp_path / "found.json").write_text(json.dumps(source.detect(unit)))
     monkeypatch.setattr(image_folder, "shared_detector", None)
     with source.open(replace(unit, found=[str(tmp_path / "found.json")]), Rejects()) as opened:
+        assert opened is not None
         assert [len(frame.hands) for frame in opened.frames] == [2, 2, 2]
 
 
@@ -144,7 +147,7 @@ def test_real_hands(tmp_path):
     frames = sorted(real_data("frames").rglob("*.jpg"))[:2]
     for frame in frames:
         (tmp_path / frame.name).write_bytes(frame.read_bytes())
-    model = {"model": str(real_data("hand_landmarker.task"))}
+    model = DetectorSettings(model=str(real_data("hand_landmarker.task")))
     rows, rejects, _ = read(SourceSettings(kind="image_folder", uri=str(tmp_path), detector=model))
     assert rows
     assert len({row["frame_index"] for row in rows.values()}) + rejects.counts.get("no_hand", 0) == len(frames)

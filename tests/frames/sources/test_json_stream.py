@@ -2,6 +2,7 @@
 
 import io
 import json
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,8 @@ DOCUMENT = {"a": [{"x": [1, 2.5, -3e5]}, {"y": 'é"]}'}], "n": 12345, "e": [], "
 
 
 def walk(data: bytes):
-    stream, found = JsonStream(io.BytesIO(data), "f.json"), {}
+    stream = JsonStream(io.BytesIO(data), "f.json")
+    found: dict[str, Any] = {}
     for key in stream.members():
         if key in "ae":
             found[key] = [stream.value() for _ in stream.elements()]

@@ -30,7 +30,8 @@ def root(tmp_path, published):
 def settings(root, regressor=True, **changes):
     section = {"regressor": str(root / "regressor.npy")} if regressor else {}
     annotations = str(root / "youtube_train.json")
-    return SourceSettings(kind="youtube3d", uri=str(root), annotations=annotations, youtube3d=section, **changes)
+    values = {"kind": "youtube3d", "uri": str(root), "annotations": annotations, "youtube3d": section, **changes}
+    return SourceSettings.model_validate(values)
 
 
 def frame(root, number, video="abc", suffix="png"):

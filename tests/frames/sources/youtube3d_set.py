@@ -4,6 +4,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,8 @@ def write_youtube3d(root: Path, videos: dict[str, int], suffix: str = "png") -> 
 
     suffix: of the files; the annotations always say png.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for video, count in videos.items():
         folder = root / "youtube" / video / "video" / "frames"
         folder.mkdir(parents=True)
