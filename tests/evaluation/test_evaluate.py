@@ -167,10 +167,11 @@ def test_probes_are_those_of_a_naive_computation(tmp_path):
         one = identity_views(1)
         return apply_views(frame[None], one._replace(angle=torch.tensor([angle]).float()), ViewSettings(size=32))
 
-    assert pretrained.projection is not None
+    project = pretrained.projection
+    assert project is not None
     points_of: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "pose (a)": lambda image: model(image).joints_25d[0, :, :2],
-        "encoder": lambda image, project=pretrained.projection: project(pretrained.encoder(image)).view(-1, 2),
+        "encoder": lambda image: project(pretrained.encoder(image)).view(-1, 2),
     }
     for name, encoder in (("pose (a)", model.encoder), ("encoder", pretrained.encoder)):
         found = outcome["probes"][name]
