@@ -14,7 +14,7 @@ import pydantic
 from pipeline.errors import DataError
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.images import IMAGE_SUFFIXES, boxed_hands, open_stills
+from pipeline.frames.sources.images import IMAGE_SUFFIXES, open_boxed
 from pipeline.storage import join, list_files, read_bytes
 
 
@@ -78,11 +78,5 @@ class BoxedImages:
 
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
-        """See open_stills."""
-        default = self.settings.default_hand
-        yield open_stills(
-            unit,
-            self.settings,
-            lambda entry, name: boxed_hands(entry["boxes"], entry["hands"], default, name, rejects),
-            rejects,
-        )
+        """See open_boxed."""
+        yield open_boxed(unit, self.settings, rejects)

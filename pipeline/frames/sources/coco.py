@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.images import IMAGE_SUFFIXES, boxed_hands, clip_names, open_stills
+from pipeline.frames.sources.images import IMAGE_SUFFIXES, clip_names, open_boxed
 from pipeline.frames.sources.json_stream import open_json
 from pipeline.storage import join, size
 
@@ -79,14 +79,8 @@ class Coco:
 
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
-        """See open_stills."""
-        default = self.settings.default_hand
-        yield open_stills(
-            unit,
-            self.settings,
-            lambda entry, name: boxed_hands(entry["boxes"], entry["hands"], default, name, rejects),
-            rejects,
-        )
+        """See open_boxed."""
+        yield open_boxed(unit, self.settings, rejects)
 
     def _read(self, rejects: Rejects) -> tuple[dict[Any, tuple[str, list[int] | None]], dict[Any, Boxes]]:
         """({image id: (file, [width, height] where given)}, {image id: boxes}), in two passes: categories come last."""

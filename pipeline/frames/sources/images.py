@@ -49,6 +49,17 @@ def open_stills(
     return OpenUnit(frames, partial(read_images, unit, rejects))
 
 
+def open_boxed(unit: Unit, settings: SourceSettings, rejects: Rejects) -> OpenUnit:
+    """See open_stills; entries also have "boxes" and "hands" ("right", "left" or None for settings.default_hand)."""
+    default = settings.default_hand
+    return open_stills(
+        unit,
+        settings,
+        lambda entry, name: boxed_hands(entry["boxes"], entry["hands"], default, name, rejects),
+        rejects,
+    )
+
+
 def _tracked(images: Sequence[tuple[int, list[Hand]]]) -> list[list[Hand]]:
     """The hands of each image, numbered; tracks count up from 0 in order of first sighting."""
     result: list[list[Hand]] = [[] for _ in images]

@@ -2,7 +2,10 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from pipeline.frames.plan import IngestSettings
 from pipeline.frames.rejects import Rejects
@@ -26,3 +29,10 @@ def read(settings: SourceSettings, **crops):
                 rows[row["frame_id"]].append(row)
     assert all(len(same) == 1 for same in rows.values())
     return {name: same[0] for name, same in sorted(rows.items())}, rejects, units
+
+
+def edit_json(path: Path, change: Callable[[Any], None]) -> None:
+    """Rewrite a file of labels."""
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))

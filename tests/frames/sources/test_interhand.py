@@ -1,6 +1,5 @@
 """InterHand2.6M as published: joints land where they were drawn, and what is wrong with it is named."""
 
-import json
 import re
 import shutil
 
@@ -11,7 +10,7 @@ from pipeline.errors import DataError
 from pipeline.frames.sources import SourceSettings
 from tests.frames.sources.dots import check_dots
 from tests.frames.sources.interhand_set import FRAMES, write_interhand
-from tests.frames.sources.reading import read
+from tests.frames.sources.reading import edit_json, read
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +29,7 @@ def settings(root, **changes):
 
 
 def edit(root, kind, change):
-    """Rewrite an annotation file."""
-    path = next(root.glob(f"annotations/*/*_{kind}.json"))
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
+    edit_json(next(root.glob(f"annotations/*/*_{kind}.json")), change)
 
 
 def test_joints_land_on_their_dots(published):

@@ -1,6 +1,5 @@
 """YouTube 3D Hands as published: joints land where they were drawn, and the set's known defects cost what they must."""
 
-import json
 import shutil
 
 import numpy as np
@@ -10,7 +9,7 @@ from PIL import Image
 from pipeline.errors import DataError
 from pipeline.frames.sources import SourceSettings
 from tests.frames.sources.dots import check_dots
-from tests.frames.sources.reading import read
+from tests.frames.sources.reading import edit_json, read
 from tests.frames.sources.youtube3d_set import write_youtube3d
 
 VIDEOS = {"abc": 3, "PQSjVMOaRGc": 1, "Su0mLlax_0s": 2}
@@ -39,10 +38,7 @@ def frame(root, number, video="abc", suffix="png"):
 
 
 def edit(root, change):
-    path = root / "youtube_train.json"
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
+    edit_json(root / "youtube_train.json", change)
 
 
 def test_joints_land_on_their_dots(published):
