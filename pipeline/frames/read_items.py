@@ -30,6 +30,7 @@ OPTIONAL_COLUMNS = {"keypoints": (21, 2), "pair_keypoints": (21, 2)}
 Block = dict[str, np.ndarray]
 """frames uint8 (n, S, S, 3), the columns, `problem` (empty where the row is good); with pairs also partners."""
 
+_FAILED = "failed"
 _OPEN_SHARDS = 256
 _CONNECTIONS = 4  # shards of one item that are read at a time
 
@@ -74,11 +75,17 @@ class ItemReader:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         """Ray Data's face: one row, the item as JSON -> one block of decoded rows."""
-        block = self.read(_item(json.loads(batch["item"][0])))
+        try:
+            block = self.read(_item(json.loads(batch["item"][0])))
+        except DataError as error:
+            # Ray Data keeps of an exception only its text, and what reads it has to know that it is ours.
+            return pa.table({_FAILED: [str(error)]})
         return pa.table({name: _packed(values) for name, values in block.items()})
 
     def unpack(self, table: pa.Table) -> Block:
-        """The block that `read` gave, without copying pixels."""
+        """The block that `read` gave, without copying pixels; its DataError where it raised one."""
+        if _FAILED in table.column_names:
+            raise DataError(table[_FAILED][0].as_py())
         pixels = (self.image_size, self.image_size, 3)
         block = {}
         for name in table.column_names:

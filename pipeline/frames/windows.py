@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
-from pipeline.errors import EquihandError
 from pipeline.frames.epoch_plan import ITEM_ROWS, Item
 from pipeline.frames.read_items import Block, ItemReader, item_as_json
 
@@ -68,18 +67,7 @@ def _read_window(items: list[Item], reader: ItemReader, num_readers: int | None)
         [{"item": item_as_json(item)} for item in items], override_num_blocks=len(items)
     ).map_batches(reader, batch_size=None, batch_format="numpy", concurrency=num_readers)
     dataset.context.execution_options.preserve_order = True
-    try:
-        return dataset.materialize().to_arrow_refs()
-    except Exception as error:
-        raise _own(error) from None
-
-
-def _own(error: BaseException) -> BaseException:
-    """Our own error where Ray wrapped one."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, EquihandError):
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return cause or error
+    return dataset.materialize().to_arrow_refs()
 
 
 def _unpacked(references: list[Any], reader: ItemReader) -> Iterator[Block]:
