@@ -1,6 +1,7 @@
 """Fixtures that several tests share: reference data, one Ray session, one S3 server."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,10 @@ SHARED = Path(os.environ.get("EQUIHAND_SHARED", ROOT.parent / "shared"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+# Tests interrupt processes that they start. These would ignore it where this process does, as it does in the background
+# of a shell script.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
