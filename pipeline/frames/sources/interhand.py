@@ -2,7 +2,8 @@
 its authors' dataset.py.
 
     <uri>/images/<split>/Capture<n>/<sequence>/cam<id>/image<frame>.jpg
-    <uri>/annotations/<split>/InterHand2.6M_<split>_{data,camera,joint_3d}.json      (v1.0; earlier: annotations/all/)
+    <uri>/annotations/<split>/InterHand2.6M_<split>_{data,camera,joint_3d}.json      (v1.0)
+    <uri>/annotations/{all,machine_annot,human_annot}/InterHand2.6M_<split>_...      (v0.0; val in machine_annot only)
 
 A unit is one camera of one sequence; the splits are drawn by subject. World coordinates are millimetres, and
 X_camera = camrot (X_world - campos). Of 42 joints the first 21 are the right hand's, each finger from its tip to its base.
@@ -36,6 +37,8 @@ from pipeline.frames.sources.interhand_annotations import (
 from pipeline.frames.sources.published import continuous_camera, labelled_hand, numbers, read_stills
 from pipeline.frames.sources.video import sample
 from pipeline.storage import exists, join, read_json, size
+
+_EARLIER_FOLDERS = ("all", "machine_annot", "human_annot")
 
 
 class InterHand:
@@ -90,10 +93,10 @@ class InterHand:
         yield OpenUnit(frames, lambda indexes: read_stills(files, indexes, unit.name, rejects))
 
     def _annotations(self, kind: str) -> str:
-        """URI of an annotation file: of version 1.0, else of an earlier one."""
+        """URI of an annotation file: of version 1.0, else of the earlier one."""
         name = f"InterHand2.6M_{self.split}_{kind}.json"
-        places = [join(self.settings.uri, "annotations", folder, name) for folder in (self.split, "all")]
-        return places[0] if exists(places[0]) or not exists(places[1]) else places[1]
+        places = [join(self.settings.uri, "annotations", folder, name) for folder in (self.split, *_EARLIER_FOLDERS)]
+        return next(filter(exists, places), places[0])
 
     def _camera(self, cameras: Any, capture: str, camera: str) -> dict[str, Any]:
         """{"rotation", "position", "matrix"} as plain lists. Raises DataError, naming the key, where one is not there."""

@@ -163,10 +163,11 @@ def read_joints(uri: str, num_bytes: int) -> dict[str, dict[int, tuple[np.ndarra
                 entry = stream.value()
                 try:
                     world = np.asarray(entry["world_coord"], dtype=np.float32)
-                    valid = np.ravel(entry["joint_valid"]).astype(bool)
-                    if world.shape != (42, 3) or valid.shape != (42,):
+                    valid = np.asarray(entry["joint_valid"], dtype=bool)
+                    # 42 x 1 in the files, "Jx3" on the home page
+                    if world.shape != (42, 3) or valid.size not in (42, 3 * 42):
                         raise ValueError("world_coord and joint_valid are not of 42 joints")
-                    frames[int(frame)] = (world, valid)
+                    frames[int(frame)] = (world, np.all(valid.reshape(42, -1), axis=1))
                 except (KeyError, TypeError, ValueError) as error:
                     raise DataError(f"{uri}: {capture}.{frame}: {_why(error)}") from None
     return result

@@ -58,6 +58,30 @@ def test_the_earlier_layout_and_the_other_parts(tmp_path):
         read(settings(tmp_path, part="val"))
 
 
+def test_the_earlier_validation_part_has_machine_annotations_only(tmp_path):
+    write_interhand(tmp_path, "val", "machine_annot")
+    rows, rejects, _ = read(settings(tmp_path, part="val"))
+    assert not rejects.counts
+    assert len(rows) == 24
+
+
+def test_validity_of_joints_as_the_home_page_describes_it(root):
+    """It says "Jx3 list"; in the files themselves they are J x 1."""
+
+    def widen(joints):
+        for frames in joints.values():
+            for frame in frames.values():
+                frame["joint_valid"] = [3 * joint for joint in frame["joint_valid"]]
+                frame.pop("seq")  # files before November 2023 lack it
+
+    edit(root, "joint_3d", widen)
+    rows, rejects, _ = read(settings(root))
+    assert not rejects.counts
+    assert len(rows) == 24
+    for row in rows.values():
+        check_dots(row)
+
+
 def test_hands_without_all_joints(root):
     def hide(joints):
         joints["0"][str(FRAMES[0])]["joint_valid"][25] = [False]  # interacting: the left hand
