@@ -5,14 +5,15 @@
     <uri>/evaluation_{K,xyz,scale}.json    3,960 labels; xyz was published after the challenge
     <uri>/evaluation/rgb/00000000.jpg      3,960 images
 
-Image i + v * 32,560 shows label i before background v: gs (green screen), hom, sample, auto. A unit is a label, with all its
-backgrounds, so that no pose is in two splits. All hands are right hands, joints are in FreiHAND order.
+Image i + v * 32,560 shows label i before background v: gs (green screen), hom, sample, auto. (A smaller set may count by its
+own number of labels, or keep the names of the images of which it is a part.) A unit is a label, with all its backgrounds,
+so that no pose is in two splits. All hands are right hands, joints are in FreiHAND order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -26,14 +27,14 @@ from pipeline.frames.sources.base import (
     Unit,
     file_sizes,
 )
-from pipeline.frames.sources.json_stream import open_json
-from pipeline.frames.sources.published import continuous_camera, labelled_hand, read_stills
+from pipeline.frames.sources.published import continuous_camera, labelled_hand, read_array, read_stills
 from pipeline.storage import exists, join, size
 
 VERSIONS: tuple[str, ...] = get_args(FreiHandVersion)
 IMAGE_SIZE = (224, 224)
+_PUBLISHED_LABELS = 32_560
 _SCALE_BONE = (9, 10)
-_MAX_SCALE_ERROR = 0.01
+_MAX_SCALE_RATIO = 3.0
 
 
 class Labels(NamedTuple):
@@ -67,7 +68,8 @@ class FreiHand:
         labels = self._labels()
         self._check_scale(labels.joints)
         num_labels = len(labels.joints)
-        num_images = len(file_sizes(self.images_uri, (".jpg",)))
+        images = file_sizes(self.images_uri, (".jpg",))
+        num_images = len(images)
         if not num_images or num_images % num_labels or num_images // num_labels > len(VERSIONS):
             raise DataError(
                 f"{self.images_uri}: {num_images} images for the {num_labels} labels of {self._uri('xyz')}; 1 to "
@@ -79,7 +81,8 @@ class FreiHand:
             raise DataError(
                 f"{self.images_uri}: has no images of version {missing[0]} (source.freihand.versions), only {', '.join(there)}"
             )
-        offsets = sorted(VERSIONS.index(version) * num_labels for version in wanted)
+        stride = _version_stride(images, num_labels)
+        offsets = sorted(VERSIONS.index(version) * stride for version in wanted)
         entries = [{"images": offsets}]
         return [
             Unit(f"{self.part}/{label:08d}", self.images_uri, len(offsets), [{"label": label, **entries[0]}])
@@ -120,46 +123,32 @@ class FreiHand:
         return read_labels(*((uri, size(uri)) for uri in self._label_uris()))
 
     def _check_scale(self, joints: np.ndarray) -> None:
-        """Where the scales are there they tell whether the joints are metres, and in FreiHAND's order."""
+        """Where the scales are there they tell whether the joints are metres."""
         uri = self._uri("scale")
         if not exists(uri):
             return
-        scales = _read_array(uri, ())
+        scales = read_array(uri, ())
         if len(scales) != len(joints):
             raise DataError(f"{uri}: {len(scales)} scales, but {len(joints)} labels in {self._uri('xyz')}")
         start, end = _SCALE_BONE
         lengths = np.linalg.norm(joints[:, end] - joints[:, start], axis=-1)
-        if not np.nanmedian(np.abs(lengths / scales - 1)) < _MAX_SCALE_ERROR:
+        if not 1 / _MAX_SCALE_RATIO < np.nanmedian(lengths / scales) < _MAX_SCALE_RATIO:
             raise DataError(f"{uri}: not the lengths (metres) of bone {start}-{end} of {self._uri('xyz')}")
+
+
+def _version_stride(images: Iterable[str], num_labels: int) -> int:
+    """By how much the numbers of a label's images differ from one background to the next."""
+    stems = (uri.rpartition("/")[2].rpartition(".")[0] for uri in images)
+    is_cut = num_labels < _PUBLISHED_LABELS and any(
+        stem.isdecimal() and int(stem) >= _PUBLISHED_LABELS for stem in stems
+    )
+    return _PUBLISHED_LABELS if is_cut else num_labels
 
 
 @lru_cache(maxsize=1)
 def read_labels(cameras: tuple[str, int], joints: tuple[str, int]) -> Labels:
     """The labels of a part. Each file as (URI, bytes): a changed file is read again. Raises DataError for another layout."""
-    labels = Labels(_read_array(cameras[0], (3, 3)), _read_array(joints[0], (21, 3)))
+    labels = Labels(read_array(cameras[0], (3, 3)), read_array(joints[0], (21, 3)))
     if len(labels.cameras) != len(labels.joints):
         raise DataError(f"{cameras[0]}: {len(labels.cameras)} cameras, but {len(labels.joints)} labels in {joints[0]}")
     return labels
-
-
-def _read_array(uri: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A JSON list of arrays as (N, *shape) float64, element by element; elements of another form become NaN."""
-    elements = []
-    with open_json(uri) as stream:
-        for _ in stream.elements():
-            elements.append(_numbers_or_nan(stream.value(), shape))
-    if not elements:
-        raise DataError(f"{uri}: an empty list")
-    result = np.stack(elements)
-    if np.isnan(result.reshape(len(result), -1)).any(1).all():
-        raise DataError(f"{uri}: not one of {len(result)} elements is {' x '.join(map(str, shape)) or 'a number'}")
-    return result
-
-
-def _numbers_or_nan(value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.empty(0)
-    # Published scales are numbers, or lists of one.
-    return array.reshape(shape) if array.size == np.prod(shape, dtype=int) else np.full(shape, np.nan)

@@ -12,6 +12,7 @@ from pipeline.errors import DataError, MissingError
 from pipeline.frames.image_file import read_image
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import Hand
+from pipeline.frames.sources.json_stream import open_json
 from pipeline.storage import read_bytes
 
 _READERS = 8
@@ -79,6 +80,29 @@ def read_stills(
             yield index, image
         else:
             rejects.add("wrong_size", name)
+
+
+def read_array(uri: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A JSON list of arrays as (N, *shape) float64, element by element; elements of another form become NaN."""
+    elements = []
+    with open_json(uri) as stream:
+        for _ in stream.elements():
+            elements.append(_numbers_or_nan(stream.value(), shape))
+    if not elements:
+        raise DataError(f"{uri}: an empty list")
+    result = np.stack(elements)
+    if np.isnan(result.reshape(len(result), -1)).any(1).all():
+        raise DataError(f"{uri}: not one of {len(result)} elements is {' x '.join(map(str, shape)) or 'a number'}")
+    return result
+
+
+def _numbers_or_nan(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    # Published scales are numbers, or lists of one.
+    return array.reshape(shape) if array.size == np.prod(shape, dtype=int) else np.full(shape, np.nan)
 
 
 def read_yaml(uri: str) -> dict[str, Any]:

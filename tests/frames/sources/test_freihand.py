@@ -72,6 +72,21 @@ def test_a_pose_is_in_one_split_with_all_its_backgrounds(tmp_path, ray_cluster):
     assert all(len(of_label) == 1 for of_label in by_label.values())
 
 
+def test_a_cut_of_the_published_set_keeps_the_names_of_its_images(tmp_path):
+    root = write_freihand(tmp_path, stride=32_560)
+    (root / "training_mano.json").unlink()
+    rows, rejects, _ = read(settings(root))
+    assert not rejects.counts
+    assert list(rows) == [f"s/training/{i:08d}/{i + 32_560 * v:06d}" for i in range(3) for v in range(4)]
+    for row in rows.values():
+        check_dots(row)
+
+
+def test_the_length_of_another_bone_is_no_other_unit(root):
+    spoil(root, "training_scale.json", lambda scales: [[1.5 * scale] for scale in scales])
+    assert len(read(settings(root))[0]) == 12
+
+
 def test_what_is_wrong_with_one_image_costs_that_image(root):
     xyz = json.loads((root / "training_xyz.json").read_text())
     xyz[1][4][0] = float("nan")
