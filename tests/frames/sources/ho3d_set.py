@@ -1,5 +1,6 @@
 """A tiny HO-3D in the layout and units of its authors' scripts (https://github.com/shreyashampali/ho3d)."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -42,10 +43,13 @@ def python2(value: dict) -> bytes:
     return out + b"u."
 
 
-def write_ho3d(root: Path, version: int) -> Path:
-    """Three sequences of training and one of evaluation, three annotated frames and one that is not."""
+def write_ho3d(root: Path, version: int, with_joints: bool = False) -> Path:
+    """Three sequences of training and one of evaluation, three annotated frames and one that is not.
+
+    with_joints: also those of the evaluation part, in the order of its list of frames (published after the challenge).
+    """
     for part, sequences in SEQUENCES.items():
-        names = []
+        names, later = [], []
         for sequence in sequences:
             folder = root / part / sequence
             for kind in ("rgb", "meta"):
@@ -56,6 +60,7 @@ def write_ho3d(root: Path, version: int) -> Path:
                     content = {**content, "handJoints3D": None}
                 else:
                     names.append(f"{sequence}/{number:04d}")
+                    later.append(meta("train", number)[0]["handJoints3D"].tolist())
                 image = draw([joints], CAMERA, 640, 480, radius=9.0)
                 if version == 2:
                     image.save(folder / "rgb" / f"{number:04d}.png")
@@ -64,4 +69,6 @@ def write_ho3d(root: Path, version: int) -> Path:
                 data = python2(content) if version == 2 else pickle.dumps(content, protocol=2)
                 (folder / "meta" / f"{number:04d}.pkl").write_bytes(data)
         (root / f"{part}.txt").write_text("\n".join(names[::-1]) + "\n")
+        if part == "evaluation" and with_joints:
+            (root / "evaluation_xyz.json").write_text(json.dumps(later[::-1]))
     return root

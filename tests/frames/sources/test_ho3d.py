@@ -1,5 +1,6 @@
 """HO-3D as published: joints land where they were drawn, and its pickles run nothing."""
 
+import json
 import pickle
 import shutil
 
@@ -50,6 +51,19 @@ def test_evaluation_has_boxes_and_no_joints(published):
         np.testing.assert_allclose(row["crop"] @ [(250 + 460) / 2, (150 + 330) / 2, 1], [128, 128])
         full = np.vstack([row["crop"], [0, 0, 1]]) @ (CAMERA + np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]))
         np.testing.assert_allclose(row["camera"], full)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_evaluation_joints_that_were_published_later(tmp_path, version):
+    root = write_ho3d(tmp_path, version, with_joints=True)
+    rows, rejects, _ = read(settings(root, part="evaluation", stride=2))
+    assert not rejects.counts
+    assert list(rows) == [f"s/evaluation/SM1/{i:06d}" for i in (0, 2)]
+    for row in rows.values():
+        check_dots(row, radius=9.0)
+    (root / "evaluation_xyz.json").write_text(json.dumps(np.zeros((2, 21, 3)).tolist()))
+    with pytest.raises(DataError, match=r"evaluation_xyz\.json: joints of 2 frames, but .*evaluation\.txt names 3"):
+        read(settings(root, part="evaluation"))
 
 
 def test_defects_of_single_frames_are_counted(root):
