@@ -6,8 +6,9 @@ hpe_eval.py).
     <uri>/<subject>/<session>/<serial>/labels_000000.npz      joint_3d (1, 21, 3)
     <uri>/calibration/intrinsics/<serial>_640x480.yml         color: fx, fy, ppx, ppy
 
-A unit is one camera of one session; splits are drawn by subject (or by session). joint_3d is in metres, in the camera's frame (OpenCV's
-axes), in FreiHAND's joint order; all of it is -1 where no hand is in sight. A session shows one hand, of one side.
+A unit is one camera of one session; splits are drawn by subject (or by session). Subjects, sessions and cameras are those whose
+folders are there. joint_3d is in metres, in the camera's frame (OpenCV's axes), in FreiHAND's joint order; all of it is -1
+where no hand is in sight or none is annotated. A session shows one hand, of one side.
 """
 
 import io
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,6 +42,16 @@ _READERS = 8
 _NO_SUBJECTS = ("calibration", "models", "bop")
 
 
+class Session(NamedTuple):
+    """What is there of a session."""
+
+    meta: str
+    """URI of its meta.yml."""
+    num_bytes: int
+    cameras: frozenset[str]
+    """Names of the folders of its cameras."""
+
+
 class DexYcb:
     """See the file's docstring."""
 
@@ -49,7 +60,7 @@ class DexYcb:
 
     def list_files(self) -> dict[str, int]:
         """The sessions' meta.yml. Images and labels are not listed, there are too many; missing ones are counted."""
-        return dict(self._sessions.values())
+        return {session.meta: session.num_bytes for session in self._sessions.values()}
 
     def list_units(self, rejects: Rejects) -> list[Unit]:
         """One unit a camera of a session. Raises DataError where there is no session, or meta.yml or the calibration is not
@@ -58,9 +69,11 @@ class DexYcb:
             raise DataError(f"{self.settings.uri}: no <subject>/<session>/meta.yml here")
         cameras: dict[str, list[list[float]]] = {}
         units = []
-        for session, (uri, _) in self._sessions.items():
-            meta = _read_meta(uri)
+        for session, there in self._sessions.items():
+            meta = _read_meta(there.meta)
             for serial in meta["serials"]:
+                if serial not in there.cameras:
+                    continue
                 if serial not in cameras:
                     cameras[serial] = self._camera(serial)
                 entry = {"camera": cameras[serial], "sides": meta["mano_sides"]}
@@ -73,6 +86,8 @@ class DexYcb:
                         split_key=session if self.settings.dexycb.split_by == "session" else session.partition("/")[0],
                     )
                 )
+        if not units:
+            raise DataError(f"{self.settings.uri}: no session has a folder of one of the cameras in its meta.yml")
         return units
 
     @contextmanager
@@ -92,18 +107,18 @@ class DexYcb:
         yield OpenUnit(frames, lambda indexes: read_stills(files, indexes, unit.name, rejects))
 
     @cached_property
-    def _sessions(self) -> dict[str, tuple[str, int]]:
-        """{"<subject>/<session>": URI and bytes of its meta.yml}. Found from the folders alone: there are over a million
-        files."""
+    def _sessions(self) -> dict[str, Session]:
+        """By "<subject>/<session>". Found from the folders alone: there are over a million files."""
         subjects = [uri for uri in list_folders(self.settings.uri) if _name(uri) not in _NO_SUBJECTS]
         with ThreadPoolExecutor(_READERS) as pool:
             sessions = [uri for found in pool.map(list_folders, subjects) for uri in found]
             metas = [join(uri, "meta.yml") for uri in sessions]
             sizes = list(pool.map(_size_if_there, metas))
+            cameras = [frozenset(map(_name, found)) for found in pool.map(list_folders, sessions)]
         names = ["/".join(uri.split("/")[-2:]) for uri in sessions]
         return {
-            name: (meta, num_bytes)
-            for name, meta, num_bytes in zip(names, metas, sizes, strict=True)
+            name: Session(meta, num_bytes, of_session)
+            for name, meta, num_bytes, of_session in zip(names, metas, sizes, cameras, strict=True)
             if num_bytes is not None
         }
 

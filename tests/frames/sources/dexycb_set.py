@@ -86,7 +86,7 @@ def write_dexycb(root: Path) -> Path:
             "ycb_ids": [1, 11, 13, 20],
             "ycb_grasp_ind": 0,
             "mano_sides": [side],
-            "mano_calib": ["20200709-subject-01_right"],
+            "mano_calib": [f"20200709_140042_subject-01_{side}"],
         }
         (root / session / "meta.yml").write_text(yaml.safe_dump(meta))
     return root

@@ -84,6 +84,20 @@ def test_defects_of_single_frames_are_counted(root):
     assert len(rows) == 12
 
 
+def test_cameras_that_are_not_there_are_not_missed(root):
+    for session in SESSIONS:
+        shutil.rmtree(root / session / SERIALS[1])
+    (root / f"calibration/intrinsics/{SERIALS[1]}_640x480.yml").unlink()
+    rows, rejects, units = read(settings(root))
+    assert rejects.counts == {"no_hand": 3}
+    assert [unit.name for unit in units] == [f"{session}/{SERIALS[0]}" for session in SESSIONS]
+    assert len(rows) == 9
+    for session in SESSIONS:
+        shutil.rmtree(root / session / SERIALS[0])
+    with pytest.raises(DataError, match="no session has a folder of one of the cameras"):
+        read(settings(root))
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
