@@ -103,15 +103,14 @@ class Coco:
                 whole_body |= of_person
                 if not of_person and value["category_id"] not in sides:
                     continue
+                found = _whole_body_boxes(value) if of_person else [(value["bbox"], sides[value["category_id"]])]
+                if not found:
+                    continue
                 if value.get("iscrowd"):
                     rejects.add("crowd", f"{self.annotations}: annotation {value.get('id', number)}")
-                elif of_person:
-                    found = _whole_body_boxes(value)
-                    if found:
-                        boxes.setdefault(value["image_id"], []).extend(found)
                 else:
-                    found = [(_corners(value["bbox"]), sides[value["category_id"]])]
-                    boxes.setdefault(value["image_id"], []).extend(found)
+                    of_image = [(_corners(box), side) for box, side in found]
+                    boxes.setdefault(value["image_id"], []).extend(of_image)
         if not whole_body and not sides:
             raise DataError(
                 f"{self.annotations}: none of its categories ({_listed(categories)}) is called hand, and there are no "
@@ -160,8 +159,8 @@ def _image(value: dict[str, Any]) -> tuple[str, list[int] | None]:
 
 
 def _whole_body_boxes(value: dict[str, Any]) -> Boxes:
-    """The boxes of a person's annotated hands; the other ones hold zeros."""
-    return [(_corners(value[f"{side}hand_box"]), side) for side in _SIDES if value.get(f"{side}hand_valid")]
+    """The boxes of a person's annotated hands, as given; the other ones hold zeros."""
+    return [(value[f"{side}hand_box"], side) for side in _SIDES if value.get(f"{side}hand_valid")]
 
 
 def _corners(box: Any) -> list[Any]:

@@ -47,6 +47,17 @@ def test_whole_body_boxes(tmp_path):
         check(row, number)
 
 
+def test_crowds_without_annotated_hands_are_no_loss(tmp_path):
+    images, annotations = write_coco(tmp_path, FILES, whole_body=True)
+    value = json.loads(annotations.read_text())
+    (crowd,) = (annotation for annotation in value["annotations"] if annotation["iscrowd"])
+    crowd.update(lefthand_valid=False, righthand_valid=False, lefthand_box=[0.0] * 4, righthand_box=[0.0] * 4)
+    annotations.write_text(json.dumps(value))
+    rows, rejects, _ = read(settings(images, annotations))
+    assert not rejects.counts
+    assert len(rows) == 5
+
+
 def test_folders_as_clips(tmp_path):
     files = [f"clip_{c}/{i}.jpg" for c in "ab" for i in range(3)]
     rows, _, units = read(settings(*write_coco(tmp_path, files), coco={"clips": "folder"}))
