@@ -164,7 +164,7 @@ def read_joints(uri: str, num_bytes: int) -> dict[str, dict[int, tuple[np.ndarra
                 try:
                     world = np.asarray(entry["world_coord"], dtype=np.float32)
                     valid = np.asarray(entry["joint_valid"], dtype=bool)
-                    # 42 x 1 in the files, "Jx3" on the home page
+                    # 42 x 1 in the files; descriptions of the format also say "Jx3"
                     if world.shape != (42, 3) or valid.size not in (42, 3 * 42):
                         raise ValueError("world_coord and joint_valid are not of 42 joints")
                     frames[int(frame)] = (world, np.all(valid.reshape(42, -1), axis=1))

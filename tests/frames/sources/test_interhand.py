@@ -65,8 +65,8 @@ def test_the_earlier_validation_part_has_machine_annotations_only(tmp_path):
     assert len(rows) == 24
 
 
-def test_validity_of_joints_as_the_home_page_describes_it(root):
-    """It says "Jx3 list"; in the files themselves they are J x 1."""
+def test_validity_of_joints_by_coordinate(root):
+    """Descriptions of the format also say "Jx3 list"; in the files themselves they are J x 1."""
 
     def widen(joints):
         for frames in joints.values():
