@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -57,6 +58,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         yield
         return
     address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_somebody_listens(address)
     options: dict[str, Any] = {"address": address}
     if address == "local":
         options["num_cpus"] = settings.num_cpus or max(os.cpu_count() or 1, 4)
@@ -71,7 +73,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
             configure_logging=True,
             runtime_env={"env_vars": {**_QUIET_ENVIRONMENT, **_python_path()}},
         )
-    except (ConnectionError, TimeoutError, RuntimeError) as error:
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise EquihandError(f"Ray at '{address}' cannot be reached: {' '.join(str(error).split())[:200]}") from None
     quiet_libraries()
     if threading.current_thread() is threading.main_thread():
@@ -80,6 +82,20 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_somebody_listens(address: str) -> None:
+    """Ray itself goes on trying for many minutes. Names such as "local" and "auto" it resolves by itself."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise EquihandError(
+            f"Ray at '{address}' cannot be reached: {reason}; is the cluster up, and is this its address?"
+        ) from None
 
 
 def _python_path() -> dict[str, str]:

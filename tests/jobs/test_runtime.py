@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.runtime import RaySettings, ray_session
+from pipeline.errors import EquihandError
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
@@ -79,3 +82,12 @@ def test_chatter_goes_to_its_file(tmp_path):
     assert "own words" in output
     assert "chatter" not in output
     assert (tmp_path / "log").read_text() == "library chatter\n"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("address", "reason"), [("127.0.0.1:1", "Connection refused"), ("nowhere", "nvalid address")])
+def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch, address, reason):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # another test's session
+    said = pytest.raises(EquihandError, match=rf"^Ray at '{address}' cannot be reached: .*{reason}")
+    with said, ray_session(RaySettings(address=address)):
+        pass
