@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,8 +90,8 @@ def run(settings: BenchStreamJob, progress: Progress = SILENT) -> dict[str, Any]
 
 def _training(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
     """Turns of training steps on one batch in memory, and on the stream from disk."""
-    stream = _endless(settings, local)
-    kept, rate, ratio, work = _turns(settings, itertools.repeat(next(stream)), stream)
+    with _endless(settings, local) as stream:
+        kept, rate, ratio, work = _turns(settings, itertools.repeat(next(stream)), stream)
     what = f"training on the stream, ResNet-18, 128 px, batches of {settings.batch_size}"
     return [
         row(what, rate, "frames/s", f"one batch in memory: {kept:.1f}", ratio, ">= 0.95"),
@@ -100,7 +101,8 @@ def _training(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
 
 def _training_storage(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
     """Turns of training steps on the stream from disk and from object storage."""
-    disk, rate, ratio, _ = _turns(settings, _endless(settings, local), _endless(settings, remote))
+    with _endless(settings, local) as from_disk, _endless(settings, remote) as from_storage:
+        disk, rate, ratio, _ = _turns(settings, from_disk, from_storage)
     return [row("the same from s3:// (loopback server)", rate, "frames/s", f"disk: {disk:.1f}", ratio, ">= 0.90")]
 
 
@@ -143,7 +145,7 @@ def _cpu_seconds() -> float:
     return total
 
 
-def _endless(settings: BenchStreamJob, uri: str) -> Iterator[Batch]:
+def _endless(settings: BenchStreamJob, uri: str) -> AbstractContextManager[Iterator[Batch]]:
     # A turn consumes whole windows and reads as many, so that no turn is charged for another one's reading.
     window_mb = max(16, settings.steps * settings.batch_size * _IMAGE_BYTES // 2**20)
     stream = stream_batches(
@@ -193,18 +195,16 @@ def _epochs(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
             "counts": {"bench": {"train": 2048}},
         }
     )
-    stream = one_ahead(
-        stream_batches(local, split="train", batch_size=32, num_epochs=8, manifest=small, num_readers=1),
-        torch.device("cpu"),
-    )
-    for number in itertools.count():
-        started = time.perf_counter()
-        batch = next(stream, None)
-        if batch is None:
-            break
-        if number > 64:
-            waits[batch.step == 0].append(1000 * (time.perf_counter() - started))
-        time.sleep(0.05)
+    stream = stream_batches(local, split="train", batch_size=32, num_epochs=8, manifest=small, num_readers=1)
+    with one_ahead(stream, torch.device("cpu")) as batches:
+        for number in itertools.count():
+            started = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                break
+            if number > 64:
+                waits[batch.step == 0].append(1000 * (time.perf_counter() - started))
+            time.sleep(0.05)
     others = statistics.median(waits[False])
     worst = max(waits[False])
     return [

@@ -1,14 +1,18 @@
-"""Progress of work that runs on a cluster, shown in the driver.
+"""What a run's processes have to know of each other while it runs on a cluster.
 
-Workers post to a small actor; a thread of the driver reads it and feeds the driver's `Progress`. Posts are not waited for.
+Workers post their progress to a small actor; a thread of the driver reads it and feeds the driver's `Progress`. Posts are
+not waited for. The same actor holds the run's MLflow handle, and the reason why the run must stop, if there is one.
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipeline.errors import TrainingError
 from pipeline.progress import Progress
+from pipeline.tracking import Run
 
 _POLL_SECONDS = 0.5
 
@@ -17,6 +21,7 @@ class _Board:
     def __init__(self) -> None:
         self.posts: dict[str, tuple[int, int | None, dict[str, Any]]] = {}
         self.reason = ""
+        self.run: Run | None = None
 
     def post(self, key: str, done: int, total: int | None, figures: dict[str, Any]) -> None:
         self.posts[key] = (done, total, figures)
@@ -29,6 +34,12 @@ class _Board:
 
     def stopped(self) -> str:
         return self.reason
+
+    def track(self, run: Run) -> None:
+        self.run = run
+
+    def tracked(self) -> tuple[Run | None, str]:
+        return self.run, self.reason
 
 
 class BoardHandle:
@@ -53,6 +64,22 @@ class BoardHandle:
 
         reason: str = ray.get(self._actor.stopped.remote())
         return reason
+
+    def track(self, run: Run) -> None:
+        """Say which MLflow run this is."""
+        self._actor.track.remote(run)
+
+    def tracked(self) -> Run:
+        """The MLflow run, waited for. Raises TrainingError where the run was stopped instead."""
+        import ray
+
+        while True:
+            run, reason = ray.get(self._actor.tracked.remote())
+            if run is not None:
+                return run
+            if reason:
+                raise TrainingError(reason)
+            time.sleep(_POLL_SECONDS)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -51,6 +52,7 @@ class RunSettings(Settings):
 # Ray Train's controller takes one report from the workers each time that it looks after them, and a worker that reports
 # again before that waits. By default it looks every 2 s: ten quick steps, or an epoch of a small set, took 2 s each.
 _POLL_S = "0.25"
+_STOP_S = 30.0  # for workers that are just starting to end again
 
 # What may differ when a run goes on: where and how fast it runs, not what it computes.
 _MAY_CHANGE = ("run.", "workers.", "ray.", "tracking.", "num_readers", "window_mb")
@@ -116,35 +118,44 @@ def train_on_workers(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
     folder = join(absolute(run.storage), run_id)
     use_gpu = check_resources(workers)
-    mlflow_run = start_run(tracking, run_id, kind, settings, tags)
     started, started_at = time.monotonic(), time.time()
-    with ending(mlflow_run.finish):
-        with progress_board(progress, kind, total, unit) as board:
-            trainer = TorchTrainer(
-                partial(_stopping, worker_loop),
-                train_loop_config={
-                    **config,
-                    "board": board,
-                    "folder": folder,
-                    "use_gpu": use_gpu,
-                    "started_at": started_at,
-                },
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=workers.num_workers,
-                    use_gpu=use_gpu,
-                    resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+    with ExitStack() as stack:
+        board = stack.enter_context(progress_board(progress, kind, total, unit))
+        trainer = TorchTrainer(
+            partial(_stopping, worker_loop),
+            train_loop_config={
+                **config,
+                "board": board,
+                "folder": folder,
+                "use_gpu": use_gpu,
+                "started_at": started_at,
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers.num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            ),
+            run_config=ray.train.RunConfig(
+                name=run_id,
+                storage_path=absolute(run.storage),
+                failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=num_to_keep, checkpoint_score_attribute=score, checkpoint_score_order="min"
                 ),
-                run_config=ray.train.RunConfig(
-                    name=run_id,
-                    storage_path=absolute(run.storage),
-                    failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
-                    checkpoint_config=ray.train.CheckpointConfig(
-                        num_to_keep=num_to_keep, checkpoint_score_attribute=score, checkpoint_score_order="min"
-                    ),
-                    callbacks=[_mlflow_callback(mlflow_run, folder)],
-                ),
-            )
-            outcome = _fit(trainer)
+                callbacks=[_mlflow_callback(board, folder)],
+            ),
+        )
+        fit = Call(trainer.fit)
+        # MLflow takes seconds to open its run, and so do the workers to start: both at the same time.
+        try:
+            mlflow_run = start_run(tracking, run_id, kind, settings, tags)
+        except EquihandError as error:
+            board.stop(str(error))
+            fit.wait(_STOP_S)
+            raise
+        stack.enter_context(ending(mlflow_run.finish))
+        board.track(mlflow_run)
+        outcome = _outcome(fit)
         returned = outcome.return_value or {}
         if "error" in returned:
             raise TrainingError(f"run '{run_id}': {returned['error']}")
@@ -199,35 +210,43 @@ def check_resources(workers: WorkerSettings) -> bool:
     return use_gpu
 
 
-def _fit(trainer: Any) -> Any:
+def _outcome(fit: "Call") -> Any:
     from ray.train import ControllerError, TrainingFailedError
 
     try:
-        return interruptible(trainer.fit)
+        return fit.result()
     except (ControllerError, TrainingFailedError) as error:
         raise TrainingError(_reason(error)) from error
 
 
-def interruptible(call: Callable[[], Any]) -> Any:
-    """Run a call in a thread: on the main thread, Ray Train and Tune replace Ctrl-C's handler by ones of their own.
+class Call:
+    """A call that runs in a thread: on the main thread, Ray Train and Tune replace Ctrl-C's handler by ones of their own.
 
-    Train's exits with status 0. Here an interrupt leaves this function, and the call ends with the Ray session.
+    Train's exits with status 0. Here an interrupt leaves `result`, and the call ends with the Ray session.
     """
-    outcome: dict[str, Any] = {}
 
-    def work() -> None:
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._outcome: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._work, args=(function,), daemon=True, name="ray-run")
+        self._thread.start()
+
+    def _work(self, function: Callable[[], Any]) -> None:
         try:
-            outcome["result"] = call()
+            self._outcome["result"] = function()
         except BaseException as error:
-            outcome["error"] = error
+            self._outcome["error"] = error
 
-    thread = threading.Thread(target=work, daemon=True, name="ray-run")
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.5)
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]
+    def wait(self, seconds: float) -> None:
+        """Until the call has ended, but no longer than that."""
+        self._thread.join(seconds)
+
+    def result(self) -> Any:
+        """What the call returned or raised."""
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+        if "error" in self._outcome:
+            raise self._outcome["error"]
+        return self._outcome["result"]
 
 
 def _reason(error: BaseException) -> str:
@@ -246,12 +265,15 @@ def _reason(error: BaseException) -> str:
     return f"training failed, {at}{text}"
 
 
-def _mlflow_callback(mlflow_run: Run, folder: str) -> Any:
+def _mlflow_callback(board: BoardHandle, folder: str) -> Any:
     """Logs what the workers report, from the controller, which runs on the driver's node."""
     from ray.train import UserCallback
 
     class LogToMlflow(UserCallback):
+        mlflow_run: Run | None = None
+
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            mlflow_run = self.mlflow_run = self.mlflow_run or board.tracked()
             first = metrics[0]
             numbers = {k: float(v) for k, v in first.items() if isinstance(v, int | float) and k != "step"}
             mlflow_run.log_metrics(numbers, step=int(first.get("step", 0)))

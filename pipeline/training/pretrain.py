@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -198,79 +199,57 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.benchmark = True
 
-    initial = load_encoder(settings.init)[0] if settings.init is not None else None
-    if initial is not None:
-        settings = settings.model_copy(update={"encoder": initial.settings})
-    model = PretrainModel(settings.encoder, settings.projection, settings.objective)
-    if initial is not None:
-        model.encoder.load_state_dict(initial.state_dict())
-    optimiser = build_optimiser(model, settings.optimiser)
     epoch_steps = _steps_per_epoch(settings, sets)
-    state = _resume(model, optimiser, device)
-    network = _distributed(model, settings, device, world_size)
-    steps = Steps(network, optimiser, settings, device, rank, world_size, epoch_steps)
-    probe = OnlineProbe(settings.probe, sets[0].uri, settings.views, device) if rank == 0 else None
-    startup.mark("model")
-
-    first_epoch, first_step = divmod(state["step"], epoch_steps)
-    stream = stream_batches(
-        sets,
-        split=settings.split,
-        batch_size=settings.batch_size,
-        rank=rank,
-        world_size=world_size,
-        seed=settings.seed,
-        start_epoch=first_epoch,
-        start_step=first_step,
-        num_epochs=settings.epochs - first_epoch,
-        num_readers=settings.num_readers,
-        window_mb=settings.window_mb,
-        max_bad_fraction=settings.max_bad_fraction,
-        columns=columns_for(settings.objective),
-        pairs=settings.objective.positives.pairs if settings.objective.positives.kind == "similar" else None,
-    )
-    metrics: dict[str, Any] = {}
-    probed: dict[str, float] = state["probed"]
-    bad = BadFrames(config["folder"], rank)
-    for batch, waited in _timed(one_ahead(stream, device)):
-        startup.mark("first_batch")
-        steps.run(batch, waited)
-        startup.mark("first_step")
-        bad.add(batch.problems)
-        last_of_epoch = batch.step == epoch_steps - 1
-        if rank == 0:
-            done = (batch.epoch * epoch_steps + batch.step + 1) * settings.batch_size * world_size
-            config["board"].post("train", done, **steps.figures())
-        if not (last_of_epoch or (steps.number % settings.log_every == 0) or _due(settings, steps.number)):
-            continue
-        logged, problem = steps.interval_metrics()
-        if problem:
-            return {"error": problem}
-        metrics = {"step": steps.number, "epoch": (steps.number / epoch_steps), **logged}
-        metrics["bad_frames"] = int(gather_values(torch.tensor([float(bad.num)], device=device)).sum().item())
-        if last_of_epoch:
-            bad.write()
-        pictures: dict[str, bytes] = {}
-        epochs_done = batch.epoch + 1
-        last = epochs_done == settings.epochs
-        if rank == 0 and last_of_epoch:
-            if probe is not None and probe.due(epochs_done, last):
-                probed, pictures = probe.run(model, last)
-                metrics |= probed
-            if epochs_done == 1 or last:
-                pictures["views.png"] = view_pairs_picture(*steps.examples())
-        for name, data in pictures.items():
-            write_bytes(join(config["folder"], "pictures", name), data)
-        if pictures:
-            metrics["pictures"] = sorted(pictures)
-        if (last_of_epoch and (epochs_done % settings.checkpoint.every_epochs == 0 or last)) or _due(
-            settings, steps.number
-        ):
-            # The best checkpoint is the one with the best probe; without a probe, the one with the lowest loss.
-            metrics["score"] = probed.get("probe_pa_epe_mm", metrics["loss"])
-            _report_checkpoint(metrics, model, optimiser, settings, sets, probed, rank)
-        else:
-            ray.train.report(metrics)
+    saved = _saved_state()
+    # The first batch is read, and Ray Data started, while the network is built.
+    with one_ahead(_stream(settings, sets, rank, world_size, saved.step, epoch_steps), device) as batches:
+        settings, model, optimiser = _built(settings, saved, device)
+        network = _distributed(model, settings, device, world_size)
+        steps = Steps(network, optimiser, settings, device, rank, world_size, epoch_steps)
+        probe = OnlineProbe(settings.probe, sets[0].uri, settings.views, device) if rank == 0 else None
+        startup.mark("model")
+        metrics: dict[str, Any] = {}
+        probed = saved.probed
+        bad = BadFrames(config["folder"], rank)
+        for batch, waited in _timed(batches):
+            startup.mark("first_batch")
+            steps.run(batch, waited)
+            startup.mark("first_step")
+            bad.add(batch.problems)
+            last_of_epoch = batch.step == epoch_steps - 1
+            if rank == 0:
+                done = (batch.epoch * epoch_steps + batch.step + 1) * settings.batch_size * world_size
+                config["board"].post("train", done, **steps.figures())
+            if not (last_of_epoch or (steps.number % settings.log_every == 0) or _due(settings, steps.number)):
+                continue
+            logged, problem = steps.interval_metrics()
+            if problem:
+                return {"error": problem}
+            metrics = {"step": steps.number, "epoch": (steps.number / epoch_steps), **logged}
+            metrics["bad_frames"] = int(gather_values(torch.tensor([float(bad.num)], device=device)).sum().item())
+            if last_of_epoch:
+                bad.write()
+            pictures: dict[str, bytes] = {}
+            epochs_done = batch.epoch + 1
+            last = epochs_done == settings.epochs
+            if rank == 0 and last_of_epoch:
+                if probe is not None and probe.due(epochs_done, last):
+                    probed, pictures = probe.run(model, last)
+                    metrics |= probed
+                if epochs_done == 1 or last:
+                    pictures["views.png"] = view_pairs_picture(*steps.examples())
+            for name, data in pictures.items():
+                write_bytes(join(config["folder"], "pictures", name), data)
+            if pictures:
+                metrics["pictures"] = sorted(pictures)
+            if (last_of_epoch and (epochs_done % settings.checkpoint.every_epochs == 0 or last)) or _due(
+                settings, steps.number
+            ):
+                # The best checkpoint is the one with the best probe; without a probe, the one with the lowest loss.
+                metrics["score"] = probed.get("probe_pa_epe_mm", metrics["loss"])
+                _report_checkpoint(metrics, model, optimiser, settings, sets, probed, rank)
+            else:
+                ray.train.report(metrics)
     return {
         "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)} | probed,
         "frame_set": config["settings"]["frame_set"],
@@ -414,20 +393,69 @@ def _distributed(model: PretrainModel, settings: PretrainSettings, device: torch
     return network.train()
 
 
-def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> dict[str, Any]:
-    """Load the run's newest checkpoint, if there is one, and say where the loop was."""
+@dataclass(frozen=True)
+class _Saved:
+    """What the run's newest checkpoint holds; of a new run, nothing."""
+
+    step: int = 0
+    probed: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, Tensor] | None = None
+    optimiser: dict[str, Any] | None = None
+
+
+def _saved_state() -> _Saved:
     import ray.train
     from safetensors.torch import load_file
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return {"step": 0, "probed": {}}
+        return _Saved()
     with checkpoint.as_directory() as directory:
-        model.load_state_dict(load_file(os.path.join(directory, "model.safetensors")))
+        weights = load_file(os.path.join(directory, "model.safetensors"))
         state = read_trainer_state(directory)
-    model.to(device)
-    optimiser.load_state_dict(state["optimiser"])
-    return {"step": state["step"], "probed": state["probed"]}
+    return _Saved(state["step"], state["probed"], weights, state["optimiser"])
+
+
+def _built(
+    settings: PretrainSettings, saved: _Saved, device: torch.device
+) -> tuple[PretrainSettings, PretrainModel, torch.optim.Optimizer]:
+    """The model and its optimiser, as they were saved; and the settings, with the architecture of initial weights."""
+    initial = load_encoder(settings.init)[0] if settings.init is not None else None
+    if initial is not None:
+        settings = settings.model_copy(update={"encoder": initial.settings})
+    model = PretrainModel(settings.encoder, settings.projection, settings.objective)
+    if initial is not None:
+        model.encoder.load_state_dict(initial.state_dict())
+    optimiser = build_optimiser(model, settings.optimiser)
+    if saved.weights is not None and saved.optimiser is not None:
+        model.load_state_dict(saved.weights)
+        model.to(device)
+        optimiser.load_state_dict(saved.optimiser)
+    return settings, model, optimiser
+
+
+def _stream(
+    settings: PretrainSettings, sets: Sequence[FrameSet], rank: int, world_size: int, step: int, epoch_steps: int
+) -> Iterator[Batch]:
+    """This worker's batches from a step of the run on."""
+    positives = settings.objective.positives
+    first_epoch, first_step = divmod(step, epoch_steps)
+    return stream_batches(
+        sets,
+        split=settings.split,
+        batch_size=settings.batch_size,
+        rank=rank,
+        world_size=world_size,
+        seed=settings.seed,
+        start_epoch=first_epoch,
+        start_step=first_step,
+        num_epochs=settings.epochs - first_epoch,
+        num_readers=settings.num_readers,
+        window_mb=settings.window_mb,
+        max_bad_fraction=settings.max_bad_fraction,
+        columns=columns_for(settings.objective),
+        pairs=positives.pairs if positives.kind == "similar" else None,
+    )
 
 
 def _report_checkpoint(

@@ -4,7 +4,8 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,8 +16,12 @@ from pipeline.storage import join, write_json
 _MOST_LISTED = 10_000
 
 
-def one_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch]:
-    """The batches, the next one put together (and, for a GPU, pinned) in a thread while the current one is trained on."""
+@contextmanager
+def one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Iterator[Batch]]:
+    """The batches, the next one put together (and, for a GPU, pinned) in a thread while the current one is trained on.
+
+    The thread begins at once, so the first batch is made while the block prepares for it, and ends with the block.
+    """
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(1)
     ended = threading.Event()
 
@@ -36,13 +41,15 @@ def one_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch
         except BaseException as error:
             put(error)
 
-    thread = threading.Thread(target=work, daemon=True, name="one-ahead")
-    thread.start()
-    try:
+    def taken() -> Iterator[Batch]:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+    threading.Thread(target=work, daemon=True, name="one-ahead").start()
+    try:
+        yield taken()
     finally:
         ended.set()
 

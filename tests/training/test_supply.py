@@ -9,6 +9,15 @@ from pipeline.frames.stream import BadFrame, Batch
 from pipeline.training.supply import BadFrames, Startup, one_ahead
 
 
+def wait_until(what):
+    """Until it is true, and then as long as something that should not happen might take."""
+    for _ in range(200):
+        if what():
+            break
+        time.sleep(0.01)
+    time.sleep(0.05)
+
+
 def batches(count, made):
     for step in range(count):
         made.append(step)
@@ -18,15 +27,13 @@ def batches(count, made):
 @pytest.mark.timeout(20)
 def test_the_next_batch_is_made_while_the_last_one_is_used():
     made: list[int] = []
-    ahead = one_ahead(batches(9, made), torch.device("cpu"))
-    assert next(ahead).step == 0
-    for _ in range(200):
-        if len(made) == 3:
-            break
-        time.sleep(0.01)
-    time.sleep(0.05)
-    assert made == [0, 1, 2]  # one waits, one is held by the thread
-    assert [batch.step for batch in ahead] == list(range(1, 9))
+    with one_ahead(batches(9, made), torch.device("cpu")) as ahead:
+        wait_until(lambda: len(made) == 2)
+        assert made == [0, 1]  # before the first one is asked for: one waits, one is held by the thread
+        assert next(ahead).step == 0
+        wait_until(lambda: len(made) == 3)
+        assert made == [0, 1, 2]
+        assert [batch.step for batch in ahead] == list(range(1, 9))
 
 
 @pytest.mark.timeout(20)
@@ -35,15 +42,14 @@ def test_errors_come_through_and_an_early_end_stops_the_reading():
         yield from batches(2, [])
         raise DataError("shard 7 has vanished")
 
-    ahead = one_ahead(failing(), torch.device("cpu"))
-    assert [next(ahead).step, next(ahead).step] == [0, 1]
-    with pytest.raises(DataError, match="shard 7"):
-        next(ahead)
+    with one_ahead(failing(), torch.device("cpu")) as ahead:
+        assert [next(ahead).step, next(ahead).step] == [0, 1]
+        with pytest.raises(DataError, match="shard 7"):
+            next(ahead)
 
     made: list[int] = []
-    ahead = one_ahead(batches(100, made), torch.device("cpu"))
-    next(ahead)
-    ahead.close()
+    with one_ahead(batches(100, made), torch.device("cpu")) as ahead:
+        next(ahead)
     time.sleep(0.1)
     assert len(made) <= 4
 
