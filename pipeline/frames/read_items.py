@@ -6,6 +6,7 @@ The choice follows from the plan alone. An item without a single good row takes 
 """
 
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from pipeline.errors import DataError
 from pipeline.frames.epoch_plan import Item, Piece
 from pipeline.frames.pairs import SCHEMA_OF_PAIRS, beside, pairs_shard
 from pipeline.frames.schema import SCHEMA
-from pipeline.storage import join, resolve
+from pipeline.storage import is_local, join, local_path, resolve
 
 TENSOR_COLUMNS = {"joints_3d": (21, 3), "camera": (3, 3), "crop": (2, 3)}
 OPTIONAL_COLUMNS = {"keypoints": (21, 2), "pair_keypoints": (21, 2)}
@@ -177,9 +178,11 @@ class ItemReader:
 
     def _of_shard(self, uri: str, path: str, pieces: list[Piece]) -> dict[Piece, tuple[pa.Table, str]]:
         """Rows of one shard's pieces; neighbouring row groups are one read."""
+        shard = join(uri, path)
         try:
             whole = self._row_groups(uri, path, [piece.row_group for piece in pieces])
-            sizes = [_open(join(uri, path)).metadata.row_group(piece.row_group).num_rows for piece in pieces]
+            metadata = _open(shard, _version(shard)).metadata
+            sizes = [metadata.row_group(piece.row_group).num_rows for piece in pieces]
             starts = np.cumsum([0, *sizes])
             return {
                 piece: (whole.slice(start, size).slice(piece.start, piece.stop - piece.start), "")
@@ -258,7 +261,7 @@ def _seed(seed: int, item: Item) -> list[int]:
 
 
 def _read(shard: str, row_groups: list[int], columns: list[str]) -> pa.Table:
-    file = _open(shard)
+    file = _open(shard, _version(shard))
     if max(row_groups) >= file.num_row_groups:
         raise ValueError("the shard holds fewer rows than the manifest says")
     table = file.read_row_groups(row_groups, columns=columns)
@@ -268,9 +271,21 @@ def _read(shard: str, row_groups: list[int], columns: list[str]) -> pa.Table:
     return table
 
 
+def _version(shard: str) -> tuple[int, ...]:
+    """Which file a local path means now. Raises FileNotFoundError where none. Nothing is asked of object storage.
+
+    A file that was deleted or replaced could still be read by the processes that have it open, and by no others: what comes
+    of it would depend on which process reads.
+    """
+    if not is_local(shard):
+        return ()
+    info = os.stat(local_path(shard))
+    return info.st_ino, info.st_mtime_ns, info.st_size
+
+
 @lru_cache(maxsize=_OPEN_SHARDS)
-def _open(shard: str) -> pq.ParquetFile:
-    """Shards stay open in a reading process: the footer is read once."""
+def _open(shard: str, version: tuple[int, ...]) -> pq.ParquetFile:
+    """Shards stay open in a reading process, as long as they are the same files: the footer is read once."""
     filesystem, path = resolve(shard)
     return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True, page_checksum_verification=True)
 

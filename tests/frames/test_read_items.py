@@ -136,6 +136,32 @@ def test_a_damaged_shard_costs_its_rows_and_no_more(frames, damage, reason, rows
         read_all(uri, max_bad_fraction=0.005)
 
 
+def replaced(uri, shard):
+    """By another file of the same name; the old one lives on for whoever has it open."""
+    new = Path(uri, "new.parquet")
+    new.write_bytes(b"something else")
+    new.replace(Path(uri, shard.path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [(vanished, "has vanished"), (replaced, "magic bytes|footer|[Ss]ize"), (shorter, "fewer rows")]
+)
+def test_a_shard_that_is_open_already_is_damaged_for_all_alike(frames, damage, reason):
+    uri, manifest = frames
+    item = plan_epoch([FrameSet(uri, manifest)], "train", 0, 1, 0, 0, shuffle=False)[0]
+    reader = ItemReader((Source(uri, 4),), 16, ("frame_id",))
+    assert not any(reader.read(item)["problem"])  # this process has all of the item's shards open now
+    damage(uri, next(shard for shard in manifest.shards if shard.path == item.pieces[0].path))
+    found = reader.read(item)
+    read_items._open.cache_clear()
+    fresh = reader.read(item)
+    assert found["problem"].tolist() == fresh["problem"].tolist()
+    assert found["frame_id"].tolist() == fresh["frame_id"].tolist()
+    problems = [text for text in found["problem"] if text]
+    assert len(problems) == (24 if damage is shorter else 64)
+    assert all(re.search(reason, text) for text in problems)
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.usefixtures("in_process")
 def test_a_frame_set_without_a_shard_left_stops_the_run(frames):
@@ -240,7 +266,8 @@ def test_only_the_columns_asked_for_are_read_in_few_reads(tmp_path, monkeypatch)
     found = {}
     for columns in ((), ("joints_3d",)):
         read_items._open.cache_clear()
-        read_items._open(f"{uri}/{manifest.shards[0].path}")  # the footer is read once
+        shard = f"{uri}/{manifest.shards[0].path}"
+        read_items._open(shard, read_items._version(shard))  # the footer is read once
         reads.clear()
         ItemReader((Source(uri, 4),), 96, columns).read(item)
         found[columns] = sum(size for _, size in reads)
