@@ -39,19 +39,20 @@ def cut(
     blocks: Iterator[tuple[Item, Block]],
     rows: tuple[int, ...],
     steps: int,
+    start_epoch: int,
     start_step: int,
     batch_size: int,
     columns: tuple[str, ...],
 ) -> Iterator[Batch]:
-    """Batches start_step to steps of the first epoch, and 0 to steps of those after it.
+    """Batches start_step to steps of start_epoch, and 0 to steps of those after it.
 
-    rows: of each set in an epoch. Blocks of the first epoch begin with the rows that start_step takes.
+    rows: of each set in an epoch. Blocks of start_epoch, where any are left of it, begin with the rows that start_step takes.
     """
     taken = rows_after(rows, batch_size)
     coming = next(blocks, None)
     while coming is not None:
         epoch, pending = coming[0].epoch, [_Pending() for _ in rows]
-        for step in range(start_step, min(steps, len(taken) - 1)):
+        for step in range(start_step if epoch == start_epoch else 0, min(steps, len(taken) - 1)):
             counts = taken[step + 1] - taken[step]
             while coming is not None and any(of.num_rows < count for of, count in zip(pending, counts, strict=True)):
                 pending[coming[0].of_set].add(coming[1])
@@ -60,7 +61,6 @@ def cut(
             yield to_batch(_joined(parts), epoch, step, columns)
         while coming is not None and coming[0].epoch == epoch:  # the rows that make no full batch
             coming = next(blocks, None)
-        start_step = 0
 
 
 def cut_as_they_come(

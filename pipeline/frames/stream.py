@@ -59,7 +59,7 @@ def stream_batches(
     """Batches of this worker's share of frame sets, epoch after epoch. Needs a running Ray.
 
     frames: a frame set's URI, or several sets (see mixing.open_frame_sets).
-    start_step: batches of the first epoch to leave out, because they were seen before an interruption.
+    start_step: batches of the first epoch to leave out, because they were seen before an interruption; not with clips.
     columns: what to read besides the frames; columns not named are not read.
     clips: only rows of these clips (label fractions) of a single set; every worker gets those among its rows.
     num_readers: reading tasks at a time for this worker; None lets Ray Data decide.
@@ -71,17 +71,18 @@ def stream_batches(
     """
     sets = _opened(frames, manifest)
     check_together(sets, split)
-    if clips is not None and len(sets) > 1:
-        raise ValueError("clips are chosen from a single frame set")
+    if clips is not None and (len(sets) > 1 or start_step):
+        raise ValueError("clips are chosen from a single frame set, and from the start of an epoch")
     wanted = tuple(columns)
     rows = worker_rows(sets, split, rank, world_size)
-    skipped = rows_after(tuple(rows), batch_size)[start_step] if start_step and clips is None else [0] * len(sets)
+    seen = rows_after(tuple(rows), batch_size)
+    skipped = seen[min(start_step, len(seen) - 1)]  # this worker's epoch may be a batch shorter than the others'
     items, left_out = _items(sets, split, rank, world_size, seed, shuffle, start_epoch, num_epochs, list(skipped))
     reader = _reader(sets, wanted, seed, shuffle, clips, pairs)
     blocks = without_first(windows.read_items(items, reader, num_readers, window_mb * 2**20), left_out)
     if clips is None:
         steps = steps_per_epoch(sets, split, batch_size, world_size, drop_last)
-        batches = cut(blocks, tuple(rows), steps, start_step, batch_size, wanted)
+        batches = cut(blocks, tuple(rows), steps, start_epoch, start_step, batch_size, wanted)
     else:
         batches = cut_as_they_come(blocks, drop_last, batch_size, wanted)
     bad: list[BadFrame] = []

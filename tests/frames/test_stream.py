@@ -93,6 +93,22 @@ def test_an_epoch_goes_on_in_the_middle(tiny, start_step):
     assert census(tiny, num_epochs=2, batch_size=16, start_step=start_step) == whole[start_step:]
 
 
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("rows", [2, 31, 32, 33, 34])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_an_epoch_goes_on_wherever_it_was_left(tmp_path, rows, drop_last):
+    """Also at its very end, and for workers with fewer batches than others, or none."""
+    uri = str(tmp_path)
+    manifest = write_tiny_set(uri, splits={"train": rows}, image_size=16, labelled=False)
+    options = {"num_epochs": 2, "start_epoch": 1, "batch_size": 4, "drop_last": drop_last}
+    for world_size in (1, 2, 3, 5):
+        steps = num_batches(manifest, "train", 4, world_size, drop_last)
+        for rank, start_step in itertools.product(range(world_size), range(steps + 1)):
+            whole = census(uri, **options, rank=rank, world_size=world_size)
+            rest = census(uri, **options, rank=rank, world_size=world_size, start_step=start_step)
+            assert rest == [batch for batch in whole if batch[:2] >= (1, start_step)]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     groups=st.lists(st.integers(1, 700), min_size=1, max_size=12),
