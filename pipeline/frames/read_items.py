@@ -138,6 +138,8 @@ class ItemReader:
             table, shards, problems = table.take(order), shards[order], [problems[row] for row in order]
         frames, wrong = decode_frames(table["jpeg"], self.image_size)
         problems = [problem or text for problem, text in zip(problems, wrong, strict=True)]
+        for name in dict.fromkeys(["frame_id", "clip_id", *self.columns]):
+            _note_missing(table, name, problems)
         block = {"frames": frames}
         for name in self.columns:
             block[name] = _column(table, name, problems)
@@ -288,6 +290,14 @@ def _open(shard: str, version: tuple[int, ...]) -> pq.ParquetFile:
     """Shards stay open in a reading process, as long as they are the same files: the footer is read once."""
     filesystem, path = resolve(shard)
     return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True, page_checksum_verification=True)
+
+
+def _note_missing(table: pa.Table, name: str, problems: list[str]) -> None:
+    """Name good rows that lack a field which every row must have; a shard that ingest did not write may have such rows."""
+    if (SCHEMA if name in SCHEMA.names else SCHEMA_OF_PAIRS).field(name).nullable:
+        return
+    for row in np.flatnonzero(table[name].is_null().to_numpy()):
+        problems[row] = problems[row] or f"no {name}"
 
 
 def _column(table: pa.Table, name: str, problems: list[str]) -> np.ndarray:

@@ -59,10 +59,14 @@ def test_rows_with_missing_fields_are_named_and_replaced(frames):
         jpegs, joints = table["jpeg"].to_pylist(), table["joints_3d"].to_pylist()
         jpegs[5], jpegs[6] = None, b""
         joints[7], joints[8], joints[9] = None, [1.0, 2.0], [float("nan")] * 63
-        return with_column(with_column(table, "jpeg", jpegs), "joints_3d", joints)
+        table = with_column(with_column(table, "jpeg", jpegs), "joints_3d", joints)
+        for row, name in ((10, "clip_id"), (11, "hand"), (12, "confidence")):  # the last one may be missing
+            values = table[name].to_pylist()
+            table = with_column(table, name, [*values[:row], None, *values[row + 1 :]])
+        return table
 
     rewritten(uri, shard, change)
-    options = {"columns": ("frame_id", "joints_3d"), "num_epochs": 2}
+    options = {"columns": ("frame_id", "joints_3d", "hand", "confidence"), "num_epochs": 2}
     batches, problems = read_all(uri, **options)
     assert Counter(bad.reason for bad in problems) == {
         "no JPEG": 2,
@@ -70,10 +74,12 @@ def test_rows_with_missing_fields_are_named_and_replaced(frames):
         "no joints_3d": 2,
         "joints_3d has 2 numbers": 2,
         "joints_3d is not finite": 2,
+        "no clip_id": 2,
+        "no hand": 2,
     }
     assert {bad.shard for bad in problems} == {f"{uri}/{shard.path}"}
     first = 2 * 64 + 5
-    names = [f"tiny/train-{row // 4:05d}/{row % 4:06d}" for row in range(first, first + 5)]
+    names = [f"tiny/train-{row // 4:05d}/{row % 4:06d}" for row in range(first, first + 7)]
     assert sorted({bad.frame for bad in problems}) == names
     counts = Counter(name for batch in batches[:40] for name in batch.columns["frame_id"])
     assert sum(counts.values()) == 2000
