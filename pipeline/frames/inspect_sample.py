@@ -108,6 +108,7 @@ def _measure(
     try:
         with open_shard(uri, shard) as file:
             table = file.read_row_group(row_group, columns=list(COLUMNS)).take(pa.array(rows))
+            table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(uri, shard, error) from None
     frames, wrong = decode_frames(table["jpeg"], image_size)

@@ -45,7 +45,9 @@ def read_columns(uri: str, shard: Shard, columns: Sequence[str]) -> Iterator[pa.
     try:
         with open_shard(uri, shard) as file:
             for index in range(file.num_row_groups):
-                yield file.read_row_group(index, columns=list(columns))
+                table = file.read_row_group(index, columns=list(columns))
+                table.validate(full=True)  # damaged text would fail only where it is used
+                yield table
     except (OSError, pa.ArrowException) as error:
         raise unreadable(uri, shard, error) from None
 

@@ -204,7 +204,9 @@ class ItemReader:
             shard = pairs_shard(uri, self.pairs, path)
             mined = [name for name in schema.names if name not in SCHEMA.names]
             table = beside(table, _read(shard, row_groups, ["frame_id", *mined]), shard)
-        return table.select(schema.names).cast(schema)
+        table = table.select(schema.names).cast(schema)
+        table.validate(full=True)  # damaged text would fail only where it is used
+        return table
 
     def _schema(self) -> pa.Schema:
         """Of the columns to read; nothing else is read. Cells of rows that cannot be read are null."""

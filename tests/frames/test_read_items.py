@@ -92,6 +92,15 @@ def test_rows_with_missing_fields_are_named_and_replaced(frames):
     assert [batch.columns["frame_id"] for batch in batches[13:]] == [batch.columns["frame_id"] for batch in rest]
 
 
+def damaged_text(uri, shard):
+    """A byte of a frame id that no text has."""
+    path = Path(uri, shard.path)
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=16, compression="none", use_dictionary=False, write_statistics=False)
+    name = table["frame_id"][20].as_py().encode()
+    path.write_bytes(path.read_bytes().replace(name, b"\xff" + name[1:]))
+
+
 def no_column(uri, shard):
     rewritten(uri, shard, lambda table: table.drop_columns("jpeg"))
 
@@ -125,6 +134,7 @@ def vanished(uri, shard):
         (no_column, "has no column jpeg", 64),
         (shorter, "fewer rows than the manifest says", 24),
         (overwritten, "", 32),
+        (damaged_text, "UTF8", 16),
     ],
 )
 def test_a_damaged_shard_costs_its_rows_and_no_more(frames, damage, reason, rows):
