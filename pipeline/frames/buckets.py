@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.frames.manifest import Shard
+from pipeline.frames.manifest import Shard, new_checksum
 from pipeline.frames.rows import Row
 from pipeline.frames.schema import SCHEMA, SPLITS, digest, digest_to_hex, rows_to_table
 from pipeline.storage import is_local, join, read_range, resolve, size
@@ -90,7 +90,8 @@ def write_shard(
     written_uri = join(work_uri, f"{uuid.uuid4().hex}.tmp") if is_local(uri) else shard_uri
     with (
         _create(written_uri) as stream,
-        pq.ParquetWriter(stream, SCHEMA, **_PARQUET) as writer,
+        pa.PythonFile(copy := _Checksummed(stream), mode="w") as file,
+        pq.ParquetWriter(file, SCHEMA, **_PARQUET) as writer,
     ):
         start = 0
         for num_rows in row_groups:
@@ -108,7 +109,27 @@ def write_shard(
         num_bytes=size(shard_uri),
         row_groups=row_groups,
         digest=digest_to_hex(digest(table)),
+        checksum=copy.checksum.hexdigest(),
     )
+
+
+class _Checksummed:
+    """A file to write to that keeps the checksum of what went through it."""
+
+    closed = False
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream = stream
+        self.checksum = new_checksum()
+
+    def write(self, data: bytes) -> None:
+        self.checksum.update(data)
+        self._stream.write(data)
+
+    def flush(self) -> None:
+        """Nothing is held back; whoever opened the stream closes it."""
+
+    close = flush
 
 
 _TEXT = ["clip_id", "source", "hand", "split"]

@@ -4,7 +4,8 @@ It is written last, in one atomic write, so a frame set without a manifest is no
 names do not belong to it.
 """
 
-from typing import Any
+import hashlib
+from typing import Annotated, Any
 
 import pydantic
 
@@ -14,6 +15,8 @@ from pipeline.storage import exists, join, read_json, write_bytes
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+
+Digest = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{1,32}$")]
 
 
 class _Model(pydantic.BaseModel):
@@ -31,7 +34,10 @@ class Shard(_Model):
     num_bytes: int
     row_groups: list[int]
     """Rows of each Parquet row group. No frame group crosses a row group's end."""
-    digest: str
+    digest: Digest
+    """Of its rows, whatever file they are in."""
+    checksum: str = ""
+    """BLAKE2b-128 of the file, hexadecimal; empty where the set was written before there was one."""
 
 
 class IngestRecord(_Model):
@@ -66,7 +72,7 @@ class Manifest(_Model):
     """Names of some of what was left out, by reason."""
     settings: dict[str, IngestRecord]
     """By source."""
-    digest: str
+    digest: Digest
     """Sum of all rows' hashes, 32 hexadecimal digits; independent of their order (see schema.digest)."""
     shards: list[Shard]
 
@@ -81,6 +87,11 @@ class Manifest(_Model):
     def counts_text(self) -> str:
         """For people: "8000 train, 500 val, 500 test"."""
         return ", ".join(f"{self.rows_in(split)} {split}" for split in SPLITS)
+
+
+def new_checksum() -> "hashlib.blake2b":
+    """Of a shard's file; to be updated with its bytes."""
+    return hashlib.blake2b(digest_size=16)
 
 
 def manifest_uri(uri: str) -> str:

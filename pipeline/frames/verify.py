@@ -1,9 +1,9 @@
 """Check a frame set against its manifest: every shard is read from end to end, and every damaged one is named.
 
-Checked of a shard: it is there, its size, schema, row groups, number of rows, source and split of each row, the lengths of
-lists, the digest of its rows, and that its JPEGs decode to the set's size. Checked of the set: frame ids are unique, no clip
-is in two splits, and the manifest's totals are those of its shards. Rows are read a row group at a time; what is kept of
-each are two hashes of 8 bytes.
+Checked of a shard: it is there, its size, checksum, schema, row groups, number of rows, source and split of each row, the
+lengths of lists, the digest of its rows, and that its JPEGs decode to the set's size. Checked of the set: frame ids are
+unique, no clip is in two splits, and the manifest's totals are those of its shards, its sizes those that the sources were
+ingested with. A shard is read as a whole, in one request; what is kept of each row are two hashes of 8 bytes.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 from pipeline.errors import StorageError
 from pipeline.frames.inspect_columns import name_hash
 from pipeline.frames.inspect_shards import map_shards, open_shard
-from pipeline.frames.manifest import Manifest, Shard, total_digest
+from pipeline.frames.manifest import Manifest, Shard, new_checksum, total_digest
 from pipeline.frames.schema import LIST_LENGTHS, SCHEMA, add_digests, digest, digest_to_hex
 from pipeline.frames.stream import decode_frames
 from pipeline.progress import SILENT, Progress
-from pipeline.storage import is_local, join, list_files, local_path, resolve
+from pipeline.storage import is_local, join, list_files, local_path, read_bytes, resolve
 
 _NAMED = 3
 _UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError, OverflowError)
@@ -130,15 +130,30 @@ def check_shard(uri: str, shard: Shard, image_size: int, decode: float = 1.0) ->
     if info.size != shard.num_bytes:
         check.problems.append(f"has {info.size} bytes, the manifest says {shard.num_bytes}")
     try:
-        with open_shard(uri, shard) as file:
-            _check_layout(file, shard, check)
-            _check_rows(file, shard, image_size, decode, check)
+        data = read_bytes(join(uri, shard.path))
+    except StorageError as error:
+        check.problems.append(f"cannot be read ({_short(error)})")
+        return check
+    try:
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            if _check_layout(file, shard, check):
+                _check_rows(file, shard, image_size, decode, check)
     except _UNREADABLE as error:
         check.problems.append(f"is not a readable Parquet file ({_short(error)})")
+    if shard.checksum and not check.problems and _checksum(data) != shard.checksum:
+        # In what no row is made of: statistics, headers of pages, names of versions.
+        check.problems.append("its rows are whole, but not its file (checksum): restore it from a copy")
     return check
 
 
-def _check_layout(file: pq.ParquetFile, shard: Shard, check: ShardCheck) -> None:
+def _checksum(data: bytes) -> str:
+    checksum = new_checksum()
+    checksum.update(data)
+    return checksum.hexdigest()
+
+
+def _check_layout(file: pq.ParquetFile, shard: Shard, check: ShardCheck) -> bool:
+    """Whether the columns have the types that a check of the rows needs."""
     schema = file.schema_arrow
     if not schema.equals(SCHEMA):
         wrong = [
@@ -154,6 +169,8 @@ def _check_layout(file: pq.ParquetFile, shard: Shard, check: ShardCheck) -> None
         check.problems.append(
             f"has row groups of {_layout(layout)} rows, the manifest says {_layout(shard.row_groups)}"
         )
+    types = {field.name: field.type for field in schema}
+    return all(types.get(field.name, field.type) == field.type for field in SCHEMA)
 
 
 def _check_rows(file: pq.ParquetFile, shard: Shard, image_size: int, decode: float, check: ShardCheck) -> None:
@@ -166,13 +183,14 @@ def _check_rows(file: pq.ParquetFile, shard: Shard, image_size: int, decode: flo
     for index in range(file.num_row_groups):
         try:
             table = file.read_row_group(index)
-            names = table["frame_id"].to_pylist()
+            ids = table["frame_id"].to_pylist()
+            names = [name or f"row {row} of row group {index}" for row, name in enumerate(ids)]
             digests.append(digest(table))
         except _UNREADABLE as error:
             check.problems.append(f"row group {index} cannot be read ({_short(error)})")
             continue
-        frames += map(name_hash, names)
-        clips.update(table["clip_id"].to_pylist())
+        frames += [name_hash(name) for name in ids if name is not None]
+        clips.update(table["clip_id"].drop_null().to_pylist())
         check.hands.update(table["hand"].to_pylist())
         for fault, rows in _faults(table, shard).items():
             faults.setdefault(fault, []).extend(names[row] for row in rows)
@@ -198,6 +216,9 @@ def _faults(table: pa.Table, shard: Shard) -> dict[str, list[int]]:
         values = table[name].to_pylist()
         expected = getattr(shard, name)
         result[f"rows of another {name} than {expected}"] = [i for i, value in enumerate(values) if value != expected]
+    for field in SCHEMA:
+        if not field.nullable and field.name != "jpeg":  # decoding names that
+            result[f"no {field.name}"] = np.flatnonzero(table[field.name].is_null().to_numpy()).tolist()
     for name, length in LIST_LENGTHS.items():
         # Nulls in columns that may have them stay null here, and are no fault.
         fits = pc.equal(pc.list_value_length(table[name]), length).to_pylist()
@@ -232,6 +253,7 @@ def _wrong_totals(manifest: Manifest, checks: list[ShardCheck]) -> list[str]:
         problems.append(f"the manifest's digest is {manifest.digest}; those of its shards add up to {added}")
     paths = Counter(shard.path for shard in manifest.shards)
     problems += [f"the manifest names {path} {times} times" for path, times in paths.items() if times > 1]
+    problems += _wrong_records(manifest, {shard.source for shard in manifest.shards})
     if any(check.problems for check in checks):
         return problems
     num_clips = len(np.unique(np.concatenate([check.clips for check in checks]))) if checks else 0
@@ -240,6 +262,24 @@ def _wrong_totals(manifest: Manifest, checks: list[ShardCheck]) -> list[str]:
     hands = sum((check.hands for check in checks), Counter[str]())
     if {hand: count for hand, count in manifest.hands.items() if count} != dict(hands):
         problems.append(f"the manifest counts hands {_counted(manifest.hands)}; the rows have {_counted(hands)}")
+    return problems
+
+
+def _wrong_records(manifest: Manifest, sources: set[str]) -> list[str]:
+    """What the manifest says of the whole set against its records of the sources."""
+    problems = []
+    for source in sorted({*sources, *manifest.counts, *manifest.settings}):
+        if source not in sources:
+            problems.append(f"the manifest names source {source}; it has no shards")
+        elif source not in manifest.settings:
+            problems.append(f"the manifest has no settings of source {source}")
+        else:
+            settings = manifest.settings[source].settings
+            for name in ("image_size", "group_size"):
+                if settings.get(name, said := getattr(manifest, name)) != said:
+                    problems.append(
+                        f"the manifest says {name} {said}; source {source} was ingested with {settings[name]}"
+                    )
     return problems
 
 
@@ -260,10 +300,13 @@ def _duplicate_frames(uri: str, manifest: Manifest, checks: list[ShardCheck]) ->
 
 
 def _shared_clips(uri: str, manifest: Manifest, checks: list[ShardCheck]) -> list[str]:
-    by_split: dict[str, np.ndarray] = {}
+    by_split: dict[str, list[np.ndarray]] = {}
     for shard, check in zip(manifest.shards, checks, strict=True):
-        by_split[shard.split] = np.union1d(by_split.get(shard.split, np.zeros(0, np.uint64)), check.clips)
-    every, times = np.unique(np.concatenate([*by_split.values(), np.zeros(0, np.uint64)]), return_counts=True)
+        if check.digest != shard.digest:
+            continue  # named already, and its clips may be those of another shard
+        by_split.setdefault(shard.split, []).append(check.clips)
+    of_splits = [np.unique(np.concatenate(clips)) for clips in by_split.values()]
+    every, times = np.unique(np.concatenate([*of_splits, np.zeros(0, np.uint64)]), return_counts=True)
     suspects = every[times > 1]
     if not len(suspects):
         return []
@@ -286,7 +329,7 @@ def _names(uri: str, shard: Shard, column: str, suspects: np.ndarray) -> list[st
                 names += file.read_row_group(index, columns=[column])[column].to_pylist()
             except _UNREADABLE:
                 continue  # named already
-    return [name for name in names if name_hash(name) in wanted]
+    return [name for name in names if name is not None and name_hash(name) in wanted]
 
 
 def _unnamed_files(uri: str, manifest: Manifest) -> list[str]:

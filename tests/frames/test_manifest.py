@@ -69,6 +69,7 @@ def test_a_missing_manifest_is_said(tmp_path):
         ({"schema_version": 2, "something_new": 1}, "schema version 2"),
         ({"num_rows": "many"}, "num_rows"),
         ({"unknown": 1}, "unknown"),
+        ({"digest": "not a number"}, "digest"),
     ],
 )
 def test_a_manifest_that_cannot_be_read_is_said(tmp_path, change, message):

@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import RefusedError
+from pipeline.frames.buckets import PartWriter, write_shard
 from pipeline.frames.manifest import Manifest, Shard, read_manifest, total_digest, write_manifest
 from pipeline.frames.schema import SCHEMA, digest, digest_to_hex
 from pipeline.frames.verify import Verification, verify
-from pipeline.storage import copy_from_local, join
+from pipeline.storage import copy_from_local, join, read_bytes
 from tests.tiny_sets import write_tiny_set
 
 FIRST, SECOND = "shards/tiny-train-00000.parquet", "shards/tiny-train-00001.parquet"
@@ -120,6 +122,61 @@ def test_every_flipped_byte_of_a_footer_or_page_is_survived(frames):
         assert found.problems == []
 
 
+def test_every_flipped_bit_of_a_shard_as_ingest_writes_it_is_named(tmp_path):
+    """Also where no row changes: in statistics, in headers of pages, in the footer."""
+    write_tiny_set(str(tmp_path), splits={"train": 24})
+    rows = pq.read_table(tmp_path / FIRST)
+    writer = PartWriter(str(tmp_path / "part"))
+    writer.add(("train", 0), rows.to_pylist())
+    writer.close()
+    pieces = [(str(tmp_path / "part"), start, size, count) for _, start, size, count in writer.pieces]
+    shard = write_shard(str(tmp_path), FIRST, str(tmp_path / "work"), "tiny", ("train", 0), pieces, 0, 16)
+    publish(tmp_path, shard)
+    assert check(tmp_path).is_sound
+    good = (tmp_path / FIRST).read_bytes()
+    footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    for position in [*range(footer, len(good), 40), *range(0, footer, footer // 100)]:
+        data = bytearray(good)
+        data[position] ^= 0x10
+        (tmp_path / FIRST).write_bytes(data)
+        found = check(tmp_path, decode=0.0)
+        assert list(found.damaged) == [FIRST]
+        assert found.problems == []
+
+
+@pytest.mark.parametrize("name", ["frame_id", "clip_id", "hand", "jpeg"])
+def test_missing_fields(frames, name):
+    table = pq.read_table(frames / FIRST)
+    path = frames / FIRST
+    field = pa.field(name, SCHEMA.field(name).type)
+    values = [None, *table[name].to_pylist()[1:]]
+    write_plainly(table.set_column(SCHEMA.names.index(name), field, pa.array(values, field.type)), path)
+    found = check(frames)
+    assert list(found.damaged) == [FIRST]
+    row = "row 0 of row group 0" if name == "frame_id" else "tiny/train-00000/000000"
+    assert found.damaged[FIRST][-1] == f"no {'JPEG' if name == 'jpeg' else name}: {row}"
+    assert found.problems == []
+
+
+@pytest.mark.parametrize("name", ["frame_id", "jpeg", "crop", "split"])
+def test_a_column_of_another_type(frames, name):
+    table = pq.read_table(frames / FIRST)
+    write_plainly(table.set_column(SCHEMA.names.index(name), name, pa.array(range(len(table)))), frames / FIRST)
+    found = check(frames)
+    assert list(found.damaged) == [FIRST]
+    assert found.damaged[FIRST][-1] == f"has another schema: columns {name}"
+
+
+def test_a_shard_that_cannot_be_read_is_named(frames, monkeypatch):
+    def refuse(uri):
+        if uri.endswith(SECOND):
+            raise RefusedError(f"{uri}: no permission")
+        return read_bytes(uri)
+
+    monkeypatch.setattr("pipeline.frames.verify.read_bytes", refuse)
+    assert check(frames).lines() == [f"{frames}/{SECOND}: cannot be read ({frames}/{SECOND}: no permission)"]
+
+
 @pytest.mark.parametrize("keep", [0, 3, 1000, -1])
 def test_a_truncated_shard(frames, keep):
     data = (frames / FIRST).read_bytes()
@@ -150,6 +207,16 @@ def test_swapped_shards(frames):
     assert found.problems == []
 
 
+def test_shards_swapped_between_splits_are_no_fault_of_their_clips(frames):
+    other = "shards/tiny-val-00000.parquet"
+    first, second = (frames / FIRST).read_bytes(), (frames / other).read_bytes()
+    (frames / FIRST).write_bytes(second)
+    (frames / other).write_bytes(first)
+    found = check(frames)
+    assert list(found.damaged) == [FIRST, other]
+    assert found.problems == []
+
+
 def test_a_wrong_row_count_of_a_shard(frames):
     shard = read_manifest(str(frames)).shards[0]
     publish(frames, shard.model_copy(update={"num_rows": 65}), num_rows=121, counts={"tiny": {"train": 101, "val": 20}})
@@ -166,11 +233,15 @@ def test_a_wrong_row_count_of_a_shard(frames):
         ),
         ({"num_clips": 7}, "the manifest says 7 clips; the rows are of 30"),
         ({"hands": {"right": 119, "left": 1}}, "the manifest counts hands 1 left, 119 right; the rows have 120 right"),
+        ({"group_size": 2}, "the manifest says group_size 2; source tiny was ingested with 4"),
+        ({"settings": {}}, "the manifest has no settings of source tiny"),
+        ({"counts": {"tiny": {"train": 100, "val": 20}, "more": {}}}, "the manifest names source more; it has no shards"),
         ({"digest": "0" * 32}, f"the manifest's digest is {'0' * 32}; those of its shards add up to "),
     ],
 )
 def test_wrong_totals(frames, changes, line):
     manifest = read_manifest(str(frames))
+    manifest.settings["tiny"].settings["group_size"] = 4
     write_manifest(str(frames), Manifest.model_validate({**manifest.model_dump(), **changes}))
     found = check(frames)
     assert found.damaged == {}
