@@ -26,6 +26,7 @@ from pipeline.views import ViewSettings
 
 _NUM_BINS = 32
 _MAX_LINES = 6  # sources with a line of their own in a histogram; more are shown as one
+_NARROW = 1.03  # distributions are exact to 1 %, so a narrower chart would show their classes
 _SEGMENTS = ("palm", "first", "middle", "tip")
 """Bones of a finger from the wrist outwards."""
 _SHOWN_VIEWS = ("size", "rotation_deg", "translation", "scale", "brightness", "saturation", "hue")
@@ -239,11 +240,17 @@ def _histogram(
     tail = together.quantile(0.99)
     cut = high > 2 * tail > 0
     end = tail if cut else high
-    axis = linear_axis([low, end] if low > 0.4 * end else [0.0, end], 5)
+    if low <= 0.4 * end:
+        low = 0.0
+    elif end < _NARROW * low:  # as good as one value
+        low, end = 0.9 * low, 1.1 * end
     if whole:
-        step = max(1, math.ceil((axis.high - axis.low) / _NUM_BINS))
-        edges = np.arange(axis.low, axis.high + step, step) - 0.5  # a whole number lies in the middle of its class
+        first, last = math.floor(low), math.ceil(end)
+        step = max(1, math.ceil((last - first) / _NUM_BINS))
+        edges = np.arange(first, last + step + 1, step) - 0.5  # a whole number lies in the middle of its class
+        axis = linear_axis([], min(5, len(edges)), low=float(edges[0]), high=float(edges[-1]))
     else:
+        axis = linear_axis([low, end], 5)
         edges = np.linspace(axis.low, axis.high, _NUM_BINS + 1)
     series = {}
     for source, distribution in used.items():
@@ -251,8 +258,6 @@ def _histogram(
         shown = np.concatenate([[0.0], edges[1:-1], [edges[-1] if cut else np.inf]])
         shares = 100 * distribution.histogram(shown) / max(1, distribution.num)
         series[source] = _outline(edges, shares) if distribution.num else []
-    if whole:
-        axis = linear_axis([], 5, low=float(edges[0]), high=float(edges[-1]))
     beyond = sum(d.num - float(d.histogram([0, edges[-1]]).sum()) for d in used.values()) / together.num
     if cut and beyond > 0:
         note += f" {_percent(beyond)} lie beyond the chart, the largest at {number(high)}."
@@ -368,14 +373,22 @@ def _reject_rows(manifest: Manifest) -> list[tuple[str, str, str, int, str, list
             REASONS.get(reason, ""),
             count,
             "choice" if reason in CHOICE_REASONS else "damage",
-            # Examples are kept by reason for the whole set; a source's own begin with its name where they have one.
-            manifest.reject_examples.get(reason, []),
+            _own_examples(manifest, source, reason),
         )
         for source, by_reason in manifest.rejects.items()
         for reason, count in by_reason.items()
         if count
     ]
     return sorted(rows, key=lambda row: (-row[3], row[0], row[1]))
+
+
+def _own_examples(manifest: Manifest, source: str, reason: str) -> list[str]:
+    """Examples are kept by reason for the whole set. Names of clips and their frames begin with their source's; others, such
+    as files, may be of any source that left out something for the reason."""
+    examples = manifest.reject_examples.get(reason, [])
+    own = [name for name in examples if name.startswith(f"{source}/")]
+    others = tuple(f"{other}/" for other in manifest.rejects if other != source)
+    return own or [name for name in examples if not name.startswith(others)]
 
 
 def _clip_frames(measured: Measures) -> Distribution:

@@ -169,8 +169,8 @@ def _check_layout(file: pq.ParquetFile, shard: Shard, check: ShardCheck) -> bool
         check.problems.append(
             f"has row groups of {_layout(layout)} rows, the manifest says {_layout(shard.row_groups)}"
         )
-    types = {field.name: field.type for field in schema}
-    return all(types.get(field.name, field.type) == field.type for field in SCHEMA)
+    types = {column.name: column.type for column in schema}
+    return all(types.get(column.name, column.type) == column.type for column in SCHEMA)
 
 
 def _check_rows(file: pq.ParquetFile, shard: Shard, image_size: int, decode: float, check: ShardCheck) -> None:
@@ -216,9 +216,9 @@ def _faults(table: pa.Table, shard: Shard) -> dict[str, list[int]]:
         values = table[name].to_pylist()
         expected = getattr(shard, name)
         result[f"rows of another {name} than {expected}"] = [i for i, value in enumerate(values) if value != expected]
-    for field in SCHEMA:
-        if not field.nullable and field.name != "jpeg":  # decoding names that
-            result[f"no {field.name}"] = np.flatnonzero(table[field.name].is_null().to_numpy()).tolist()
+    for column in SCHEMA:
+        if not column.nullable and column.name != "jpeg":  # decoding names that
+            result[f"no {column.name}"] = np.flatnonzero(table[column.name].is_null().to_numpy()).tolist()
     for name, length in LIST_LENGTHS.items():
         # Nulls in columns that may have them stay null here, and are no fault.
         fits = pc.equal(pc.list_value_length(table[name]), length).to_pylist()

@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 
 from jobs.inspect import InspectJob, run
 from pipeline.errors import DataError
+from pipeline.frames import card
 from pipeline.frames.inspect import InspectSettings, gather, inspect
 from pipeline.frames.inspect_columns import groups_of, measure_shard
 from pipeline.frames.inspect_distribution import Distribution, merged
@@ -180,6 +181,38 @@ def test_card_of_unlabelled_frames_without_times(tmp_path):
     assert "No row has joints and a camera" in text
     assert "Steps between group frames" in text
     assert "Not checked" in text
+
+
+def test_examples_of_rejects_stand_beside_their_own_source(tmp_path):
+    manifest = write_tiny_set(str(tmp_path), splits={"train": 4})
+    changes = {
+        "rejects": {"a": {"blurred": 2, "no_hand": 1}, "b": {"blurred": 1, "no_hand": 4}, "c": {"blurred": 1}},
+        "reject_examples": {"blurred": ["a/x/000001", "b/y/000002", "a/x/000004"], "no_hand": ["z/000009"]},
+    }
+    rows = card._reject_rows(manifest.model_copy(update=changes))
+    assert {(source, reason): examples for source, reason, _, _, _, examples in rows} == {
+        ("a", "blurred"): ["a/x/000001", "a/x/000004"],
+        ("b", "blurred"): ["b/y/000002"],
+        ("c", "blurred"): [],
+        ("a", "no_hand"): ["z/000009"],  # whose it is is not known
+        ("b", "no_hand"): ["z/000009"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "whole", "ticks"),
+    [
+        # One rate, but not quite the same numbers.
+        ([0.26666, 0.26667, 0.26668] * 9, False, [f"{0.01 * n:.2f}" for n in range(23, 31)]),
+        ([4] * 30, True, ["3", "4", "5"]),
+        ([1] * 30, True, ["0", "1", "2"]),
+        ([1, 2, 3, 3], True, ["0", "1", "2", "3"]),
+    ],
+)
+def test_a_histogram_of_few_values_has_a_bar_where_they_lie(values, whole, ticks):
+    shown = card._histogram("Time", "s", {"a": Distribution(values)}, "", "pairs", whole=whole)
+    assert shown is not None
+    assert re.findall(r'class="tick"[^>]*text-anchor="middle">([^<]+)<', shown.chart) == ticks
 
 
 def test_a_damaged_shard_is_named_without_verify(tmp_path):

@@ -160,7 +160,8 @@ def replaced(uri, shard):
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason"), [(vanished, "has vanished"), (replaced, "magic bytes|footer|[Ss]ize"), (shorter, "fewer rows")]
+    ("damage", "reason"),
+    [(vanished, "has vanished"), (replaced, "magic bytes|footer|[Ss]ize"), (shorter, "fewer rows")],
 )
 def test_a_shard_that_is_open_already_is_damaged_for_all_alike(frames, damage, reason):
     uri, manifest = frames

@@ -235,7 +235,10 @@ def test_a_wrong_row_count_of_a_shard(frames):
         ({"hands": {"right": 119, "left": 1}}, "the manifest counts hands 1 left, 119 right; the rows have 120 right"),
         ({"group_size": 2}, "the manifest says group_size 2; source tiny was ingested with 4"),
         ({"settings": {}}, "the manifest has no settings of source tiny"),
-        ({"counts": {"tiny": {"train": 100, "val": 20}, "more": {}}}, "the manifest names source more; it has no shards"),
+        (
+            {"counts": {"tiny": {"train": 100, "val": 20}, "more": {}}},
+            "the manifest names source more; it has no shards",
+        ),
         ({"digest": "0" * 32}, f"the manifest's digest is {'0' * 32}; those of its shards add up to "),
     ],
 )
