@@ -16,7 +16,7 @@ from pipeline.errors import DataError
 from pipeline.evaluation import figures
 from pipeline.evaluation.report_data import Picture
 from pipeline.frames.card import CardData, build_card, card_json
-from pipeline.frames.inspect_columns import Measures, measure_shard
+from pipeline.frames.inspect_columns import Measures, PairwiseSum, measure_shard
 from pipeline.frames.inspect_sample import Sample, draw_sample
 from pipeline.frames.inspect_shards import MIN_SHARDS_FOR_RAY, map_shards
 from pipeline.frames.manifest import Manifest, Shard, read_manifest
@@ -117,14 +117,16 @@ def gather(
 ) -> CardData:
     """All that the card says."""
     margins = {source: box_margin(manifest, source) for source in manifest.counts}
-    measures = {source: Measures() for source in manifest.counts}
+    sums = {source: PairwiseSum() for source in manifest.counts}
 
     progress.start("read columns", manifest.num_rows, "rows")
     work = partial(_measure, settings.frame_set, manifest, margins)
     for shard, measured in map_shards(work, manifest.shards, use_ray):
-        measures[shard.source].merge(measured)
+        sums[shard.source].add(measured)
         progress.advance(shard.num_rows)
     progress.finish()
+
+    measures = {source: each.total() for source, each in sums.items()}
 
     progress.start("decode a sample", None, "crops")
     sample = draw_sample(settings.frame_set, manifest, settings.sample, settings.seed, margins)

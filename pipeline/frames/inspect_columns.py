@@ -92,6 +92,32 @@ class Measures:
                 mine.merge(its)
 
 
+class PairwiseSum:
+    """Adds up the measures of many shards, those of like size first.
+
+    One after the other, all clips so far would be sorted again for every shard: for 20 million photographs, each a clip of
+    its own, that takes the better part of an hour.
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[Measures] = []
+        """Each of more than twice as many rows as the one after it."""
+
+    def add(self, part: Measures) -> None:
+        """One more shard's; it is no longer the caller's."""
+        self._sums.append(part)
+        while len(self._sums) > 1 and self._sums[-2].num_rows <= 2 * self._sums[-1].num_rows:
+            last = self._sums.pop()
+            self._sums[-1].merge(last)
+
+    def total(self) -> Measures:
+        """Of all shards."""
+        total = Measures()
+        for part in reversed(self._sums):
+            total.merge(part)
+        return total
+
+
 def measure_shard(uri: str, shard: Shard, image_size: int, group_size: int, box_margin: float) -> Measures:
     """The measures of one shard. Raises DataError where it cannot be read.
 

@@ -15,7 +15,7 @@ from jobs.inspect import InspectJob, run
 from pipeline.errors import DataError
 from pipeline.frames import card
 from pipeline.frames.inspect import InspectSettings, gather, inspect
-from pipeline.frames.inspect_columns import groups_of, measure_shard
+from pipeline.frames.inspect_columns import Clips, Measures, PairwiseSum, groups_of, measure_shard
 from pipeline.frames.inspect_distribution import Distribution, merged
 from pipeline.frames.inspect_sample import draw_sample
 from pipeline.frames.manifest import read_manifest, write_manifest
@@ -100,6 +100,27 @@ def test_columns_against_numpy(frames):
     assert sorted(total.clips.num_rows.tolist()) == [4] * 30
     assert (total.clips.last_s - total.clips.first_s) == pytest.approx(0.3)
     assert 0 < total.jpeg_bytes < total.num_bytes == sum(shard.num_bytes for shard in manifest.shards)
+
+
+def test_many_shards_are_added_up_pairwise():
+    """Each clip is sorted a few times, however many shards there are."""
+
+    class Counting(Measures):
+        merged = 0
+
+        def merge(self, other):
+            Counting.merged += len(self.clips.hashes) + len(other.clips.hashes)
+            super().merge(other)
+
+    added = PairwiseSum()
+    for shard in range(1000):
+        names = np.array([shard, shard + 1], np.uint64)
+        added.add(Counting(num_rows=4, clips=Clips(names, np.full(2, 2), np.zeros(2), np.ones(2))))
+    total = added.total()
+    assert total.num_rows == 4000
+    assert total.clips.hashes.tolist() == list(range(1001))
+    assert total.clips.num_rows.tolist() == [2, *[4] * 999, 2]
+    assert Counting.merged < 2000 * 12
 
 
 def test_mirrored_and_enlarged_hands(tmp_path):
