@@ -7,6 +7,7 @@ The choice follows from the plan alone. An item without a single good row takes 
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -193,8 +194,7 @@ class ItemReader:
         except (OSError, pa.ArrowException, ValueError, IndexError) as error:
             if len(pieces) > 1:  # perhaps only one of them is damaged
                 return {piece: rows for each in pieces for piece, rows in self._of_shard(uri, path, [each]).items()}
-            reason = "has vanished" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
-            return {pieces[0]: (self._schema().empty_table(), reason)}
+            return {pieces[0]: (self._schema().empty_table(), _reason(error))}
 
     def _row_groups(self, uri: str, path: str, row_groups: list[int]) -> pa.Table:
         schema = self._schema()
@@ -262,6 +262,14 @@ def _item(values: dict[str, Any]) -> Item:
 
 def _seed(seed: int, item: Item) -> list[int]:
     return [seed, item.epoch, item.number, 1, item.of_set]
+
+
+def _reason(error: Exception) -> str:
+    """Why a shard could not be read, in the same words for all its rows."""
+    text = " ".join(str(error).split())
+    if isinstance(error, FileNotFoundError) or "NO_SUCH_KEY" in text:  # S3's word where the shard is open already
+        return "has vanished"
+    return re.sub(r" \(Request ID: [^)]*\)", "", text)  # another one for every request
 
 
 def _read(shard: str, row_groups: list[int], columns: list[str]) -> pa.Table:

@@ -17,7 +17,7 @@ from pipeline.errors import DataError
 from pipeline.frames import read_items, windows
 from pipeline.frames.epoch_plan import Item, Piece, plan_epoch
 from pipeline.frames.mixing import FrameSet
-from pipeline.frames.read_items import ItemReader, Source
+from pipeline.frames.read_items import ItemReader, Source, bad_frame
 from pipeline.frames.stream import stream_batches
 from tests.tiny_sets import write_tiny_set
 
@@ -177,6 +177,19 @@ def test_a_shard_that_is_open_already_is_damaged_for_all_alike(frames, damage, r
     problems = [text for text in found["problem"] if text]
     assert len(problems) == (24 if damage is shorter else 64)
     assert all(re.search(reason, text) for text in problems)
+
+
+def test_an_object_that_vanished_is_named_in_one_way(s3):
+    uri = f"{s3}/frames"
+    manifest = write_tiny_set(uri, splits={"train": 200}, image_size=16)
+    item = plan_epoch([FrameSet(uri, manifest)], "train", 0, 1, 0, 0)[0]
+    reader = ItemReader((Source(uri, 4),), 16)
+    assert not any(reader.read(item)["problem"])
+    storage.delete(f"{uri}/{manifest.shards[1].path}")
+    bad = [bad_frame(text) for text in reader.read(item)["problem"] if text]
+    assert Counter((each.shard, each.reason) for each in bad) == {
+        (f"{uri}/{manifest.shards[1].path}", "has vanished"): 64
+    }
 
 
 @pytest.mark.timeout(60)
