@@ -96,7 +96,7 @@ def _environment() -> Environment:
 def _frame_set(uri: str) -> FrameSet:
     manifest = read_manifest(uri)
     split = max(manifest.splits(), key=manifest.rows_in)
-    frames = load_frames(uri, split=split, limit=_SHEET_FRAMES, manifest=manifest).frames
+    frames = load_frames(uri, split=split, limit=_SHEET_FRAMES, manifest=manifest, max_bad_fraction=0.5).frames
     sheet = Picture(png=contact_sheet(frames), alt="Crops of the frame set", caption=f"Some crops of split '{split}'")
     return FrameSet.from_manifest("Hand frames", uri, manifest, sheet)
 

@@ -9,6 +9,7 @@ at most max_bad_fraction of its rows of an epoch, and stops with their list othe
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -110,28 +111,33 @@ def load_frames(
     seed: int = 0,
     clips: frozenset[str] | None = None,
     manifest: Manifest | None = None,
+    max_bad_fraction: float = 0.0,
 ) -> Batch:
     """A whole split (or `limit` rows of it, drawn by seed as whole row groups' rows) in memory, without Ray.
 
-    For probes, evaluation and pictures. Rows come in a fixed order. Raises DataError naming rows that do not decode.
+    For probes, evaluation and pictures. Rows come in a fixed order. Rows that cannot be used are left out, and named in the
+    batch's `problems`. Raises DataError with their names where they are more than max_bad_fraction of those read.
     """
     sets = _opened(uri, manifest)
     check_together(sets, split)
     reader = _reader(sets, tuple(columns), seed, False, clips, None)
     blocks = []
-    num_rows = 0
+    num_rows = num_good = 0
     drawn = limit is not None and limit < sets[0].manifest.rows_in(split)
     for item in plan_epoch(sets, split, 0, 1, seed, 0, shuffle=drawn):
         block = reader.read(item)
         blocks.append(block)
         num_rows += len(block["problem"])
-        if limit is not None and num_rows >= limit:
+        num_good += int((block["problem"] == "").sum())
+        if limit is not None and num_good >= limit:
             break
     problems = [bad_frame(text) for block in blocks for text in block["problem"] if text]
-    if problems:
+    if len(problems) > max_bad_fraction * num_rows:
         raise DataError(f"{uri}: {len(problems)} frames are unusable: {bad_frames_text(problems)}")
+    if problems:
+        blocks = [{name: values[block["problem"] == ""] for name, values in block.items()} for block in blocks]
     merged = {name: np.concatenate([block[name] for block in blocks])[:limit] for name in blocks[0]}
-    return to_batch(merged, 0, 0, tuple(columns))
+    return replace(to_batch(merged, 0, 0, tuple(columns)), problems=problems)
 
 
 def bad_frames_text(bad: Sequence[BadFrame]) -> str:

@@ -8,10 +8,11 @@ from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.evaluation.frozen import encode, frozen_scores, turning_scores
 from pipeline.evaluation.probes import nearest_neighbours
-from pipeline.frames.manifest import read_manifest
+from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.frames.stream import Batch, load_frames
 from pipeline.views import ViewSettings, denormalise
 
+_MAX_BAD_FRACTION = 0.1  # of the probe's frames; a run that bears some bad ones is not to end for its probe
 _NUM_QUERIES, _NUM_NEIGHBOURS = 6, 6
 NUM_VIEW_PAIRS = 24
 """In the picture of views."""
@@ -49,7 +50,7 @@ class OnlineProbe:
             for split in (settings.train_split, settings.test_split):
                 if manifest.rows_in(split) == 0:
                     raise DataError(f"{uri}: the probe needs split '{split}'; the set has {manifest.counts_text()}")
-            load_frames(uri, split=settings.test_split, limit=1, columns=("joints_3d",), manifest=manifest)
+            _load(uri, settings.test_split, 1, manifest)
 
     def __init__(self, settings: ProbeSettings, frame_set: str, views: ViewSettings, device: torch.device) -> None:
         self.settings, self.views, self.device = settings, views, device
@@ -67,8 +68,8 @@ class OnlineProbe:
         """
         if self._frames is None:
             self._frames = (
-                self._load(self.settings.train_split, self.settings.num_train),
-                self._load(self.settings.test_split, self.settings.num_test),
+                _load(self._uri, self.settings.train_split, self.settings.num_train),
+                _load(self._uri, self.settings.test_split, self.settings.num_test),
             )
         train, test = self._frames
         was_training = model.training
@@ -84,12 +85,21 @@ class OnlineProbe:
                 self.views,
                 self.device,
             )
+        scores["bad_frames"] = sum(len(batch.problems) for batch in (train, test))
         model.train(was_training)
         pictures = {"neighbours.png": _neighbours_picture(features[1], test.frames)} if with_pictures else {}
         return {f"probe_{name}": float(value) for name, value in scores.items()}, pictures
 
-    def _load(self, split: str, limit: int) -> Batch:
-        return load_frames(self._uri, split=split, limit=limit, columns=("joints_3d",))
+
+def _load(uri: str, split: str, limit: int, manifest: Manifest | None = None) -> Batch:
+    return load_frames(
+        uri,
+        split=split,
+        limit=limit,
+        columns=("joints_3d",),
+        manifest=manifest,
+        max_bad_fraction=_MAX_BAD_FRACTION,
+    )
 
 
 def view_pairs_picture(first: Tensor, second: Tensor) -> bytes:

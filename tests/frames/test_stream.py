@@ -211,7 +211,11 @@ def test_broken_frames_are_named_and_replaced(tmp_path):
     with pytest.raises(DataError, match=r"unusable already, above max_bad_fraction=0.05: tiny/train"):
         list(stream_batches(str(many), split="train", batch_size=20, max_bad_fraction=0.05))
     with pytest.raises(DataError, match="50 frames are unusable"):
-        load_frames(str(many), split="train")
+        load_frames(str(many), split="train", max_bad_fraction=0.2)
+    loaded = load_frames(str(many), split="train", limit=120, columns=("frame_id",), max_bad_fraction=0.25)
+    assert loaded.num_frames == 120
+    assert not {bad.frame for bad in loaded.problems} & set(loaded.columns["frame_id"])
+    assert len(loaded.problems) == 50
 
 
 def test_an_empty_split_is_named(tiny):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from pipeline.errors import DataError
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 from pipeline.objectives import ObjectiveSettings
@@ -35,3 +36,19 @@ def test_a_probe_is_due_every_few_epochs_and_at_the_end(tmp_path):
         ProbeSettings(enabled=True, every_epochs=4), "unused", ViewSettings(size=32), torch.device("cpu")
     )
     assert [probe.due(epoch, last=epoch == 10) for epoch in range(1, 11)] == [e in (4, 8, 10) for e in range(1, 11)]
+
+
+def test_a_probe_bears_a_few_bad_frames_as_the_run_does(tmp_path):
+    uri = str(tmp_path)
+    write_tiny_set(uri, splits={"train": 96, "val": 32}, broken=frozenset({3, 50, 97}))
+    settings = ProbeSettings(enabled=True)
+    OnlineProbe.check(settings, uri)
+    heads = ProjectionSettings(hidden=16, outputs=8)
+    model = PretrainModel(EncoderSettings(width=8), heads, ObjectiveSettings())
+    scores, _ = OnlineProbe(settings, uri, ViewSettings(size=32), torch.device("cpu")).run(model, with_pictures=False)
+    assert scores["probe_bad_frames"] == 3
+    assert 0 < scores["probe_pa_epe_mm"] < 100
+
+    write_tiny_set(uri, splits={"train": 96, "val": 32}, broken=frozenset(range(96, 128, 4)))
+    with pytest.raises(DataError, match=r"8 frames are unusable: tiny/val-\S+, .* \(JPEG does not decode\)"):
+        OnlineProbe.check(settings, uri)
