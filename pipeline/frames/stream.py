@@ -64,7 +64,7 @@ def stream_batches(
     columns: what to read besides the frames; columns not named are not read.
     clips: only rows of these clips (label fractions) of a single set; every worker gets those among its rows.
     num_readers: reading tasks at a time for this worker; None lets Ray Data decide.
-    window_mb: decoded frames of one Ray Data execution, MiB; two windows are held for each worker.
+    window_mb: decoded frames of one Ray Data execution, MiB; three windows are held for each worker.
     manifest: that of the set, where it has been read already.
     pairs: name of mined pairs (see pairs.py) whose partners come along; `columns` may then name theirs too.
     Raises DataError naming the rows when more than max_bad_fraction of an epoch's could not be used: a JPEG that does not

@@ -1,14 +1,16 @@
 """Runs work items through Ray Data, in order.
 
-Ray Data reads in windows of some hundred megabytes, each an execution of its own that runs to its end while the window
-before it is consumed: an execution that has to wait for its consumer keeps polling in this process, and took a third of
-the training's time on two cores. Windows know nothing of epochs, so an epoch's end costs nothing. The very first item is
-read by this process, before Ray Data starts.
+Ray Data reads in windows of some hundred megabytes, each an execution of its own that runs to its end while the windows
+before it are consumed: an execution that has to wait for its consumer keeps polling in this process, and took a third of
+the training's time on two cores. Two windows are read at a time: at the beginning and the end of one, when its readers wait
+for storage or for each other, the other one has work for the cores. Windows know nothing of epochs, so an epoch's end costs
+nothing. The very first item is read by this process, before Ray Data starts.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, cycle, islice
 from typing import Any
 
 from pipeline.frames.epoch_plan import ITEM_ROWS, Item
@@ -18,28 +20,38 @@ from pipeline.frames.read_items import Block, ItemReader, item_as_json
 def read_items(
     items: Iterator[Item], reader: ItemReader, num_readers: int | None, window_bytes: int
 ) -> Iterator[tuple[Item, Block]]:
-    """Each item with its rows. Blocks of Ray Data's are read-only, in shared memory."""
+    """Each item with its rows. Blocks of Ray Data's are read-only, in shared memory: two windows that are being read or
+    wait, and one that is being consumed."""
     first = next(items, None)
     if first is None:
         return
-    windows = _windows(items, max(1, window_bytes // (reader.image_size**2 * 3)))
-    ahead = ThreadPoolExecutor(1, thread_name_prefix="stream")
+    windows = zip(_windows(items, max(1, window_bytes // (reader.image_size**2 * 3))), cycle(_shares(num_readers)))
+    at_a_time = len(_shares(num_readers))
+    ahead = ThreadPoolExecutor(at_a_time, thread_name_prefix="stream")
+    reading: deque[tuple[list[Item], Future[list[Any]]]] = deque()
 
-    def start() -> tuple[list[Item], Future[list[Any]]] | None:
-        window = next(windows, None)
-        return None if window is None else (window, ahead.submit(_read_window, window, reader, num_readers))
+    def read_ahead() -> None:
+        for window, share in islice(windows, at_a_time - len(reading)):
+            reading.append((window, ahead.submit(_read_window, window, reader, share)))
 
     try:
         block = reader.read(first)
-        reading = start()
+        read_ahead()
         yield first, block
-        while reading is not None:
-            window, future = reading
+        while reading:
+            window, future = reading.popleft()
             references = future.result()
-            reading = start()
+            read_ahead()
             yield from zip(window, _unpacked(references, reader), strict=True)
     finally:
         ahead.shutdown(wait=False, cancel_futures=True)
+
+
+def _shares(num_readers: int | None) -> list[int | None]:
+    """The readers of each of the windows that are read at a time."""
+    if num_readers is None:
+        return [None, None]
+    return [num_readers] if num_readers == 1 else [num_readers // 2, num_readers - num_readers // 2]
 
 
 def _windows(items: Iterator[Item], window_rows: int) -> Iterator[list[Item]]:

@@ -95,7 +95,7 @@ class PretrainSettings(Settings):
     num_readers: int | None = Field(default=None, ge=1)
     """Reading and decoding tasks at a time per worker; none leaves it to Ray Data."""
     window_mb: int = Field(default=192, ge=16)
-    """Decoded frames that Ray Data reads at a time, MiB; each worker holds two such windows in the object store."""
+    """Decoded frames that Ray Data reads at a time, MiB; each worker holds three such windows in the object store."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of unusable frames in an epoch above which the run stops; until then others take their places."""
     views: ViewSettings = ViewSettings()

@@ -1,6 +1,7 @@
 """Most of these read work items in this process: the plan and the reader are what Ray Data runs."""
 
 import itertools
+import time
 from collections import Counter
 
 import numpy as np
@@ -329,3 +330,30 @@ def test_sets_that_do_not_fit_are_refused_in_one_line(three_sets, tiny):
     assert load(PretrainSettings, job).frame_set == [FrameSetShare(uri="a", weight=3), FrameSetShare(uri="b")]
     with pytest.raises(SettingsError, match=r"setting 'frame_set\.list\.0\.weight' = -1: .* greater than 0"):
         load(PretrainSettings, ["--frame_set", "[{uri: a, weight: -1}]"])
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("num_readers", [None, 1, 2, 5])
+def test_two_windows_are_read_at_a_time_in_order_and_with_the_readers_asked_for(tmp_path, monkeypatch, num_readers):
+    uri = str(tmp_path / "set")
+    write_tiny_set(uri, splits={"train": 700})
+    sets = open_frame_sets(uri, "train")
+    items = [item for epoch in range(8) for item in plan_epoch(sets, "train", 0, 1, 0, epoch)]
+    reader = ItemReader((Source(uri, 4),), sets[0].manifest.image_size)
+    running: list[int | None] = []
+    most: list[int] = []
+
+    def read(window, reader, share):
+        running.append(share)
+        most.append(len(running))
+        assert num_readers is None or sum(share or 0 for share in running) <= num_readers
+        time.sleep(0.02)
+        running.remove(share)
+        return [window]
+
+    monkeypatch.setattr(windows, "_read_window", read)
+    monkeypatch.setattr(windows, "_unpacked", lambda references, _: ({"item": item} for item in references[0]))
+    found = list(windows.read_items(iter(items), reader, num_readers, 2**20))
+    assert [item for item, _ in found] == items
+    assert [block["item"] for _, block in found[1:]] == items[1:]
+    assert max(most) == (1 if num_readers == 1 else 2)
