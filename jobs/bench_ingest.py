@@ -58,8 +58,8 @@ class BenchIngestJob(Settings):
     """How much larger the large input is."""
     image_size: int = Field(default=64, ge=16)
     """Side of the crops, pixels."""
-    rows_per_shard: int = Field(default=8192, ge=16)
-    """As for an ingest."""
+    rows_per_shard: int = Field(default=4096, ge=16)
+    """As for an ingest; small enough for the small input to fill a shard for each worker, as the large one does."""
     detector: DetectorBench = DetectorBench()
     ray: RaySettings = RaySettings(object_store_mb=400)
     """A session is started for each size; the object store is kept small."""

@@ -54,11 +54,16 @@ def cut(
         epoch, pending = coming[0].epoch, [_Pending() for _ in rows]
         for step in range(start_step if epoch == start_epoch else 0, min(steps, len(taken) - 1)):
             counts = taken[step + 1] - taken[step]
-            while coming is not None and any(of.num_rows < count for of, count in zip(pending, counts, strict=True)):
+            # Only what this batch needs: the first one comes before Ray Data has read anything.
+            while any(of.num_rows < count for of, count in zip(pending, counts, strict=True)):
+                coming = coming or next(blocks, None)
+                if coming is None:
+                    return
                 pending[coming[0].of_set].add(coming[1])
-                coming = next(blocks, None)
+                coming = None
             parts = [of.take(count) for of, count in zip(pending, counts, strict=True) if count]
             yield to_batch(_joined(parts), epoch, step, columns)
+        coming = coming or next(blocks, None)
         while coming is not None and coming[0].epoch == epoch:  # the rows that make no full batch
             coming = next(blocks, None)
 

@@ -9,12 +9,14 @@ nothing. The very first item is read by this process, before Ray Data starts.
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import chain, cycle, islice
 from typing import Any
 
 from pipeline.frames.epoch_plan import ITEM_ROWS, Item
 from pipeline.frames.read_items import Block, ItemReader, item_as_json
+
+_END_S = 10.0
 
 
 def read_items(
@@ -45,6 +47,7 @@ def read_items(
             yield from zip(window, _unpacked(references, reader), strict=True)
     finally:
         ahead.shutdown(wait=False, cancel_futures=True)
+        wait([future for _, future in reading], _END_S)  # the Ray session may be about to end
 
 
 def _shares(num_readers: int | None) -> list[int | None]:
