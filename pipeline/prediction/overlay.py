@@ -64,20 +64,22 @@ def write_video_overlay(uri: str, hands: Hands, target: str, fps: float | None =
             raise DataError(f"{uri}: can no longer be read")
         indexes = sample(info.times_s, fps, stride)
         span = info.times_s[indexes[-1]] - info.times_s[indexes[0]]
-        rate = (len(indexes) - 1) / span if span > 0 else 25.0
+        rate = Fraction((len(indexes) - 1) / span if span > 0 else 25.0).limit_denominator(1001)
         buffer = io.BytesIO()
         num_written = 0
         with av.open(buffer, "w", format="mp4") as container:
             stream = container.add_stream(
                 "libx264",
-                rate=Fraction(rate).limit_denominator(1001),
+                rate=rate,
                 options={"crf": str(_CRF), "preset": "veryfast"},
             )
             stream.width, stream.height = info.width // 2 * 2, info.height // 2 * 2  # H.264 wants even sides
             stream.pix_fmt = "yuv420p"
+            place = {index: number for number, index in enumerate(indexes)}
             for index, image in read_frames(path, info, indexes, uri, Rejects()):
                 picture = draw_hands(image, hands.get(index, ())).crop((0, 0, stream.width, stream.height))
                 frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
+                frame.pts, frame.time_base = place[index], 1 / rate  # damage leaves gaps
                 container.mux(stream.encode(frame))
                 num_written += 1
             container.mux(stream.encode())
