@@ -4,8 +4,7 @@ A piece is a range of frames. What a frame becomes does not depend on the pieces
 whole video, frames are found by time stamp after a seek to a key frame, and frame groups and the search for near-duplicates
 begin anew at every multiple of PIECE_FRAMES, however the work is divided.
 
-Each piece counts for itself where the video or its labels cannot be used. A packet that ends the decoding of its piece does
-not end that of the next.
+Each piece counts for itself where the video or its labels cannot be used.
 """
 
 from collections.abc import Iterable

@@ -18,6 +18,7 @@ CLIP_REASONS = {
 
 FRAME_REASONS = {
     "broken_video_tail": "the video breaks off before the frame",
+    "damaged_frame": "the video is damaged at the frame, or at one that it may be predicted from, and goes on later",
     "missing_image": "the labels name an image that is not there",
     "refused_image": "the image may not be read (permission)",
     "unreadable_image": "the image is truncated or not an image",

@@ -181,7 +181,8 @@ def _labels_of_another(videos: Videos) -> None:
     path.with_name("odd.labels.json").write_bytes((videos.root / "good.labels.json").read_bytes())
 
 
-def _broken_tail(videos: Videos) -> None:
+def _long_video(videos: Videos) -> Path:
+    """24 frames in groups of 6, of noise, so that every packet is large."""
     rng = np.random.default_rng(0)
     frames = [{"index": i, "hands": [hand_label(i)]} for i in range(24)]
     path = videos.add(num_frames=24, frames=frames)
@@ -189,7 +190,21 @@ def _broken_tail(videos: Videos) -> None:
         draw([project(joints_at(i), CAMERA)]) // 2 + rng.integers(0, 99, (120, 160, 3), np.uint8) for i in range(24)
     ]
     write_video(path, noisy, movflags="faststart")
+    return path
+
+
+def _broken_tail(videos: Videos) -> None:
+    path = _long_video(videos)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _damaged_middle(videos: Videos) -> None:
+    path = _long_video(videos)
+    with av.open(str(path)) as container:
+        packet = list(container.demux(video=0))[8]
+        content, coded = path.read_bytes(), bytes(packet)
+    assert content.count(coded) == 1
+    path.write_bytes(content.replace(coded, bytes(len(coded))))
 
 
 def _audio_only(videos: Videos) -> None:
@@ -301,6 +316,7 @@ VIDEO_CASES = [
     Case("video of zero frames", _without_frames, LEFT_OUT_CLIP),
     Case("video that vanished between listing and reading", lambda s: s.add(), {"missing_file": 1}, change=_remove),
     Case("video without its last half", _broken_tail, {"broken_video_tail": 24}, kept="the frames before the break", num_kept=1),
+    Case("video with damaged bytes in the middle", _damaged_middle, {"damaged_frame": 24}, kept="the frames before, and those from the next key frame on (damage that neither decoder nor container notices stays unnoticed)", num_kept=12),
     Case("no labels file", _no_labels, {"missing_labels": 1}),
     Case("labels that are not JSON", _broken_labels, {"labels_mismatch": 1}),
     Case("labels of another video (other number of frames)", _labels_of_another, {"labels_mismatch": 1}),

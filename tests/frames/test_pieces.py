@@ -126,7 +126,7 @@ def test_frames_after_a_seek_are_those_of_the_whole_video(tmp_path, monkeypatch,
         assert all(np.array_equal(found[i], whole[i]) for i in wanted)
     assert not rejects.counts
     if suffix in (".mp4", ".mkv"):
-        begun, _ = next(iter(video._decoded(str(path), info, 24, 24)))
+        begun, _ = next(iter(video._sound_frames(str(path), info, 24)))
         assert begun >= 12  # not decoded from the start
 
 

@@ -20,6 +20,7 @@ from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSetti
 from pipeline.frames.sources.video import (
     VIDEO_SUFFIXES,
     VideoInfo,
+    declared_times,
     expected_frames,
     find_videos,
     probe,
@@ -64,8 +65,8 @@ class DetectedVideo:
     def detect(self, unit: Unit) -> dict[str, Any]:
         """What the detector finds in a unit's sampled frames, for `open`; plain JSON values.
 
-        {"seen": [[index, [[box, hand, score], ...]], ...], "missing": [indexes of frames that do not decode]}; an empty
-        mapping where the video cannot be read.
+        {"first": of the unit, "seen": [[index, [[box, hand, score], ...]], ...], "rejects": frames that do not decode, or show
+        no hand}; an empty mapping where the video cannot be read.
         """
         try:
             with as_local_file(unit.uri) as path:
@@ -76,13 +77,16 @@ class DetectedVideo:
 
     def _detect(self, path: str, info: VideoInfo, unit: Unit) -> dict[str, Any]:
         detector = shared_detector(self._model, self.settings.detector)
-        sampled = sample(info.times_s, self.settings.fps, self.settings.stride)
+        sampled = sample(declared_times(info), self.settings.fps, self.settings.stride)
         wanted = [index for index in sampled if unit.has(index)]
+        rejects = Rejects()
         seen = []
-        for index, image in read_frames(path, info, wanted, unit.name, Rejects()):
-            seen.append([index, [[list(d.box), d.hand, d.score] for d in detector(image)]])
-        lost = [index for index in range(len(info.pts), info.num_declared) if unit.has(index)]
-        return {"seen": seen, "missing": sorted(set(wanted) - {index for index, _ in seen}) + lost}
+        for index, image in read_frames(path, info, wanted, unit.name, rejects):
+            detections = detector(image)
+            seen.append([index, [[list(d.box), d.hand, d.score] for d in detections]])
+            if not detections:
+                rejects.add("no_hand", f"{unit.name}/{index:06d}")
+        return {"first": unit.first, "seen": seen, "rejects": rejects.to_json()}
 
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
@@ -94,14 +98,15 @@ class DetectedVideo:
                 yield None
                 return
             found = [self._detect(path, info, unit)] if unit.found is None else [read_json(uri) for uri in unit.found]
-            for index in (index for part in found for index in part.get("missing", []) if unit.has(index)):
-                rejects.add("broken_video_tail", f"{unit.name}/{index:06d}")
-            seen: list[tuple[int, list[Detection]]] = []
-            for index, hands in (frame for part in found for frame in part.get("seen", [])):
-                if hands:
-                    seen.append((index, [Detection(tuple(box), hand, score) for box, hand, score in hands]))
-                elif unit.has(index):
-                    rejects.add("no_hand", f"{unit.name}/{index:06d}")
+            for part in found:
+                if part.get("first") == unit.first:
+                    rejects.merge(Rejects.from_json(part["rejects"]))
+            seen = [
+                (index, [Detection(tuple(box), hand, score) for box, hand, score in hands])
+                for part in found
+                for index, hands in part.get("seen", [])
+                if hands
+            ]
             frames = settle(seen, info.times_s, self.settings.track, unit, rejects)
             yield OpenUnit(frames, lambda indexes: read_frames(path, info, indexes, unit.name, rejects))
 

@@ -21,7 +21,7 @@ import pydantic
 from pipeline.errors import DataError, MissingError, RefusedError
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.video import VIDEO_SUFFIXES, find_videos, probe, read_frames, sample
+from pipeline.frames.sources.video import VIDEO_SUFFIXES, declared_times, find_videos, probe, read_frames, sample
 from pipeline.storage import absolute, as_local_file, is_file, list_files, read_bytes
 
 LABELS_SUFFIX = ".labels.json"
@@ -106,10 +106,10 @@ class LabelledVideo:
                 rejects.add("labels_mismatch", unit.name)
                 yield None
                 return
-            frames = self._select(labels, info.times_s, unit, rejects)
+            frames = self._select(labels, declared_times(info), unit, rejects)
             yield OpenUnit(frames, lambda indexes: read_frames(path, info, indexes, unit.name, rejects))
 
-    def _select(self, labels: VideoLabels, times_s: list[float], unit: Unit, rejects: Rejects) -> list[FrameHands]:
+    def _select(self, labels: VideoLabels, times: list[float], unit: Unit, rejects: Rejects) -> list[FrameHands]:
         by_index: dict[int, list[HandLabel]] = {}
         for frame in labels.frames:
             if not 0 <= frame.index < labels.num_frames:
@@ -117,10 +117,6 @@ class LabelledVideo:
                     rejects.add("missing_frame_label", f"{unit.name}/{frame.index:06d}")
             else:
                 by_index.setdefault(frame.index, []).extend(frame.hands)
-        # Frames that a broken video has lost are still asked for, so that reading counts them.
-        step = times_s[-1] / max(len(times_s) - 1, 1) or 1.0
-        lost = [times_s[-1] + step * (i + 1) for i in range(labels.num_frames - len(times_s))]
-        times = [*times_s, *lost]
         selected = []
         for index in sample(times, self.settings.fps, self.settings.stride):
             hands = by_index.get(index)

@@ -5,8 +5,10 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import av
+import av.container
 import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
@@ -14,6 +16,7 @@ from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.frames.rejects import Rejects
+from pipeline.frames.sources.damage import Damage, Packet
 from pipeline.storage import absolute, is_file, list_files, resolve
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts", ".mts")
@@ -38,6 +41,8 @@ class VideoInfo:
     width: int
     """Pixels, as displayed."""
     height: int
+    packets: list[Packet]
+    """In the order of decoding."""
 
 
 def find_videos(uri: str) -> dict[str, str]:
@@ -60,17 +65,52 @@ def probe(path: str) -> VideoInfo | None:
     try:
         with av.open(path) as container:
             stream = container.streams.video[0]
-            first = next(container.decode(stream))  # a video whose first frame does not decode is of no use
+            first = next(_decode(container, stream, Damage(())))
             container.seek(0, stream=stream)
-            pts = sorted(p.pts for p in container.demux(stream) if p.pts is not None and not p.is_discard)
-            num_declared, base = stream.frames, stream.time_base
+            packets, pts, last = _list_packets(container, stream)
+            num_declared, base = _num_declared(container, stream), stream.time_base
+            if len(pts) < num_declared and last is not None:
+                # Frames that are lost may be shown before some that are there, whose number is not known then.
+                pts = [p for p in pts if p <= last]
     except (av.error.FFmpegError, OSError, IndexError, StopIteration, ValueError):
         return None
     if not pts or base is None:
         return None
     size = (first.width, first.height) if first.rotation % 180 == 0 else (first.height, first.width)
     times = [float((p - pts[0]) * base) for p in pts]
-    return VideoInfo(pts, times, max(num_declared, len(pts)), *size)
+    return VideoInfo(pts, times, max(num_declared, len(pts)), *size, packets)
+
+
+def declared_times(info: VideoInfo) -> list[float]:
+    """Seconds of all frames that the container says it has; those that a broken video has lost follow as evenly as may be.
+
+    Who samples these asks for lost frames too, so that reading counts them.
+    """
+    step = info.times_s[-1] / max(len(info.times_s) - 1, 1) or 1.0
+    return info.times_s + [info.times_s[-1] + step * (i + 1) for i in range(info.num_declared - len(info.times_s))]
+
+
+def _num_declared(container: av.container.InputContainer, stream: av.VideoStream) -> int:
+    """Frames to be shown, as the header says; 0 where it does not."""
+    if "mp4" in container.format.name:  # what an edit list cuts (a phone trims so) is still counted in stream.frames
+        return sum(not entry.is_discard for entry in stream.index_entries)
+    return stream.frames
+
+
+def _list_packets(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> tuple[list[Packet], list[int], int | None]:
+    """(packets that have a time stamp, time stamps of those that are shown, decoding time of the last one)"""
+    packets: list[Packet] = []
+    shown: list[int] = []
+    last = None
+    for packet in container.demux(stream):
+        if packet.pts is not None:
+            packets.append(Packet(packet.pts, packet.is_keyframe, packet.is_corrupt))
+            last = packet.dts
+            if not packet.is_discard:
+                shown.append(packet.pts)
+    return packets, sorted(shown), last
 
 
 def expected_frames(uri: str, fps: float | None, stride: int) -> tuple[int, int]:
@@ -100,59 +140,76 @@ def read_frames(
 ) -> Iterator[tuple[int, Image.Image]]:
     """Decode frames of a local video file by index (ascending), upright RGB.
 
-    Frames that cannot be decoded count as broken_video_tail (a damaged packet ends the video).
+    Frames that damage has cost (see damage.py) count as damaged_frame, or as broken_video_tail where none comes behind them.
     """
     wanted = set(indexes)
+    if not wanted:
+        return
+    last = max(wanted)
     received = set()
+    newest = -1
     reformatter = VideoReformatter()  # setting one up for every frame would take longer than its work
     try:
-        for index, frame in _decoded(path, info, min(wanted, default=0), max(wanted, default=-1)):
+        for index, frame in _sound_frames(path, info, min(wanted)):
+            if index < newest - _SEEK_MARGIN:  # a damaged time stamp
+                continue
+            newest = max(newest, index)
             if index in wanted and index not in received:
                 received.add(index)
-                yield index, _upright(reformatter.reformat(frame, format="rgb24", threads=1), frame.rotation)
+                yield index, _upright(frame, info, reformatter)
+            if index >= last:  # not before: a later frame tells damage from a broken tail
+                break
     except (av.error.FFmpegError, OSError):
         pass  # what is missing is counted below
     for index in sorted(wanted - received):
-        rejects.add("broken_video_tail", f"{name}/{index:06d}")
+        rejects.add("damaged_frame" if index < newest else "broken_video_tail", f"{name}/{index:06d}")
 
 
-def _decoded(path: str, info: VideoInfo, first: int, last: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(index, frame) from `first` or before to `last`, decoded from the last key frame that can be sought before `first`."""
+def _sound_frames(path: str, info: VideoInfo, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(index, frame) from `first` or before on, decoded from the last key frame that can be sought before `first`; without
+    those that damage has cost."""
     # Frames are recognised by time stamp: a decoder may drop a damaged one, and counting would then be off by one.
     number = {stamp: index for index, stamp in enumerate(info.pts)}
+    damage = Damage(info.packets)
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # a worker has one CPU
-        if first > _SEEK_MARGIN and first < len(info.pts):
+        is_sought = _SEEK_MARGIN < first < len(info.pts)
+        if is_sought:
             # Containers seek by decoding time, which runs ahead of presentation by the depth of reordering.
             container.seek(info.pts[first - _SEEK_MARGIN], stream=stream)
-            start = _sought(container.decode(stream), number, first)
-            if start is None:
-                yield from _decoded(path, info, 0, last)
+        frames = ((frame.pts, frame) for frame in _decode(container, stream, damage) if frame.pts in number)
+        start = []
+        if is_sought:
+            # Frames before a key frame lack what they refer to.
+            start = list(islice((f for f in frames if f[1].key_frame and damage.is_key(f[0])), 1))
+            if not start or number[start[0][0]] > first:  # the container went elsewhere
+                yield from _sound_frames(path, info, 0)
                 return
-            yield start
-        for frame in container.decode(stream):
-            index = number.get(frame.pts, -1) if frame.pts is not None else -1
-            yield index, frame
-            if index >= last:
-                return
+        for pts, frame in damage.sound(chain(start, frames)):
+            yield number[pts], frame
 
 
-def _sought(frames: Iterator[av.VideoFrame], number: dict[int, int], first: int) -> tuple[int, av.VideoFrame] | None:
-    """The key frame after a seek; None where the container went elsewhere. Frames before it lack what they refer to."""
-    for frame in frames:
-        if frame.key_frame:
-            index = number.get(frame.pts, -1) if frame.pts is not None else -1
-            return (index, frame) if 0 <= index <= first else None
-    return None
+def _decode(container: av.container.InputContainer, stream: av.VideoStream, damage: Damage) -> Iterator[av.VideoFrame]:
+    """All frames that come out of a decoder; like FFmpeg's own tools it goes on behind packets that do not decode."""
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            damage.add(packet.pts)
+            continue
+        for frame in frames:
+            if frame.is_corrupt:
+                damage.add(frame.pts)
+            yield frame
 
 
-def _upright(frame: av.VideoFrame, rotation: int) -> Image.Image:
-    """rotation: degrees counter-clockwise, as phones store it."""
-    pixels: np.ndarray = frame.to_ndarray()
-    if rotation % 360:
-        pixels = np.ascontiguousarray(np.rot90(pixels, k=round(rotation / 90)))
-    return Image.fromarray(pixels)
+def _upright(frame: av.VideoFrame, info: VideoInfo, reformatter: VideoReformatter) -> Image.Image:
+    """RGB. A video that changes its size keeps that of its first frame, as when it is played: boxes refer to it."""
+    turns = round(frame.rotation / 90)  # counter-clockwise, as phones store them
+    width, height = (info.height, info.width) if turns % 2 else (info.width, info.height)
+    pixels: np.ndarray = reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
+    return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, k=turns)))
 
 
 def _stem(name: str) -> str:
