@@ -8,7 +8,7 @@ All that is decided follows from the settings and the listing alone: tasks, spli
 is marked in storage. So an ingest that is killed at any moment and started again goes on where it was, and ends with the
 same rows exactly once. Until the manifest is written nothing is published; afterwards the same ingest is a no-op.
 
-Two ingests into one frame set must not run at the same time.
+Two ingests of one source into one frame set must not run at the same time.
 
     <frame set>/manifest.json
     <frame set>/shards/<source>-<split>-<bucket>.parquet
@@ -60,8 +60,6 @@ class Preparation:
     record: dict[str, Any]
     """Settings and listing; equal records mean equal rows."""
     plan: Plan
-    there: Manifest | None
-    """Of the frame set that is added to."""
 
     @property
     def work_uri(self) -> str:
@@ -87,29 +85,26 @@ def prepare(settings: IngestSettings, output_uri: str) -> Preparation | Manifest
     preflight(output_uri, write=True)
     source = open_source(settings.source)
     record = {"settings": settings.deciding(), "listing": _listing(source)}
-    there = read_manifest(output_uri) if has_manifest(output_uri) else None
+    there = _frame_set(settings, output_uri, name, record)
     if there is not None and name in there.settings:
-        _check_same(output_uri, name, there.settings[name], record)
         _clean_up(output_uri, name)
         return there
-    if there is not None and (there.image_size, there.group_size) != (settings.image_size, settings.group_size):
-        raise DataError(
-            f"{output_uri}: holds crops of {there.image_size} px in groups of {there.group_size}; image_size and group_size "
-            "of another source must be the same"
-        )
-    return Preparation(settings, output_uri, name, record, make_plan(settings, source), there)
+    return Preparation(settings, output_uri, name, record, make_plan(settings, source))
 
 
 def execute(prepared: Preparation, progress: Progress = SILENT) -> Manifest:
     """The second part of `ingest`. Needs a running Ray."""
     settings, output_uri, name, work_uri = prepared.settings, prepared.output_uri, prepared.name, prepared.work_uri
+    _others(prepared)
     plan_uri = join(work_uri, "plan.json")
-    if not exists(plan_uri) or read_json(plan_uri) != prepared.record:
-        # Remains of an ingest with other settings or files; nothing of it was published.
+    # Equal records mean equal plans, but for another version of this code, or a header that could not be read this time.
+    planned = {**prepared.record, "plan": prepared.plan.digest()}
+    if not exists(plan_uri) or read_json(plan_uri) != planned:
+        # Remains of an ingest with other settings, files or tasks; nothing of it was published.
         delete(work_uri)
         for shard_uri in _shards_of(output_uri, name):
             delete(shard_uri)
-        write_json(plan_uri, prepared.record)
+        write_json(plan_uri, planned)
 
     prepared = replace(prepared, plan=find_hands(settings, prepared.plan, work_uri, progress))
     stats = _first_stage(prepared, progress)
@@ -120,7 +115,8 @@ def execute(prepared: Preparation, progress: Progress = SILENT) -> Manifest:
     _check_rejects(settings, prepared.plan, rejects, sum(task_stats["num_rows"] for task_stats in stats))
     shards = _second_stage(prepared, stats, progress)
 
-    manifest = merge(prepared.there, _describe(prepared, stats, shards, rejects), MAX_EXAMPLES)
+    # Read only now: another source may have been published meanwhile.
+    manifest = merge(_others(prepared), _describe(prepared, stats, shards, rejects), MAX_EXAMPLES)
     write_manifest(output_uri, manifest)
     _clean_up(output_uri, name)
     return manifest
@@ -235,6 +231,31 @@ def _second_stage(prepared: Preparation, stats: Sequence[dict[str, Any]], progre
         progress.update(rows, megabytes=round(num_bytes / 1e6, 1))
     progress.finish(shards=len(done), megabytes=round(num_bytes / 1e6, 1))
     return [done[shard_path(name, bucket)] for bucket in buckets]
+
+
+def _frame_set(settings: IngestSettings, output_uri: str, name: str, record: dict[str, Any]) -> Manifest | None:
+    """What is published so far. Raises DataError where the source does not fit it."""
+    if not has_manifest(output_uri):
+        return None
+    there = read_manifest(output_uri)
+    if name in there.settings:
+        _check_same(output_uri, name, there.settings[name], record)
+    elif (there.image_size, there.group_size) != (settings.image_size, settings.group_size):
+        raise DataError(
+            f"{output_uri}: holds crops of {there.image_size} px in groups of {there.group_size}; image_size and group_size "
+            "of another source must be the same"
+        )
+    return there
+
+
+def _others(prepared: Preparation) -> Manifest | None:
+    """What is published of other sources. Raises DataError where this one has been published since it was prepared."""
+    there = _frame_set(prepared.settings, prepared.output_uri, prepared.name, prepared.record)
+    if there is not None and prepared.name in there.settings:
+        raise DataError(
+            f"{prepared.output_uri}: source '{prepared.name}' was published by another ingest meanwhile; run this one again"
+        )
+    return there
 
 
 def _check_same(output_uri: str, name: str, there: IngestRecord, record: dict[str, Any]) -> None:

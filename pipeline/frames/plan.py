@@ -1,5 +1,7 @@
 """What an ingest will do, decided before anything is done: settings, and from them and the listing tasks, splits, buckets."""
 
+import hashlib
+import json
 import math
 import sys
 from collections import Counter
@@ -127,6 +129,14 @@ class Plan:
     def num_frames(self) -> int:
         """Expected."""
         return sum(unit.num_frames for task in self.tasks for unit, _ in task.units)
+
+    def digest(self) -> str:
+        """The same for plans whose finished tasks can stand for each other."""
+        value = hashlib.blake2b(json.dumps(self.num_buckets).encode(), digest_size=16)
+        for task in self.tasks:
+            for unit, split in task.units:
+                value.update(json.dumps([task.number, vars(unit), split]).encode())
+        return value.hexdigest()
 
 
 def make_plan(settings: IngestSettings, source: Source) -> Plan:

@@ -15,7 +15,7 @@ from jobs.ingest import IngestJob, run
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames import ingest as module
 from pipeline.frames import plan
-from pipeline.frames.ingest import ingest
+from pipeline.frames.ingest import Preparation, execute, ingest, prepare
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.plan import IngestSettings
 from pipeline.frames.schema import SCHEMA, digest, digest_to_hex
@@ -375,3 +375,31 @@ def test_the_command_line_names_the_setting(tmp_path):
 def test_names_come_from_the_uri(uri, name):
     settings = settings_for(Path(uri), source={"uri": uri, "name": None})
     assert settings.source.resolved_name() == name
+
+
+def test_remains_of_other_tasks_are_swept_away(clips, tmp_path, inline, monkeypatch):
+    # As when the header of a video could not be read the first time, or another version of the code goes on.
+    out = str(tmp_path / "out")
+    whole = ingest(settings_for(clips), str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "MIN_FRAMES_PER_TASK", 60)
+        patch.setattr(module, "_second_stage", _fail)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(settings_for(clips), out)
+    assert ingest(settings_for(clips), out).digest == whole.digest
+    read_set(out)
+
+
+def test_another_source_may_be_published_meanwhile(clips, tmp_path, inline):
+    out = str(tmp_path)
+    slow, other = settings_for(clips, source={"name": "slow"}), settings_for(clips, source={"name": "other"})
+    prepared = [prepare(slow, out), prepare(slow, out)]
+    ingest(other, out)
+    assert isinstance(prepared[0], Preparation)
+    manifest = execute(prepared[0])
+    assert set(manifest.counts) == {"slow", "other"}
+    assert isinstance(prepared[1], Preparation)
+    with pytest.raises(DataError, match="published by another ingest meanwhile"):
+        execute(prepared[1])
+    assert ingest(slow, out) == manifest
+    read_set(out)
