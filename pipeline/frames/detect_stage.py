@@ -1,17 +1,25 @@
 """The stage of an ingest that finds hands: a detector in lasting workers, which load it once, looks at every piece of video.
 
-What is found in a piece is a file, which marks it as done. Tracks are made later, of all the files of a video.
+What is found in a piece (or in a few short videos or single images) is a file, which marks it as done. Tracks are made later,
+of all the files of a video.
 """
 
+import math
 import time
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
+from pipeline.frames.pieces import pack
 from pipeline.frames.plan import IngestSettings, Plan
 from pipeline.frames.ray_tasks import run_in_ray
 from pipeline.frames.sources import SourceSettings, Unit, open_source
 from pipeline.progress import Progress
 from pipeline.storage import join, list_files, write_json
+
+MIN_FRAMES_PER_FILE = 64
+"""A few seconds of a worker's time; so a small set too is shared by several."""
+MAX_FILES = 16_384
+"""About; Ray needs 20 ms for each, and more the more there are."""
 
 
 @runtime_checkable
@@ -29,16 +37,17 @@ def find_hands(settings: IngestSettings, plan: Plan, work_uri: str, progress: Pr
     """
     if not isinstance(open_source(settings.source), FindsHands):
         return plan
-    units = [unit for task in plan.tasks for unit, _ in task.units]
-    uris = [join(work_uri, "found", f"{number:06d}.json") for number in range(len(units))]
+    least = max(MIN_FRAMES_PER_FILE, math.ceil(plan.num_frames / MAX_FILES))
+    parts = pack((unit for task in plan.tasks for unit, _ in task.units), least)
+    uris = [join(work_uri, "found", f"{number:06d}.json") for number in range(len(parts))]
     done = {uri.rpartition("/")[2] for uri in list_files(join(work_uri, "found"), ".json")}
     todo: list[dict[str, Any]] = [
-        {"unit": vars(unit), "uri": uri}
-        for unit, uri in zip(units, uris, strict=True)
+        {"units": [vars(unit) for unit in units], "uri": uri}
+        for units, uri in zip(parts, uris, strict=True)
         if uri.rpartition("/")[2] not in done
     ]
     progress.start(f"find hands ({settings.source.resolved_name()})", plan.num_frames, "frames")
-    frames = plan.num_frames - sum(item["unit"]["num_frames"] for item in todo)
+    frames = plan.num_frames - sum(unit["num_frames"] for item in todo for unit in item["units"])
     hands, looked_at, started = 0, 0, time.monotonic()
     size = settings.num_detectors or settings.num_workers
     for found in run_in_ray(_find, {"settings": settings.source}, todo, size, lasting=True):
@@ -47,9 +56,10 @@ def find_hands(settings: IngestSettings, plan: Plan, work_uri: str, progress: Pr
         hands += found["hands"]
         progress.update(frames, hands=hands, frames_per_s=round(looked_at / (time.monotonic() - started), 1))
     progress.finish(hands=hands)
-    by_video: dict[str, list[str]] = {}
-    for unit, uri in zip(units, uris, strict=True):
-        by_video.setdefault(unit.name, []).append(uri)
+    by_video: dict[str, list[tuple[str, int]]] = {}
+    for units, uri in zip(parts, uris, strict=True):
+        for place, unit in enumerate(units):
+            by_video.setdefault(unit.name, []).append((uri, place))
     tasks = [
         replace(task, units=[(replace(unit, found=by_video[unit.name]), split) for unit, split in task.units])
         for task in plan.tasks
@@ -58,10 +68,11 @@ def find_hands(settings: IngestSettings, plan: Plan, work_uri: str, progress: Pr
 
 
 def _find(item: dict[str, Any], settings: SourceSettings) -> dict[str, Any]:
-    unit = Unit(**item["unit"])
+    units = [Unit(**unit) for unit in item["units"]]
     source = open_source(settings)
     assert isinstance(source, FindsHands)
-    found = source.detect(unit)
+    found = [source.detect(unit) for unit in units]
     write_json(item["uri"], found)
-    frames = found.get("seen", [])
-    return {"expected": unit.num_frames, "frames": len(frames), "hands": sum(len(hands) for _, hands in frames)}
+    frames = [frame for part in found for frame in part.get("seen", [])]
+    expected = sum(unit.num_frames for unit in units)
+    return {"expected": expected, "frames": len(frames), "hands": sum(len(hands) for _, hands in frames)}

@@ -35,6 +35,19 @@ def _pieces(unit: Unit) -> list[Unit]:
     return pieces
 
 
+def pack(units: Iterable[Unit], least: int) -> list[list[Unit]]:
+    """Neighbours together, until they have `least` frames."""
+    packed: list[list[Unit]] = []
+    filled = least
+    for unit in units:
+        if filled >= least:
+            packed.append([])
+            filled = 0
+        packed[-1].append(unit)
+        filled += max(unit.num_frames, 1)
+    return packed
+
+
 def piece_number(index: int) -> int:
     """Of the piece that a frame lies in."""
     return index // PIECE_FRAMES

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.frames.groups import assign_splits
-from pipeline.frames.pieces import cut
+from pipeline.frames.pieces import cut, pack
 from pipeline.frames.quality import QualitySettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.schema import SPLITS
@@ -148,17 +148,10 @@ def make_plan(settings: IngestSettings, source: Source) -> Plan:
     splits = _decide_splits(settings, units, rejects)
     units = cut(units)
     per_task = max(MIN_FRAMES_PER_TASK, math.ceil(sum(unit.num_frames for unit in units) / MAX_TASKS))
-    packed: list[list[tuple[Unit, str]]] = []
-    filled = per_task
-    for unit in units:
-        if filled >= per_task:
-            packed.append([])
-            filled = 0
-        packed[-1].append((unit, splits[unit.name]))
-        filled += max(unit.num_frames, 1)
     expected = {split: sum(u.num_frames for u in units if splits[u.name] == split) for split in SPLITS}
     num_buckets = {split: max(1, round(rows / settings.rows_per_shard)) for split, rows in expected.items()}
-    tasks = [Task(number, members) for number, members in enumerate(packed)]
+    packed = pack(units, per_task)
+    tasks = [Task(number, [(unit, splits[unit.name]) for unit in members]) for number, members in enumerate(packed)]
     return Plan(tasks, num_buckets, len(units) + rejects.num_clips, rejects)
 
 

@@ -246,8 +246,9 @@ class Unit:
     """Of a piece of such a video: its first frame."""
     end: int | None = None
     """One past its last frame; None: whatever there is."""
-    found: list[str] | None = None
-    """URIs of what a detector has found in the pieces of the video, in order; None: the detector is still to run."""
+    found: list[tuple[str, int]] | None = None
+    """What a detector has found in the pieces of the video, in order: URIs of files and places in them; None: it is still to
+    run."""
 
     def has(self, index: int) -> bool:
         """Whether a frame belongs to the unit, and not to another piece of the same video."""

@@ -97,7 +97,7 @@ class DetectedVideo:
                 rejects.add("unreadable_video", unit.name)
                 yield None
                 return
-            found = [self._detect(path, info, unit)] if unit.found is None else [read_json(uri) for uri in unit.found]
+            found = [self._detect(path, info, unit)] if unit.found is None else read_found(unit.found)
             for part in found:
                 if part.get("first") == unit.first:
                     rejects.merge(Rejects.from_json(part["rejects"]))
@@ -109,6 +109,11 @@ class DetectedVideo:
             ]
             frames = settle(seen, info.times_s, self.settings.track, unit, rejects)
             yield OpenUnit(frames, lambda indexes: read_frames(path, info, indexes, unit.name, rejects))
+
+
+def read_found(places: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    """What `detect` gave for each piece (see Unit.found)."""
+    return [read_json(uri)[place] for uri, place in places]
 
 
 def settle(

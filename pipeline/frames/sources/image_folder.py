@@ -20,11 +20,11 @@ from pipeline.frames.detect import require_mediapipe, shared_detector
 from pipeline.frames.image_file import read_image
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import Hand, OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.detected_video import settle
+from pipeline.frames.sources.detected_video import read_found, settle
 from pipeline.frames.sources.images import IMAGE_SUFFIXES, clip_names, image_name, open_stills, read_images
 from pipeline.frames.sources.video import sample
 from pipeline.frames.track import Detection
-from pipeline.storage import absolute, is_file, join, list_files, preflight, read_json, resolve
+from pipeline.storage import absolute, is_file, join, list_files, preflight, resolve
 
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
@@ -126,7 +126,7 @@ class DetectedImages(ImageFolder):
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
         """Link what the detector has found, or finds now, into tracks."""
-        found = self.detect(unit) if unit.found is None else read_json(unit.found[0])
+        found = self.detect(unit) if unit.found is None else read_found(unit.found)[0]
         rejects.merge(Rejects.from_json(found["rejects"]))
         seen = [
             (index, [Detection(tuple(box), hand, score) for box, hand, score in hands])

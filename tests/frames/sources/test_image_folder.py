@@ -9,13 +9,17 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError, SettingsError
+from pipeline.frames import detect_stage
 from pipeline.frames.detect import DetectorSettings
 from pipeline.frames.detect_stage import FindsHands
+from pipeline.frames.ingest import ingest
+from pipeline.frames.plan import IngestSettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import SourceSettings, image_folder, open_source
 from pipeline.frames.sources.base import ImageFolderSettings
 from pipeline.frames.track import Detection
 from tests.conftest import real_data
+from tests.frames.inline_ray import PLACES, run_inline
 from tests.frames.sources.coco_set import CAMERA, box_of, joints_of, write_coco
 from tests.frames.sources.dots import check_dots, draw, jpeg
 from tests.frames.sources.reading import read
@@ -125,11 +129,34 @@ def test_what_the_stage_found_is_used(tmp_path, detector, monkeypatch):
     source = open_source(settings)
     assert isinstance(source, FindsHands)
     unit = source.list_units(Rejects())[0]
-    (tmp_path / "found.json").write_text(json.dumps(source.detect(unit)))
+    (tmp_path / "found.json").write_text(json.dumps([source.detect(unit)]))
     monkeypatch.setattr(image_folder, "shared_detector", None)
-    with source.open(replace(unit, found=[str(tmp_path / "found.json")]), Rejects()) as opened:
+    with source.open(replace(unit, found=[(str(tmp_path / "found.json"), 0)]), Rejects()) as opened:
         assert opened is not None
         assert [len(frame.hands) for frame in opened.frames] == [2, 2, 2]
+
+
+def test_single_images_are_looked_at_in_parts(tmp_path, detector, monkeypatch):
+    """A million photographs must not be a million items of Ray Data."""
+    items = {}
+
+    def inline(work, arguments, todo, *options, **more):
+        todo = list(todo)
+        items.setdefault(work.__name__, []).append(len(todo))
+        return run_inline(work, arguments, todo, *options, **more)
+
+    for place in PLACES:
+        monkeypatch.setattr(place, inline)
+    source = detected(tmp_path, image_folder=ImageFolderSettings(clips="image"))
+    settings = IngestSettings(source=source, image_size=48)
+    digests = []
+    for least in (64, 4, 1):
+        monkeypatch.setattr(detect_stage, "MIN_FRAMES_PER_FILE", least)
+        manifest = ingest(settings, str(tmp_path / f"frames-{least}"))
+        assert manifest.num_rows == 2 * len(FILES)
+        digests.append(manifest.digest)
+    assert items["_find"] == [1, 2, 6]
+    assert len(set(digests)) == 1
 
 
 def test_what_is_missing_is_said(tmp_path):
