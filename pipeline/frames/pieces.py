@@ -1,4 +1,5 @@
-"""Long videos are cut into pieces, so that several workers share one.
+"""Long videos, and large folders of images in which hands are to be found, are cut into pieces, so that several workers share
+one.
 
 A piece is a range of frames. What a frame becomes does not depend on the pieces: names, tracks and splits are those of the
 whole video, frames are found by time stamp after a seek to a key frame, and frame groups and the search for near-duplicates
@@ -31,7 +32,10 @@ def _pieces(unit: Unit) -> list[Unit]:
         is_last = first == starts[-1]  # it has no end: the length is what the container claims
         end = unit.length if is_last and unit.length else first + PIECE_FRAMES
         share = [round(unit.num_frames * frame / (unit.length or 1)) for frame in (first, end)]
-        pieces.append(replace(unit, first=first, end=None if is_last else end, num_frames=share[1] - share[0]))
+        entries = None if unit.entries is None else unit.entries[first:end]
+        pieces.append(
+            replace(unit, first=first, end=None if is_last else end, num_frames=share[1] - share[0], entries=entries)
+        )
     return pieces
 
 

@@ -47,7 +47,8 @@ def link(
     result = []
     for time, frame_boxes in zip(times, boxes, strict=True):
         current = np.asarray(frame_boxes, dtype=np.float64).reshape(-1, 4)
-        live = [(number, box) for number, (seen, box) in last.items() if time - seen <= max_gap]
+        last = {number: sighting for number, sighting in last.items() if time - sighting[0] <= max_gap}
+        live = [(number, box) for number, (_, box) in last.items()]
         pairs = []
         if live and len(current):
             before = np.stack([box for _, box in live])

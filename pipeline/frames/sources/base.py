@@ -241,9 +241,10 @@ class Unit:
     split_key: str | None = None
     """Units of the same key go to the same split (the cameras of one recording, say); None: the name."""
     length: int | None = None
-    """Frames of a video, as far as is known, of which ranges can be read for themselves; None: only the whole unit can."""
+    """Frames of a video, or images of a folder, as far as is known, of which ranges can be read for themselves; None: only the
+    whole unit can."""
     first: int = 0
-    """Of a piece of such a video: its first frame."""
+    """Of a piece of such a unit: its first frame. `entries` are those of the piece."""
     end: int | None = None
     """One past its last frame; None: whatever there is."""
     found: list[tuple[str, int]] | None = None

@@ -98,15 +98,7 @@ class DetectedVideo:
                 yield None
                 return
             found = [self._detect(path, info, unit)] if unit.found is None else read_found(unit.found)
-            for part in found:
-                if part.get("first") == unit.first:
-                    rejects.merge(Rejects.from_json(part["rejects"]))
-            seen = [
-                (index, [Detection(tuple(box), hand, score) for box, hand, score in hands])
-                for part in found
-                for index, hands in part.get("seen", [])
-                if hands
-            ]
+            seen = detections_in(found, unit, rejects)
             frames = settle(seen, info.times_s, self.settings.track, unit, rejects)
             yield OpenUnit(frames, lambda indexes: read_frames(path, info, indexes, unit.name, rejects))
 
@@ -114,6 +106,19 @@ class DetectedVideo:
 def read_found(places: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
     """What `detect` gave for each piece (see Unit.found)."""
     return [read_json(uri)[place] for uri, place in places]
+
+
+def detections_in(found: Sequence[dict[str, Any]], unit: Unit, rejects: Rejects) -> list[tuple[int, list[Detection]]]:
+    """(index, detections) of all frames that show hands, of all pieces; counts what `detect` has rejected in this one."""
+    for part in found:
+        if part.get("first") == unit.first:
+            rejects.merge(Rejects.from_json(part["rejects"]))
+    return [
+        (index, [Detection(tuple(box), hand, score) for box, hand, score in hands])
+        for part in found
+        for index, hands in part.get("seen", [])
+        if hands
+    ]
 
 
 def settle(

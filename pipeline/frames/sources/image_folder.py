@@ -10,6 +10,7 @@ A unit is a folder, with its images in the order of their names, or an image (so
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,10 @@ from pipeline.errors import DataError, SettingsError
 from pipeline.frames.detect import require_mediapipe, shared_detector
 from pipeline.frames.image_file import read_image
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources.base import Hand, OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.detected_video import read_found, settle
-from pipeline.frames.sources.images import IMAGE_SUFFIXES, clip_names, image_name, open_stills, read_images
+from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
+from pipeline.frames.sources.detected_video import detections_in, read_found, settle
+from pipeline.frames.sources.images import IMAGE_SUFFIXES, clip_names, image_name, open_stills, read_images, tracked
 from pipeline.frames.sources.video import sample
-from pipeline.frames.track import Detection
 from pipeline.storage import absolute, is_file, join, list_files, preflight, resolve
 
 _EXIF_ORIENTATION = 0x0112
@@ -104,54 +104,45 @@ class DetectedImages(ImageFolder):
         """One unit a folder, or an image. Raises DataError where there is no image, or no detector to run."""
         require_mediapipe()
         preflight(self._model)
-        return super().list_units(rejects)
+        return [replace(unit, length=unit.num_frames) for unit in super().list_units(rejects)]
 
     def detect(self, unit: Unit) -> dict[str, Any]:
         """What the detector finds in a unit's sampled images, for `open`; plain JSON values.
 
-        {"seen": [[index, [[box, hand, score], ...]], ...], "rejects": images that cannot be read, or show no hand}.
+        {"first": of the unit, "seen": [[index, [[box, hand, score], ...]], ...], "rejects": images that cannot be read, or show
+        no hand}.
         """
         detector = shared_detector(self._model, self.settings.detector)
-        rate = self.settings.image_rate or 1.0
-        times = [index / rate for index in range(len(unit.entries or []))]
+        sampled = sample(self._times(unit), self.settings.fps, self.settings.stride)
         rejects = Rejects()
         seen = []
-        for index, image in read_images(unit, rejects, sample(times, self.settings.fps, self.settings.stride)):
+        for index, image in read_images(unit, rejects, [index for index in sampled if unit.has(index)]):
             detections = detector(image)
             seen.append([index, [[list(d.box), d.hand, d.score] for d in detections]])
             if not detections:
                 rejects.add("no_hand", image_name(unit, index))
-        return {"seen": seen, "rejects": rejects.to_json()}
+        return {"first": unit.first, "seen": seen, "rejects": rejects.to_json()}
 
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
-        """Link what the detector has found, or finds now, into tracks."""
-        found = self.detect(unit) if unit.found is None else read_found(unit.found)[0]
-        rejects.merge(Rejects.from_json(found["rejects"]))
-        seen = [
-            (index, [Detection(tuple(box), hand, score) for box, hand, score in hands])
-            for index, hands in found["seen"]
-            if hands
-        ]
+        """Link what the detector has found in the whole folder, or finds now, into tracks."""
+        found = [self.detect(unit)] if unit.found is None else read_found(unit.found)
+        seen = detections_in(found, unit, rejects)
         if self.settings.image_rate is not None:
-            times = [index / self.settings.image_rate for index in range(len(unit.entries or []))]
-            frames = settle(seen, times, self.settings.track, unit, rejects)
-            yield OpenUnit(frames, partial(read_images, unit, rejects))
-            return
-        by_file = {(unit.entries or [])[index]["file"]: detections for index, detections in seen}
-        yield open_stills(unit, self.settings, lambda entry, _: _hands(by_file.get(entry["file"])), rejects)
+            frames = settle(seen, self._times(unit), self.settings.track, unit, rejects)
+        else:
+            hands = [(i, [Hand(0, d.hand, d.box, confidence=d.score) for d in detections]) for i, detections in seen]
+            frames = [FrameHands(i, None, linked) for (i, _), linked in zip(hands, tracked(hands), strict=True)]
+        yield OpenUnit(frames, partial(read_images, unit, rejects))
+
+    def _times(self, unit: Unit) -> list[float]:
+        """Of all images of the folder, seconds; their numbers where there is no rate."""
+        return [index / (self.settings.image_rate or 1.0) for index in range(unit.length or len(unit.entries or []))]
 
 
 def image_folder(settings: SourceSettings) -> WholeImages | DetectedImages:
     """The source of kind image_folder that the settings ask for."""
     return DetectedImages(settings) if settings.image_folder.hands == "detector" else WholeImages(settings)
-
-
-def _hands(detections: list[Detection] | None) -> list[Hand] | None:
-    """Hands of an image; None where it could not be read or showed none, which is counted."""
-    if detections is None:
-        return None
-    return [Hand(0, d.hand, d.box, confidence=d.score) for d in detections]
 
 
 def _size_of_header(uri: str) -> tuple[int, int] | None:

@@ -44,7 +44,7 @@ def open_stills(
             rejects.add("no_hand", name)
     frames = [
         FrameHands(index, times[index] if rate else None, hands)
-        for (index, _), hands in zip(chosen, _tracked(chosen), strict=True)
+        for (index, _), hands in zip(chosen, tracked(chosen), strict=True)
     ]
     return OpenUnit(frames, partial(read_images, unit, rejects))
 
@@ -60,7 +60,7 @@ def open_boxed(unit: Unit, settings: SourceSettings, rejects: Rejects) -> OpenUn
     )
 
 
-def _tracked(images: Sequence[tuple[int, list[Hand]]]) -> list[list[Hand]]:
+def tracked(images: Sequence[tuple[int, list[Hand]]]) -> list[list[Hand]]:
     """The hands of each image, numbered; tracks count up from 0 in order of first sighting."""
     result: list[list[Hand]] = [[] for _ in images]
     numbers: dict[tuple[str, int], int] = {}
@@ -95,7 +95,12 @@ def boxed_hands(
 
 def image_name(unit: Unit, index: int) -> str:
     """The name under which an image of a unit is counted."""
-    return f"{unit.name}/{(unit.entries or [])[index]['file']}"
+    return f"{unit.name}/{entry_of(unit, index)['file']}"
+
+
+def entry_of(unit: Unit, index: int) -> dict[str, Any]:
+    """An image's entry, by its index in the folder (of which the unit may be a piece)."""
+    return (unit.entries or [])[index - unit.first]
 
 
 def clip_names(files: Sequence[str]) -> list[str]:
@@ -108,7 +113,7 @@ def read_images(unit: Unit, rejects: Rejects, indexes: Sequence[int]) -> Iterato
     """Images of a unit's entries by index, upright RGB, of the entry's size where it has one; those that cannot be used are
     counted."""
     for index in indexes:
-        entry = (unit.entries or [])[index]
+        entry = entry_of(unit, index)
         name = image_name(unit, index)
         image = read_image(join(unit.uri, entry["file"]), name, rejects)
         if image is not None and entry.get("size"):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError, SettingsError
-from pipeline.frames import detect_stage
+from pipeline.frames import detect_stage, pieces, plan
 from pipeline.frames.detect import DetectorSettings
 from pipeline.frames.detect_stage import FindsHands
 from pipeline.frames.ingest import ingest
@@ -157,6 +157,27 @@ def test_single_images_are_looked_at_in_parts(tmp_path, detector, monkeypatch):
         digests.append(manifest.digest)
     assert items["_find"] == [1, 2, 6]
     assert len(set(digests)) == 1
+
+
+@pytest.mark.parametrize("rate", [{}, {"image_rate": 10, "track": {"min_frames": 2}}, {"stride": 2}])
+def test_a_large_folder_gives_the_same_set_in_pieces(tmp_path, detector, monkeypatch, rate):
+    monkeypatch.setattr(pieces, "PIECE_FRAMES", 2)
+    monkeypatch.setattr(detect_stage, "MIN_FRAMES_PER_FILE", 1)
+    for place in PLACES:
+        monkeypatch.setattr(place, run_inline)
+    source = detected(tmp_path, **rate)
+    write_coco(tmp_path, [f"clip_a/{i}.jpg" for i in range(5)])
+    (tmp_path / "images" / "clip_a" / "3.jpg").write_bytes(b"broken")
+    settings = IngestSettings(source=source, image_size=48)
+    manifests = []
+    for cut in (pieces.cut, list):
+        monkeypatch.setattr(plan, "cut", cut)
+        planned = plan.make_plan(settings, open_source(source))
+        assert sum(len(task.units) for task in planned.tasks) == (5 if cut is not list else 2)
+        manifests.append(ingest(settings, str(tmp_path / cut.__name__)).model_copy(update={"created_at": ""}))
+    assert manifests[0] == manifests[1]
+    assert manifests[0].num_clips == 4
+    assert manifests[0].rejects["images"] == ({} if rate == {"stride": 2} else {"unreadable_image": 1})
 
 
 def test_what_is_missing_is_said(tmp_path):
