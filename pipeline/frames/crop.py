@@ -19,9 +19,14 @@ _FILTER_RADIUS = 2.0  # of PIL's bicubic filter, in output pixels
 def is_box(box: Sequence[Any]) -> bool:
     """Whether a value is four finite numbers x0, y0, x1, y1 that span at least MIN_BOX_SIDE pixels each way."""
     try:
-        x0, y0, x1, y1 = np.asarray(box, dtype=np.float64)
-    except (TypeError, ValueError):
+        values = np.asarray(box)
+    except ValueError:  # of unequal lengths
         return False
+    if (
+        values.shape != (4,) or values.dtype.kind not in "iuf"
+    ):  # numbers in quotes would become numbers here, and nowhere else
+        return False
+    x0, y0, x1, y1 = values.astype(np.float64)
     return bool(np.isfinite([x0, y0, x1, y1]).all() and min(x1 - x0, y1 - y0) >= MIN_BOX_SIDE)
 
 

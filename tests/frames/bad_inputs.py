@@ -296,6 +296,7 @@ IMAGE_CASES = [
     Case("box without area", lambda s: s.add_box([30, 30, 30, 80]), {"bad_box": 1}),
     Case("box with NaN", lambda s: s.add_box([30, NAN, 90, 80]), {"bad_box": 1}),
     Case("box of three numbers, box of words", lambda s: s.add_box([30, 20, 90], ["a", "b", "c", "d"]), {"bad_box": 2}),
+    Case("box of numbers in quotes, box of lists", lambda s: s.add_box(["30", "20", "90", "80"], [[30], [20], [90], [80]]), {"bad_box": 2}),
     Case("no box", lambda s: s.add_box(), {"no_hand": 1}),
     Case("entry given twice in the boxes file", lambda s: s.entries.append(s.entries[1]), {"duplicate_hand": 1}),
     Case("folder called as the root's own clip would be", _folder_called_images, stops="two clips would both be called 'images'"),
