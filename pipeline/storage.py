@@ -81,12 +81,17 @@ def is_file(uri: str) -> bool:
 
 def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
     """All files below a folder, recursively and sorted, as URIs. A missing folder gives an empty list."""
+    return sorted(list_sizes(uri, suffix))
+
+
+def list_sizes(uri: str, suffix: str | tuple[str, ...] = "") -> dict[str, int]:
+    """{URI: bytes} of all files below a folder, recursively."""
     with _named_errors(uri):
         filesystem, path = resolve(uri)
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-        found = [info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+        found = {info.path: info.size for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File}
     prefix = "" if is_local(uri) else "s3://"
-    return sorted(prefix + name for name in found if name.lower().endswith(suffix))
+    return {prefix + name: num_bytes for name, num_bytes in found.items() if name.lower().endswith(suffix)}
 
 
 def list_folders(uri: str) -> list[str]:
@@ -368,6 +373,9 @@ def _named_errors(uri: str) -> Iterator[None]:
         raise MissingError(f"{uri}: no such file or folder") from None
     except PermissionError:
         raise RefusedError(f"{uri}: no permission") from None
+    except UnicodeDecodeError as error:  # pyarrow knows no other names
+        name = error.object.decode(errors="backslashreplace")
+        raise StorageError(f"{uri}: the name of '{name}' is not UTF-8; rename that file") from None
     except OSError as error:
         if "ACCESS_DENIED" in str(error):  # of one S3 object; pyarrow has no class for it
             raise RefusedError(f"{uri}: no permission") from None

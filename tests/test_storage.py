@@ -141,3 +141,12 @@ def test_preflight_of_local_paths(tmp_path):
         storage.preflight(str(tmp_path / "file" / "below"), write=True)
     with pytest.raises(StorageError, match="no such file or folder"):
         storage.preflight(str(tmp_path / "absent"))
+
+
+def test_a_name_that_is_not_utf8_is_said(tmp_path):
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with pytest.raises(StorageError, match=r"caf\\xe9\.jpg' is not UTF-8; rename"):
+        storage.list_files(str(tmp_path))

@@ -15,6 +15,7 @@ from pipeline.frames.quality import QualitySettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.rows import unit_groups
 from pipeline.frames.sources import SourceSettings, open_source
+from pipeline.frames.sources.video import find_videos
 from tests.frames.clips import CAMERA, FPS, draw, hand_label, joints_at, project, write_clip, write_images, write_video
 
 CROPS = SimpleNamespace(
@@ -222,6 +223,11 @@ def test_one_video_can_be_named(tmp_path):
     write_clip(tmp_path, "other")
     groups, _ = read_rows(labelled(path))
     assert {row["clip_id"] for row in flat(groups)} == {"s/one"}
+
+
+def test_one_video_without_a_suffix_has_a_name(tmp_path):
+    write_clip(tmp_path, "one").rename(tmp_path / "one")
+    assert find_videos(str(tmp_path / "one")) == {"one": str(tmp_path / "one")}
 
 
 def test_videos_of_one_name_keep_their_suffix(tmp_path):

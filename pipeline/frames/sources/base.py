@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import pyarrow.fs as pafs
 from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -19,7 +18,7 @@ from pipeline.errors import DataError
 from pipeline.frames.detect import DetectorSettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.track import TrackSettings
-from pipeline.storage import absolute, is_local, resolve
+from pipeline.storage import absolute, is_file, list_sizes, size
 
 Kind = Literal[
     "labelled_video",
@@ -312,10 +311,4 @@ class Source(Protocol):
 
 def file_sizes(uri: str, suffixes: tuple[str, ...]) -> dict[str, int]:
     """{URI: bytes} of a file, or of the files below a folder with one of these suffixes."""
-    filesystem, path = resolve(uri)
-    info = filesystem.get_file_info(path)
-    if info.is_file:
-        return {uri: info.size}
-    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    prefix = "" if is_local(uri) else "s3://"
-    return {prefix + f.path: f.size for f in found if f.is_file and f.path.lower().endswith(suffixes)}
+    return {absolute(uri): size(uri)} if is_file(uri) else list_sizes(uri, suffixes)

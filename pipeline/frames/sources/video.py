@@ -52,7 +52,7 @@ def find_videos(uri: str) -> dict[str, str]:
     """
     root = absolute(uri)
     if is_file(root):
-        return {root.rpartition("/")[2].rpartition(".")[0]: root}
+        return {_stem(root.rpartition("/")[2]): root}
     found = {path[len(root) + 1 :]: path for path in list_files(root, VIDEO_SUFFIXES)}
     if not found:
         raise DataError(f"{uri}: no video here ({', '.join(VIDEO_SUFFIXES)})")
@@ -213,4 +213,4 @@ def _upright(frame: av.VideoFrame, info: VideoInfo, reformatter: VideoReformatte
 
 
 def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
+    return name.rpartition(".")[0] or name
