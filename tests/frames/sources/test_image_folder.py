@@ -138,7 +138,7 @@ def test_what_the_stage_found_is_used(tmp_path, detector, monkeypatch):
 
 def test_single_images_are_looked_at_in_parts(tmp_path, detector, monkeypatch):
     """A million photographs must not be a million items of Ray Data."""
-    items = {}
+    items: dict[str, list[int]] = {}
 
     def inline(work, arguments, todo, *options, **more):
         todo = list(todo)
