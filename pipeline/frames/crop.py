@@ -22,9 +22,7 @@ def is_box(box: Sequence[Any]) -> bool:
         values = np.asarray(box)
     except ValueError:  # of unequal lengths
         return False
-    if (
-        values.shape != (4,) or values.dtype.kind not in "iuf"
-    ):  # numbers in quotes would become numbers here, and nowhere else
+    if values.shape != (4,) or values.dtype.kind not in "iuf":  # numbers in quotes become numbers nowhere else
         return False
     x0, y0, x1, y1 = values.astype(np.float64)
     return bool(np.isfinite([x0, y0, x1, y1]).all() and min(x1 - x0, y1 - y0) >= MIN_BOX_SIDE)
