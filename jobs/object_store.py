@@ -50,7 +50,7 @@ _SERVER = """
 import mmap, os, sys, threading
 from moto.s3.models import FakeKey
 from moto.s3.responses import S3Response
-from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from moto.server import MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 def end_with_parent():
     sys.stdin.buffer.read()
@@ -74,7 +74,7 @@ def part(self, request, headers, content):
     status, headers, content = cut(self, request, headers, content)
     return status, headers, content[:]
 FakeKey.value, S3Response.get_object, S3Response._handle_range_header = property(value, whole.fset), get, part
-app = DomainDispatcherApplication(create_backend_app)
+app = create_backend_app("s3")
 server = make_server("127.0.0.1", int(sys.argv[1]), app, threaded=True, request_handler=MotoRequestHandler)
 print(server.port, flush=True)
 server.serve_forever()

@@ -27,7 +27,7 @@ def keys(bucket: str = "equihand") -> list[str]:
 
 def answers(endpoint: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=5):
+        with urllib.request.urlopen(f"{endpoint}/", timeout=5):
             return True
     except (urllib.error.URLError, OSError):
         return False
