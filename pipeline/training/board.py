@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import TrainingError
 from pipeline.progress import Progress
-from pipeline.tracking import Run
+
+if TYPE_CHECKING:  # the actor's process starts beside those of the workers, so it loads little
+    from pipeline.tracking import Run
 
 _POLL_SECONDS = 0.5
 
@@ -35,10 +37,10 @@ class _Board:
     def stopped(self) -> str:
         return self.reason
 
-    def track(self, run: Run) -> None:
+    def track(self, run: "Run") -> None:
         self.run = run
 
-    def tracked(self) -> tuple[Run | None, str]:
+    def tracked(self) -> "tuple[Run | None, str]":
         return self.run, self.reason
 
 
@@ -65,11 +67,11 @@ class BoardHandle:
         reason: str = ray.get(self._actor.stopped.remote())
         return reason
 
-    def track(self, run: Run) -> None:
+    def track(self, run: "Run") -> None:
         """Say which MLflow run this is."""
         self._actor.track.remote(run)
 
-    def tracked(self) -> Run:
+    def tracked(self) -> "Run":
         """The MLflow run, waited for. Raises TrainingError where the run was stopped instead."""
         import ray
 
