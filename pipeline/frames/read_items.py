@@ -33,6 +33,10 @@ Block = dict[str, np.ndarray]
 """frames uint8 (n, S, S, 3), the columns, `problem` (empty where the row is good); with pairs also partners."""
 
 _FAILED = "failed"
+_NOT_THERE = (
+    "NO_SUCH_KEY",
+    "RESOURCE_NOT_FOUND",
+)  # S3's words where the shard is open already, with and without an answer's text
 _OPEN_SHARDS = 256
 _CONNECTIONS = 4  # shards of one item that are read at a time
 
@@ -267,7 +271,7 @@ def _seed(seed: int, item: Item) -> list[int]:
 def _reason(error: Exception) -> str:
     """Why a shard could not be read, in the same words for all its rows."""
     text = " ".join(str(error).split())
-    if isinstance(error, FileNotFoundError) or "NO_SUCH_KEY" in text:  # S3's word where the shard is open already
+    if isinstance(error, FileNotFoundError) or any(word in text for word in _NOT_THERE):
         return "has vanished"
     return re.sub(r" \(Request ID: [^)]*\)", "", text)  # another one for every request
 

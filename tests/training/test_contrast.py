@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
@@ -17,6 +16,7 @@ from pipeline.training.contrast import Pairs, columns_for, make_pairs, step_loss
 from pipeline.training.distributed import gather_values
 from pipeline.training.grad_cache import backward
 from pipeline.views import ViewSettings, generator_for
+from tests.training.gloo import process_group
 
 VIEWS = ViewSettings(size=32)
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -140,19 +140,16 @@ def test_micro_batches_change_nothing(name, micro_batch):
 
 
 def _worker(rank: int, cases: list[tuple[str, list[int], int | None]], port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=len(cases[0][1]))
-    results = []
-    for name, counts, micro_batch in cases:
-        start = sum(counts[:rank])
-        pairs = pairs_of(name, range(start, start + counts[rank]), rank)
-        network = nn.parallel.DistributedDataParallel(model_for(objective_of(name)), broadcast_buffers=False)
-        loss = run(network, pairs, name, counts, micro_batch)
-        results.append((gather_values(loss[None]).mean(), gradients(network)))
-    if rank == 0:
-        torch.save(results, os.path.join(folder, "results.pt"))
-    dist.destroy_process_group()
+    with process_group(rank, len(cases[0][1]), port):
+        results = []
+        for name, counts, micro_batch in cases:
+            start = sum(counts[:rank])
+            pairs = pairs_of(name, range(start, start + counts[rank]), rank)
+            network = nn.parallel.DistributedDataParallel(model_for(objective_of(name)), broadcast_buffers=False)
+            loss = run(network, pairs, name, counts, micro_batch)
+            results.append((gather_values(loss[None]).mean(), gradients(network)))
+        if rank == 0:
+            torch.save(results, os.path.join(folder, "results.pt"))
 
 
 @pytest.mark.parametrize(

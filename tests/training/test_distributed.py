@@ -4,12 +4,12 @@ import os
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
 from pipeline.objectives import nt_xent, nt_xent_global
 from pipeline.training.distributed import gather, gather_values, row_counts
+from tests.training.gloo import process_group
 
 
 def _model() -> nn.Module:
@@ -22,24 +22,21 @@ def _frames(total: int) -> torch.Tensor:
 
 
 def _worker(rank: int, counts: list[int], port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=len(counts))
-    start, count = sum(counts[:rank]), counts[rank]
-    frames = _frames(sum(counts))[:, start : start + count]
-    network = nn.parallel.DistributedDataParallel(_model())
-    first, second = network(frames.reshape(2 * count, 6)).chunk(2)
-    assert row_counts(count, torch.device("cpu")) == counts
-    everyone = gather(torch.stack([first, second], dim=1))
-    # A worker's loss is the mean over its own anchors; with uneven shares it counts by their number.
-    weight = count * len(counts) / sum(counts)
-    loss = weight * nt_xent_global(first, second, everyone[:, 0], everyone[:, 1], start, 0.1)
-    loss.backward()
-    losses = gather_values(loss.detach()[None])
-    if rank == 0:
-        gradients = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
-        torch.save({"loss": losses.mean(), "gradients": gradients}, os.path.join(folder, "result.pt"))
-    dist.destroy_process_group()
+    with process_group(rank, len(counts), port):
+        start, count = sum(counts[:rank]), counts[rank]
+        frames = _frames(sum(counts))[:, start : start + count]
+        network = nn.parallel.DistributedDataParallel(_model())
+        first, second = network(frames.reshape(2 * count, 6)).chunk(2)
+        assert row_counts(count, torch.device("cpu")) == counts
+        everyone = gather(torch.stack([first, second], dim=1))
+        # A worker's loss is the mean over its own anchors; with uneven shares it counts by their number.
+        weight = count * len(counts) / sum(counts)
+        loss = weight * nt_xent_global(first, second, everyone[:, 0], everyone[:, 1], start, 0.1)
+        loss.backward()
+        losses = gather_values(loss.detach()[None])
+        if rank == 0:
+            gradients = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+            torch.save({"loss": losses.mean(), "gradients": gradients}, os.path.join(folder, "result.pt"))
 
 
 @pytest.mark.parametrize("counts", [[12], [6, 6], [3, 3, 3, 3], [7, 5], [5, 4, 2, 1]], ids=str)

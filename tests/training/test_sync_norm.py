@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from pipeline.training.sync_norm import GlobalBatchNorm, synchronise_batch_norm
+from tests.training.gloo import process_group
 
 
 def network() -> nn.Sequential:
@@ -34,17 +35,16 @@ def gradients_of(model: nn.Module) -> torch.Tensor:
 
 
 def _worker(rank: int, counts: list[int], port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=len(counts))
-    model = synchronise_batch_norm(network(), torch.device("cpu"))
-    start = sum(counts[:rank])
-    loss_of(model(images(sum(counts))[start : start + counts[rank]])).backward()
-    gradients = gradients_of(model)
-    dist.all_reduce(gradients)
-    if rank == 0:
-        torch.save({"gradients": gradients, "buffers": dict(model.named_buffers())}, os.path.join(folder, "result.pt"))
-    dist.destroy_process_group()
+    with process_group(rank, len(counts), port):
+        model = synchronise_batch_norm(network(), torch.device("cpu"))
+        start = sum(counts[:rank])
+        loss_of(model(images(sum(counts))[start : start + counts[rank]])).backward()
+        gradients = gradients_of(model)
+        dist.all_reduce(gradients)
+        if rank == 0:
+            torch.save(
+                {"gradients": gradients, "buffers": dict(model.named_buffers())}, os.path.join(folder, "result.pt")
+            )
 
 
 @pytest.mark.parametrize("counts", [[4, 4], [6, 1]], ids=str)
