@@ -33,10 +33,8 @@ Block = dict[str, np.ndarray]
 """frames uint8 (n, S, S, 3), the columns, `problem` (empty where the row is good); with pairs also partners."""
 
 _FAILED = "failed"
-_NOT_THERE = (
-    "NO_SUCH_KEY",
-    "RESOURCE_NOT_FOUND",
-)  # S3's words where the shard is open already, with and without an answer's text
+_NOT_THERE = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
+"""S3's words for an object that was there when it was opened; the second where its answer came without a text."""
 _OPEN_SHARDS = 256
 _CONNECTIONS = 4  # shards of one item that are read at a time
 

@@ -27,13 +27,13 @@ def read_items(
     first = next(items, None)
     if first is None:
         return
-    windows = zip(_windows(items, max(1, window_bytes // (reader.image_size**2 * 3))), cycle(_shares(num_readers)))
-    at_a_time = len(_shares(num_readers))
-    ahead = ThreadPoolExecutor(at_a_time, thread_name_prefix="stream")
+    shares = _shares(num_readers)
+    windows = zip(_windows(items, max(1, window_bytes // (reader.image_size**2 * 3))), cycle(shares))
+    ahead = ThreadPoolExecutor(len(shares), thread_name_prefix="stream")
     reading: deque[tuple[list[Item], Future[list[Any]]]] = deque()
 
     def read_ahead() -> None:
-        for window, share in islice(windows, at_a_time - len(reading)):
+        for window, share in islice(windows, len(shares) - len(reading)):
             reading.append((window, ahead.submit(_read_window, window, reader, share)))
 
     try:

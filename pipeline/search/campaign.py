@@ -34,7 +34,7 @@ from pipeline.training.finetune import (
     load_validation,
 )
 from pipeline.training.labelled import LabelledFrames, LabelSelection, load_labelled
-from pipeline.training.launch import Call, RunSettings, new_run_id, open_run
+from pipeline.training.launch import BackgroundCall, RunSettings, new_run_id, open_run
 
 _TRIAL_RESTARTS = 1  # a lost worker is worth another try; a diverged trial then fails again, from its last checkpoint
 
@@ -88,7 +88,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     progress.start("search", settings.num_trials * base.epochs, "epochs")
     with ending(monitor.close, parent.finish, lambda _: progress.finish()):
         tuner = _tuner(settings, folder, manifest, selection, monitor)
-        grid = Call(tuner.fit).result()
+        grid = BackgroundCall(tuner.fit).result()
         result = {
             "run_id": run_id,
             "kind": "search",

@@ -145,7 +145,7 @@ def train_on_workers(
                 callbacks=[_mlflow_callback(board, folder)],
             ),
         )
-        fit = Call(trainer.fit)
+        fit = BackgroundCall(trainer.fit)
         # MLflow takes seconds to open its run, and so do the workers to start: both at the same time.
         try:
             mlflow_run = start_run(tracking, run_id, kind, settings, tags)
@@ -210,7 +210,7 @@ def check_resources(workers: WorkerSettings) -> bool:
     return use_gpu
 
 
-def _outcome(fit: "Call") -> Any:
+def _outcome(fit: "BackgroundCall") -> Any:
     from ray.train import ControllerError, TrainingFailedError
 
     try:
@@ -219,7 +219,7 @@ def _outcome(fit: "Call") -> Any:
         raise TrainingError(_reason(error)) from error
 
 
-class Call:
+class BackgroundCall:
     """A call that runs in a thread: on the main thread, Ray Train and Tune replace Ctrl-C's handler by ones of their own.
 
     Train's exits with status 0. Here an interrupt leaves `result`, and the call ends with the Ray session.
@@ -273,12 +273,13 @@ def _mlflow_callback(board: BoardHandle, folder: str) -> Any:
         mlflow_run: Run | None = None
 
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            mlflow_run = self.mlflow_run = self.mlflow_run or board.tracked()
+            if self.mlflow_run is None:
+                self.mlflow_run = board.tracked()
             first = metrics[0]
             numbers = {k: float(v) for k, v in first.items() if isinstance(v, int | float) and k != "step"}
-            mlflow_run.log_metrics(numbers, step=int(first.get("step", 0)))
+            self.mlflow_run.log_metrics(numbers, step=int(first.get("step", 0)))
             for name in first.get("pictures", []):
-                mlflow_run.log_bytes(f"pictures/{name}", read_bytes(join(folder, "pictures", name)))
+                self.mlflow_run.log_bytes(f"pictures/{name}", read_bytes(join(folder, "pictures", name)))
 
     return LogToMlflow()
 

@@ -34,9 +34,8 @@ def one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Iterat
     def work() -> None:
         try:
             if device.type == "cuda":
-                torch.cuda.set_device(
-                    device
-                )  # else pinning, which is sooner than the network, would begin on the first GPU
+                # Pinning comes before the network is there, and would begin on the first GPU.
+                torch.cuda.set_device(device)
             for batch in batches:
                 put(_pinned(batch) if device.type == "cuda" else batch)
                 if ended.is_set():

@@ -34,7 +34,7 @@ VERSIONS: tuple[str, ...] = get_args(FreiHandVersion)
 IMAGE_SIZE = (224, 224)
 _PUBLISHED_LABELS = 32_560
 _SCALE_BONE = (9, 10)
-_MAX_SCALE_RATIO = 3.0
+_MAX_SCALE_ERROR = 0.01
 
 
 class Labels(NamedTuple):
@@ -123,7 +123,7 @@ class FreiHand:
         return read_labels(*((uri, size(uri)) for uri in self._label_uris()))
 
     def _check_scale(self, joints: np.ndarray) -> None:
-        """Where the scales are there they tell whether the joints are metres."""
+        """Where the scales are there they tell whether the joints are metres, and in FreiHAND's order."""
         uri = self._uri("scale")
         if not exists(uri):
             return
@@ -132,7 +132,7 @@ class FreiHand:
             raise DataError(f"{uri}: {len(scales)} scales, but {len(joints)} labels in {self._uri('xyz')}")
         start, end = _SCALE_BONE
         lengths = np.linalg.norm(joints[:, end] - joints[:, start], axis=-1)
-        if not 1 / _MAX_SCALE_RATIO < np.nanmedian(lengths / scales) < _MAX_SCALE_RATIO:
+        if not np.nanmedian(np.abs(lengths / scales - 1)) < _MAX_SCALE_ERROR:
             raise DataError(f"{uri}: not the lengths (metres) of bone {start}-{end} of {self._uri('xyz')}")
 
 

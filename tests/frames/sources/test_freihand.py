@@ -82,11 +82,6 @@ def test_a_cut_of_the_published_set_keeps_the_names_of_its_images(tmp_path):
         check_dots(row)
 
 
-def test_the_length_of_another_bone_is_no_other_unit(root):
-    spoil(root, "training_scale.json", lambda scales: [[1.5 * scale] for scale in scales])
-    assert len(read(settings(root))[0]) == 12
-
-
 def test_what_is_wrong_with_one_image_costs_that_image(root):
     xyz = json.loads((root / "training_xyz.json").read_text())
     xyz[1][4][0] = float("nan")
