@@ -225,13 +225,20 @@ def procrustes_align(pred: Tensor, target: Tensor, allow_reflection: bool = Fals
     else:
         smallest = torch.finfo(pred.dtype).tiny ** 0.5
         pred_norm, target_norm = pred_norm.clamp_min(smallest), target_norm.clamp_min(smallest)
-    pred = pred / pred_norm
+    turn, overlap = procrustes_turn(pred / pred_norm, target / target_norm, allow_reflection)
+    return (pred / pred_norm) @ turn * overlap * target_norm + target_mean
+
+
+def procrustes_turn(pred: Tensor, target: Tensor, allow_reflection: bool = False) -> tuple[Tensor, Tensor]:
+    """The rotation (..., D, D) and factor (..., 1, 1) with which factor * pred @ rotation is nearest to target.
+
+    pred, target: (..., P, D), centred and of norm 1, broadcast. allow_reflection: see `procrustes_align`.
+    """
     with torch.autocast(pred.device.type, enabled=False):
-        u, singular, vh = torch.linalg.svd((target / target_norm).mT @ pred)
+        u, singular, vh = torch.linalg.svd(target.mT @ pred)
         if not allow_reflection:
             # The weakest direction is flipped where the best orthogonal matrix would mirror.
             sign = torch.where(torch.linalg.det(u) * torch.linalg.det(vh) < 0, -1.0, 1.0).to(pred.dtype)
             flip = torch.cat([torch.ones_like(singular[..., :-1]), sign[..., None]], -1)
             u, singular = u * flip[..., None, :], singular * flip
-        rotated = pred @ (u @ vh).mT
-    return rotated * singular.sum(-1)[..., None, None] * target_norm + target_mean
+        return (u @ vh).mT, singular.sum(-1)[..., None, None]

@@ -34,7 +34,7 @@ def predict(
     bone_length: (N,) metres of each hand's reference bone; None takes the training set's mean (scale and distance are
     then uncertain).
     """
-    device = model.head.weight.device
+    device = model.mean_bone_length.device
     settings = ViewSettings(size=view_size)
     was_training = model.training
     model.eval()

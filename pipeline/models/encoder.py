@@ -1,4 +1,4 @@
-"""The encoder: a ResNet up to its pooled features, with torchvision's parameter names.
+"""The encoder: a ResNet up to its pooled features, or its last three stages' maps, with torchvision's parameter names.
 
 Any width of the first stage can be built, so that a laptop trains a narrow one and a cluster the published ones, and a
 state dict moves between this encoder and torchvision's `resnetXX` (without `fc`) as it is.
@@ -72,9 +72,19 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) ImageNet-normalised -> (B, F)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return torch.flatten(self.avgpool(x), 1)
+        return self.pool(self.maps(images)[-1])
+
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) ImageNet-normalised -> the last three stages' maps: F/4, F/2 and F channels, at 1/8, 1/16 and 1/32
+        of the image's sides, rounded up."""
+        x = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
+        eighth = self.layer2(x)
+        sixteenth = self.layer3(eighth)
+        return eighth, sixteenth, self.layer4(sixteenth)
+
+    def pool(self, last: Tensor) -> Tensor:
+        """The last stage's maps (B, F, h, w) -> features (B, F)."""
+        return torch.flatten(self.avgpool(last), 1)
 
 
 def build_encoder(settings: EncoderSettings) -> Encoder:

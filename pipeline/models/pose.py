@@ -1,7 +1,7 @@
 """The pose model: image and camera -> 21 joints in 2.5D and, through the bone equation, in 3D.
 
-A linear head on the encoder gives, for every joint, its place in the view and its depth relative to the root. The
-root's depth follows from one bone having length 1 (Iqbal et al. 2018, eq. 6-7) and is corrected by a small network
+A head on the encoder (heads.py) gives, for every joint, its place in the view and its depth relative to the root. The root's
+depth follows from one bone having length 1 (Iqbal et al. 2018, eq. 6-7) and is corrected by a small network
 (Spurr et al. 2020). Joints are in FreiHAND order, except that in the "palm" convention joint 0 is the palm.
 """
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from pipeline import geometry
 from pipeline.config import Settings
-from pipeline.hands import MIDDLE_MCP, NUM_JOINTS
+from pipeline.hands import MIDDLE_MCP
 from pipeline.models.encoder import Encoder
+from pipeline.models.heads import LinearHead, SpatialHead
 
 DEFAULT_BONE_LENGTH_M = {"palm": 0.032, "wrist": 0.095}
 """Reference bone of an average adult hand, metres, for models that were not told their training set's mean."""
@@ -41,8 +42,11 @@ CONVENTIONS = {
 
 
 class PoseSettings(Settings):
-    """What the pose head predicts."""
+    """What the pose head is, and what it predicts."""
 
+    kind: Literal["spatial", "peclr"] = "spatial"
+    """"spatial": a heat map and a depth map for each joint, corrected by the pooled features; "peclr": a linear map of the
+    pooled features, as published."""
     root: Literal["palm", "wrist"] = "palm"
     """Root and scale bone: "palm" and middle MCP-PIP, as PeCLR's released model, or "wrist" and wrist - index MCP."""
     refine_root: bool = True
@@ -85,9 +89,8 @@ class RootRefinement(nn.Sequential):
 
 
 class PoseModel(nn.Module):
-    """Encoder, linear 2.5D head and root-depth refinement.
+    """Encoder, 2.5D head and root-depth refinement.
 
-    The head's u, v are fractions of the view's side counted from its centre, so one model serves any view size.
     `mean_bone_length` (metres) is that of the training labels, for hands whose scale is unknown.
     """
 
@@ -98,10 +101,7 @@ class PoseModel(nn.Module):
         self.settings = settings or PoseSettings()
         self.convention = CONVENTIONS[self.settings.root]
         self.encoder = encoder
-        self.head = nn.Linear(encoder.num_features, 3 * NUM_JOINTS)
-        # Start near the view's centre: a usual initialisation would scatter the joints over half the view.
-        nn.init.normal_(self.head.weight, std=1e-3)
-        nn.init.zeros_(self.head.bias)
+        self.head = SpatialHead(encoder) if self.settings.kind == "spatial" else LinearHead(encoder)
         self.refinement = RootRefinement() if self.settings.refine_root else None
         self.register_buffer("mean_bone_length", torch.tensor(DEFAULT_BONE_LENGTH_M[self.settings.root]))
 
@@ -110,19 +110,16 @@ class PoseModel(nn.Module):
 
         Depth and 3D joints are only as right as the camera; u, v and relative depth do not depend on it.
         """
-        features = self.encoder(images)
-        side = images.shape[-1]
+        joints_25d = self.joints_25d(images)
         with torch.autocast(images.device.type, enabled=False):
-            features = features if features.dtype == torch.float64 else features.float()
-            joints_25d = self.joints_25d(features, side)
             if camera is None:
-                camera = default_camera(len(images), side, images.device)
+                camera = default_camera(len(images), images.shape[-1], images.device)
             return self.lift(joints_25d, camera.to(joints_25d.dtype))
 
-    def joints_25d(self, features: Tensor, side: int) -> Tensor:
-        """(B, F) features -> (B, 21, 3) 2.5D joints in a view of `side` pixels."""
-        raw = self.head(features).view(-1, NUM_JOINTS, 3)
-        uv = (raw[..., :2] + 0.5) * side
+    def joints_25d(self, images: Tensor) -> Tensor:
+        """2.5D joints (B, 21, 3) of normalised views (B, 3, S, S); under autocast, geometry stays in full precision."""
+        raw = self.head.joints(self.encoder, images)
+        uv = (raw[..., :2] + 0.5) * images.shape[-1]
         relative_depth = torch.cat([torch.zeros_like(raw[:, :1, 2:]), raw[:, 1:, 2:]], dim=1)
         return torch.cat([uv, relative_depth], dim=-1)
 

@@ -67,8 +67,7 @@ class PoseProgram(nn.Module):
 
     def forward(self, images: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        features = self.pose.encoder(self.normalise(images))
-        output = self.pose.lift(self.pose.joints_25d(features, self.view_size), camera)
+        output = self.pose.lift(self.pose.joints_25d(self.normalise(images)), camera)
         # shape[0], not len(): torch.export takes the latter for a constant.
         bone_length = self.pose.mean_bone_length.expand(images.shape[0])
         joints_3d = self.pose.metric_joints(output, bone_length)

@@ -98,7 +98,8 @@ def load_pose_model(uri: str) -> LoadedPoseModel:
             f"('backend_model.fc.weight'), found {held}; run jobs.finetune on it first"
         )
     try:
-        settings = PoseSettings.model_validate(meta["settings"]["head"])
+        # Checkpoints of before there was a choice have the published head.
+        settings = PoseSettings.model_validate({"kind": "peclr", **meta["settings"]["head"]})
         view_size = int(meta["settings"]["views"]["size"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{uri}/meta.json: the settings of the pose model are damaged ({error})") from None
@@ -214,7 +215,7 @@ def _released_pose_model(state: StateDict, uri: str) -> PoseModel:
 
     There, fc gives 64 numbers: 21 x (u, v in pixels of a 224 px view, relative depth), the last one unused.
     """
-    model = PoseModel(_encoder(state, uri), PoseSettings(root="palm", refine_root=True))
+    model = PoseModel(_encoder(state, uri), PoseSettings(kind="peclr", root="palm", refine_root=True))
     try:
         weight, bias = state["backend_model.fc.weight"], state["backend_model.fc.bias"]
         refinement = {

@@ -41,7 +41,7 @@ def predict_poses(
     the crop. view_size, view_margin: side of the model's views in pixels, and in boxes.
     passes: 2 cuts a second view around the joints that the first one gave (PeCLR's published prediction script).
     """
-    device = model.head.weight.device
+    device = model.mean_bone_length.device
     frames, camera, first = frames.to(device), camera.to(device).float(), boxes.to(device).float()
     settings = ViewSettings(size=view_size)
     boxes = first

@@ -32,6 +32,7 @@ from pipeline.training.finetune import (
     finetune,
     in_memory,
     load_validation,
+    with_epochs,
 )
 from pipeline.training.labelled import LabelledFrames, LabelSelection, load_labelled
 from pipeline.training.launch import BackgroundCall, RunSettings, new_run_id, open_run
@@ -82,6 +83,9 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
         return finished
     tags = {"frame_set": base.frame_set, "frame_set_digest": manifest.digest}
     parent = start_run(settings.tracking, run_id, "search", settings, tags)
+    # Trials differ in batch size, but not in their number of epochs, by which the scheduler compares them.
+    base = with_epochs(base, selection.num_frames, 1)
+    settings = settings.model_copy(update={"finetune": base})
     monitor = SearchMonitor(run_id, parent, settings.tracking, base, progress)
     started = time.monotonic()
     _quiet_tune()

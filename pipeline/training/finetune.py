@@ -1,10 +1,11 @@
 """Fine-tune an encoder, pretrained or random, into a 3D hand pose model.
 
 A step: a batch of labelled uint8 crops -> one random view each, on the device, with camera K' = T K, so that 3D labels stay
-as they are -> 2.5D joints -> L1 losses. The loop is the same for one process (`finetune`, which a search's trials call)
+as they are -> 2.5D joints -> losses in 2D, depth and 3D. The loop is the same for one process (`finetune`, which a search's trials call)
 and for the workers of a Ray Train run (finetune_run.py).
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ from pipeline.training.optim import (
     peak_learning_rate,
     set_learning_rate,
 )
-from pipeline.training.pose_loss import PoseLossSettings, pose_losses
+from pipeline.training.pose_loss import PoseLosses, PoseLossSettings, pose_losses
 from pipeline.views import ViewSettings, apply_views, generator_for, sample_views, view_matrix
 
 SCORE = "val_pa_epe_mm"
@@ -63,6 +64,8 @@ FINETUNE_VIEWS = ViewSettings(
     offset=(0.0, 0.0),
 )
 """Rotation and shift as published; scale about that of the plain view (1.2) and mild colour changes are ours."""
+
+_VALIDATIONS = 20  # where their number is not given
 
 _VALIDATED = ("pa_epe_mm", "epe_mm", "mpjpe_mm", "auc", "pa_auc")
 
@@ -107,14 +110,17 @@ class FinetuneSettings(Settings):
 
     epochs: int = Field(default=100, ge=1)
     """Passes over the chosen labels (parent repository of PeCLR: 50 frozen, 100 end-to-end)."""
+    frames: int | None = Field(default=None, ge=1)
+    """Frames to train on in all, repeats counted, so that few labels are given as many steps as many; sets epochs, rounded up.
+    None leaves it to epochs."""
     batch_size: int = Field(default=128, ge=2)
     """Frames per worker and step."""
     seed: int = Field(default=5, ge=0)
     """Seed of initial weights, order and views."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Autocast of the encoder; auto: bf16 where the device is faster with it. Head and losses are always float32."""
-    validate_every: int = Field(default=1, ge=1)
-    """Epochs between validations, each with a checkpoint; the last epoch is always validated."""
+    validate_every: int | None = Field(default=None, ge=1)
+    """Epochs between validations, each with a checkpoint; the last epoch is always validated. None: about 20 in all."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many validations in a row without a better score; none trains for all epochs."""
     log_every: int = Field(default=50, ge=1)
@@ -126,7 +132,7 @@ class FinetuneSettings(Settings):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "FinetuneSettings":
-        if self.train_mode == "staged" and self.head_epochs >= self.epochs:
+        if self.train_mode == "staged" and self.frames is None and self.head_epochs >= self.epochs:
             raise ValueError(f"setting 'head_epochs' = {self.head_epochs}: must be less than epochs = {self.epochs}")
         if self.views.size < 32:
             raise ValueError(f"setting 'views.size' = {self.views.size}: must be at least 32 for a ResNet")
@@ -164,6 +170,7 @@ def finetune(
     report: gets the metrics of every interval (see `run_epochs`). resume: a checkpoint directory of this same run.
     Returns {"score", "epoch", "stopped_early", "metrics"}. Raises TrainingError when a loss is not finite.
     """
+    settings = with_epochs(settings, len(train), 1)
     batch_size, steps = batch_and_steps(settings, len(train), 1)
     data = FinetuneData(
         batches=lambda epoch: memory_epoch(train, batch_size, steps, settings.seed, epoch),
@@ -235,6 +242,21 @@ def worker_data(
     return FinetuneData(batches, steps, batch_size, validation, selection.mean_bone_length, manifest.digest)
 
 
+def with_epochs(settings: FinetuneSettings, num_frames: int, world_size: int) -> FinetuneSettings:
+    """The settings with `epochs` and `validate_every` as numbers, for so many labelled frames in all."""
+    epochs = settings.epochs
+    if settings.frames is not None:
+        batch_size, steps = batch_and_steps(settings, num_frames, world_size)
+        epochs = math.ceil(settings.frames / (steps * batch_size * world_size))
+    if settings.train_mode == "staged" and settings.head_epochs >= epochs:
+        raise SettingsError(
+            f"setting 'head_epochs' = {settings.head_epochs}: must be less than the {epochs} epochs that frames = "
+            f"{settings.frames} are of {num_frames} labels"
+        )
+    validate_every = settings.validate_every or max(1, round(epochs / _VALIDATIONS))
+    return settings.model_copy(update={"epochs": epochs, "frames": None, "validate_every": validate_every})
+
+
 def batch_and_steps(settings: FinetuneSettings, num_frames: int, world_size: int) -> tuple[int, int]:
     """Frames per worker and step, and steps per epoch. Few labels make one small batch."""
     per_worker = num_frames // world_size
@@ -255,10 +277,10 @@ def run_epochs(
     resume: Path | None = None,
     notice: Notice | None = None,
 ) -> dict[str, Any]:
-    """The training loop of one worker; the workers agree on all decisions.
+    """The training loop of one worker; the workers agree on all decisions. settings: as `with_epochs` gives them.
 
     report gets, every `log_every` steps and at each epoch's end: "step", "epoch", "loss", "loss_2d", "loss_depth",
-    "loss_root", "learning_rate", "frames_per_second"; and at validations also "val_*" metrics, "score", and a function
+    "loss_root", "loss_3d", "loss_aligned", "learning_rate", "frames_per_second"; and at validations also "val_*" metrics, "score", and a function
     that saves a checkpoint. The metrics are averages over all workers, the same on each.
     """
     torch.manual_seed(settings.seed)
@@ -286,7 +308,7 @@ def run_epochs(
                 report(trainer.interval_metrics(), None)
         metrics = trainer.interval_metrics()
         state["epoch"] = epoch + 1
-        if state["epoch"] % settings.validate_every and state["epoch"] < settings.epochs:
+        if state["epoch"] % (settings.validate_every or 1) and state["epoch"] < settings.epochs:
             report(metrics, None)
             continue
         metrics |= validate(model, data.validation, settings.views.size)
@@ -331,7 +353,7 @@ def validate(model: PoseModel, data: LabelledFrames, view_size: int) -> dict[str
     batch = data.batch(slice(None))
     predictions = predict(model, batch.frames, batch.camera, view_size, model.bone_length(batch.joints_3d))
     metrics = pose_metrics(predictions.joints_3d, batch.joints_3d)
-    values = torch.tensor([metrics[name] for name in _VALIDATED], device=model.head.weight.device)
+    values = torch.tensor([metrics[name] for name in _VALIDATED], device=model.mean_bone_length.device)
     means = gather_values(values).mean(dim=0).tolist()
     return {f"val_{name}": value for name, value in zip(_VALIDATED, means, strict=True)}
 
@@ -391,7 +413,8 @@ class _Trainer:
         assert self.network is not None
         with self.autocast:
             output = self.network(images, camera)
-        losses = pose_losses(output, self.model.targets(batch.joints_3d, camera), settings.views.size, settings.loss)
+        targets = self.model.targets(batch.joints_3d, camera)
+        losses = pose_losses(output, targets, camera, settings.views.size, settings.loss)
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         if settings.optimiser.gradient_clip is not None:
@@ -402,7 +425,7 @@ class _Trainer:
 
     def interval_metrics(self) -> dict[str, float]:
         """Averages since the last call, over all workers. Raises TrainingError where a loss was not finite."""
-        mine = torch.stack(self._losses)  # (steps, 4)
+        mine = torch.stack(self._losses)  # (steps, the total and its parts)
         losses = gather_values(mine.flatten()).view(self.world_size, *mine.shape)
         bad = (~torch.isfinite(losses[..., 0])).nonzero()
         if len(bad):
@@ -413,18 +436,16 @@ class _Trainer:
                 "optimiser.gradient_clip"
             )
         seconds = time.perf_counter() - self._started
-        total, loss_2d, loss_depth, loss_root = losses.mean(dim=(0, 1)).tolist()
+        means = losses.mean(dim=(0, 1)).tolist()
         metrics = {
             "step": self.number,
             "epoch": self.number / self.steps_per_epoch,
-            "loss": total,
-            "loss_2d": loss_2d,
-            "loss_depth": loss_depth,
-            "loss_root": loss_root,
+            "loss": means[0],
+            **dict(zip(PoseLosses._fields[1:], means[1:], strict=True)),
             "learning_rate": self.learning_rate,
             "frames_per_second": len(mine) * self.batch_size * self.world_size / seconds,
         }
-        self.shown["loss"] = round(total, 3)
+        self.shown["loss"] = round(means[0], 3)
         self._losses, self._started = [], time.perf_counter()
         return metrics
 

@@ -18,6 +18,7 @@ from pipeline.training.finetune import (
     batch_and_steps,
     check_settings,
     run_epochs,
+    with_epochs,
     worker_data,
 )
 from pipeline.training.labelled import LabelSelection
@@ -44,10 +45,11 @@ def run_finetune(settings: FinetuneRunSettings, progress: Progress = SILENT) -> 
     _, finished = open_run(settings, settings.run, run_id)
     if finished is not None:
         return finished
+    planned = with_epochs(settings, selection.num_frames, world_size)
     return train_on_workers(
         finetune_worker,
         {
-            "settings": settings.model_dump(mode="json", include=set(FinetuneRunSettings.model_fields)),
+            "settings": planned.model_dump(mode="json", include=set(FinetuneRunSettings.model_fields)),
             "manifest": manifest.model_dump_json(),
             "selection": selection,
         },
@@ -59,7 +61,7 @@ def run_finetune(settings: FinetuneRunSettings, progress: Progress = SILENT) -> 
         tracking=settings.tracking,
         num_to_keep=_CHECKPOINTS_KEPT,
         score="score",
-        total=settings.epochs * steps * batch_size * world_size,
+        total=planned.epochs * steps * batch_size * world_size,
         unit="frames",
         progress=progress,
         tags={"frame_set": settings.frame_set, "frame_set_digest": manifest.digest},

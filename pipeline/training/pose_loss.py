@@ -1,4 +1,8 @@
-"""The losses of fine-tuning."""
+"""The losses of fine-tuning.
+
+The published ones look at u, v and depth apart from each other: a network that is not sure answers each one's median, which is
+no hand. Two more compare whole hands in 3D, one of them after Procrustes alignment, so that it stays a hand.
+"""
 
 from typing import NamedTuple
 
@@ -7,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.config import Settings
+from pipeline.geometry import from_25d, procrustes_turn
 from pipeline.models.pose import PoseOutput, PoseTargets
 
 REFERENCE_SIDE = 128
@@ -14,7 +19,7 @@ REFERENCE_SIDE = 128
 
 
 class PoseLossSettings(Settings):
-    """Weights of the L1 losses; the defaults are those published (parent repository of PeCLR)."""
+    """Weights of the losses. Those on 2D, depth and root are as published (parent repository of PeCLR)."""
 
     weight_2d: float = Field(default=1.0, ge=0)
     """On u, v, in pixels of a 128 px view (other view sizes are scaled to it)."""
@@ -22,6 +27,10 @@ class PoseLossSettings(Settings):
     """On the depth relative to the root, in bone lengths."""
     weight_root: float = Field(default=1.0, ge=0)
     """On the root's depth, in bone lengths; trains the refinement only, and is unused without it."""
+    weight_3d: float = Field(default=5.0, ge=0)
+    """On 3D joints relative to the root, in bone lengths; 0, with weight_aligned 0, leaves the published losses."""
+    weight_aligned: float = Field(default=10.0, ge=0)
+    """On 3D joints after Procrustes alignment, in bone lengths: the shape of the hand whatever its place and direction."""
 
 
 class PoseLosses(NamedTuple):
@@ -34,6 +43,10 @@ class PoseLosses(NamedTuple):
     """Mean |error| of the relative depth, bone lengths."""
     loss_root: Tensor
     """Mean |error| of the root depth, bone lengths."""
+    loss_3d: Tensor
+    """Mean distance of 3D joints relative to the root, bone lengths, the root's true depth given."""
+    loss_aligned: Tensor
+    """Mean distance of the same joints after Procrustes alignment, bone lengths."""
 
 
 def mean_l1(predicted: Tensor, true: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -51,12 +64,47 @@ def mean_l1(predicted: Tensor, true: Tensor, valid: Tensor | None = None) -> Ten
 
 
 def pose_losses(
-    output: PoseOutput, targets: PoseTargets, side: int, settings: PoseLossSettings, valid: Tensor | None = None
+    output: PoseOutput,
+    targets: PoseTargets,
+    camera: Tensor,
+    side: int,
+    settings: PoseLossSettings,
+    valid: Tensor | None = None,
 ) -> PoseLosses:
-    """L1 losses of a batch of views with `side` pixels. valid: see `mean_l1`; the root's depth needs a label in every row."""
+    """Losses of a batch of views with `side` pixels and cameras (B, 3, 3).
+
+    valid: see `mean_l1`; the root's depth and the losses in 3D need a label of every joint.
+    """
     predicted, true = output.joints_25d, targets.joints_25d
     loss_2d = mean_l1(predicted[..., :2], true[..., :2], valid) * (REFERENCE_SIDE / side)
     loss_depth = mean_l1(predicted[..., 2:], true[..., 2:], valid)
     loss_root = (output.root_depth - targets.root_depth).abs().mean()
     total = settings.weight_2d * loss_2d + settings.weight_depth * loss_depth + settings.weight_root * loss_root
-    return PoseLosses(total, loss_2d, loss_depth, loss_root)
+    loss_3d = loss_aligned = torch.zeros_like(loss_root)
+    if settings.weight_3d or settings.weight_aligned:
+        # The true depth of the root, for both: errors of the bone equation are the refinement's to mend.
+        found, wanted = (from_25d(pose, 1.0, camera, root_depth=targets.root_depth) for pose in (predicted, true))
+        loss_3d = _mean_distance(found - found[:, :1], wanted - wanted[:, :1])
+        loss_aligned = aligned_distance(found, wanted)
+        total = total + settings.weight_3d * loss_3d + settings.weight_aligned * loss_aligned
+    return PoseLosses(total, loss_2d, loss_depth, loss_root, loss_3d, loss_aligned)
+
+
+def aligned_distance(predicted: Tensor, true: Tensor) -> Tensor:
+    """Scalar: mean distance of joints (B, 21, 3) after the predicted ones were moved, scaled and turned onto the true ones.
+
+    The alignment is taken as a constant: it is the best one already, so to first order the squared error does not change
+    with it, and a gradient through a singular value decomposition is not finite where two of the values agree.
+    """
+    predicted, true = (joints - joints.mean(1, keepdim=True) for joints in (predicted, true))
+    with torch.no_grad():
+        # Joints that are not finite give a loss that is not finite, which the loop reports, and no error from here.
+        found, wanted = (torch.nan_to_num(joints) for joints in (predicted, true))
+        size, true_size = (torch.linalg.matrix_norm(joints, keepdim=True).clamp_min(1e-6) for joints in (found, wanted))
+        turn, overlap = procrustes_turn(found / size, wanted / true_size)
+        scale = overlap * true_size / size
+    return _mean_distance(scale * (predicted @ turn), true)
+
+
+def _mean_distance(predicted: Tensor, true: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(predicted - true, dim=-1).mean()

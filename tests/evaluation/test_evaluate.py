@@ -67,7 +67,7 @@ def random_checkpoint(folder, seed: int) -> str:
     torch.manual_seed(seed)
     head = PoseSettings()
     model = PoseModel(build_encoder(EncoderSettings(width=8)), head)
-    torch.nn.init.normal_(model.head.bias, 0, 0.1)
+    torch.nn.init.normal_(model.head.get_parameter("together.3.bias"), 0, 0.1)
     meta = {"kind": "pose", "settings": {"head": head.model_dump(), "views": {"size": 32}}}
     save_checkpoint(folder, model, {}, meta)
     return str(folder)

@@ -45,7 +45,7 @@ def trained(tmp_path_factory) -> dict[str, str]:
     meta = {"kind": "pretrain", "step": 6, "epoch": 2, "settings": settings, "frame_set_digest": digest}
     save_checkpoint(folder / "pretrain", pretrained, {}, meta)
     model = PoseModel(encoder, PoseSettings())
-    torch.nn.init.normal_(model.head.bias, 0, 0.1)
+    torch.nn.init.normal_(model.head.get_parameter("together.3.bias"), 0, 0.1)
     model.mean_bone_length.fill_(0.034)
     settings = {**settings, "init": str(folder / "pretrain"), "head": model.settings.model_dump()}
     meta = {**meta, "kind": "pose", "settings": settings, "metrics": {"val_pa_epe_mm": 12.345}}

@@ -93,14 +93,16 @@ def test_labels_stay_when_the_image_is_transformed():
     torch.testing.assert_close(after.joints_25d[..., :2], moved)
 
 
-def test_forward_gives_pixels_of_any_view_size_and_root_depth_zero():
-    model = tiny_model()
+@pytest.mark.parametrize("kind", ["peclr", "spatial"])
+def test_forward_gives_pixels_of_any_view_size_and_root_depth_zero(kind):
+    model = tiny_model(kind=kind)
     with torch.no_grad():
-        model.head.weight.zero_()
-        model.head.bias.zero_()
+        for layer in [""] if kind == "peclr" else ["maps.", "together.3."]:
+            model.head.get_parameter(f"{layer}weight").zero_()
+            model.head.get_parameter(f"{layer}bias").zero_()
         for side in (64, 128):
             output = model(torch.randn(2, 3, side, side))
-            assert torch.equal(output.joints_25d[..., :2], torch.full((2, 21, 2), side / 2))
+            torch.testing.assert_close(output.joints_25d[..., :2], torch.full((2, 21, 2), side / 2))
             assert torch.equal(output.joints_25d[:, 0, 2], torch.zeros(2))
             assert output.joints_3d.shape == (2, 21, 3)
 

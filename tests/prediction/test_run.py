@@ -37,7 +37,7 @@ def model(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(1)
     network = PoseModel(build_encoder(EncoderSettings(width=8)), PoseSettings())
-    torch.nn.init.normal_(network.head.bias, 0, 0.1)
+    torch.nn.init.normal_(network.head.get_parameter("together.3.bias"), 0, 0.1)
     settings = {"head": network.settings.model_dump(), "views": {"size": 32}}
     save_checkpoint(folder, network, {}, {"kind": "pose", "settings": settings})
     return str(folder)

@@ -20,6 +20,7 @@ from pipeline.training.finetune import (
     learning_rate_groups,
     load_validation,
     trains_encoder,
+    with_epochs,
     worker_data,
 )
 from pipeline.training.labelled import load_labelled
@@ -102,8 +103,8 @@ def test_frozen_encoder_does_not_move(frame_set, tmp_path):
     encoders = [load_encoder(str(path))[0].state_dict() for path in (recorder.checkpoints[0], recorder.checkpoints[-1])]
     for name, tensor in encoders[0].items():
         assert torch.equal(tensor, encoders[1][name]), name  # batch statistics too
-    heads = [load_pose_model(str(path)).model.head.weight for path in recorder.checkpoints]
-    assert not torch.equal(heads[0], heads[-1])
+    heads = [load_pose_model(str(path)).model.head.state_dict() for path in recorder.checkpoints]
+    assert not torch.equal(heads[0]["maps.weight"], heads[-1]["maps.weight"])
 
 
 def test_staged_training_starts_with_the_head(frame_set, tmp_path):
@@ -128,10 +129,22 @@ def test_initial_weights_come_from_a_checkpoint_whatever_the_encoder_settings(fr
 
 
 def test_early_stopping(frame_set, tmp_path):
-    settings = tiny_settings(frame_set, epochs=30, patience=2, optimiser={"learning_rate": 1e-12})
+    settings = tiny_settings(frame_set, epochs=30, validate_every=1, patience=2, optimiser={"learning_rate": 1e-12})
     outcome, recorder = train(settings, tmp_path)
     assert outcome["stopped_early"]
     assert outcome["epoch"] == len(recorder.checkpoints) < 30
+
+
+def test_frames_in_all_decide_on_the_epochs(frame_set):
+    few = with_epochs(tiny_settings(frame_set, frames=1000), 64, 1)
+    assert (few.epochs, few.validate_every) == (16, 1)  # 15.6 epochs of 64
+    many = with_epochs(tiny_settings(frame_set, frames=100_000, batch_size=8), 100, 2)
+    assert (many.epochs, many.validate_every) == (1042, 52)  # 96 frames an epoch: 2 workers, 6 batches of 8
+    assert with_epochs(few, 64, 1) == few
+    assert with_epochs(tiny_settings(frame_set, validate_every=3), 64, 1).validate_every == 3
+    staged = tiny_settings(frame_set, train_mode="staged", frames=100)
+    with pytest.raises(SettingsError, match="'head_epochs' = 5: must be less than the 2 epochs"):
+        with_epochs(staged, 64, 1)
 
 
 def test_validation_every_few_epochs_and_at_the_end(frame_set, tmp_path):
@@ -193,7 +206,7 @@ def test_wrong_initial_weights_are_named_before_any_worker_starts(frame_set, tmp
 
 
 def test_learning_rates_by_depth():
-    model = PoseModel(build_encoder(EncoderSettings(width=8)))
+    model = PoseModel(build_encoder(EncoderSettings(width=8)), PoseSettings(kind="peclr"))
     settings = tiny_settings("unused", encoder_lr_factor=0.1, layer_lr_decay=0.5)
     groups = learning_rate_groups(model, settings)
     scale = {id(p): g.get("lr_scale", 1.0) for g in groups for p in g["params"]}  # type: ignore[attr-defined]
@@ -208,16 +221,18 @@ def test_learning_rates_by_depth():
 
 
 def test_losses_are_zero_for_the_truth_and_weighted_as_published():
+    published = PoseLossSettings(weight_3d=0, weight_aligned=0)
     model = PoseModel(build_encoder(EncoderSettings(width=8)), PoseSettings(refine_root=False))
     generator = torch.Generator().manual_seed(0)
     joints = 0.05 * torch.randn(4, 21, 3, generator=generator) + torch.tensor([0.0, 0.0, 0.5])
     camera = torch.tensor([[70.0, 0, 32], [0, 70, 32], [0, 0, 1]]).expand(4, 3, 3)
     targets = model.targets(joints, camera)
     output = model.lift(targets.joints_25d, camera)._replace(root_depth=targets.root_depth)
-    assert pose_losses(output, targets, 64, PoseLossSettings()).total == 0
+    assert pose_losses(output, targets, camera, 64, PoseLossSettings()).total < 1e-4
+    assert pose_losses(output, targets, camera, 64, published).total == 0
     moved = output._replace(
         joints_25d=targets.joints_25d + torch.tensor([1.0, -3.0, 0.5]), root_depth=targets.root_depth + 2
     )
-    losses = pose_losses(moved, targets, 64, PoseLossSettings())
+    losses = pose_losses(moved, targets, camera, 64, published)
     assert losses.loss_2d.item() == pytest.approx(4.0, rel=1e-4)  # 2 px of 64 are 4 px of 128
     assert losses.total.item() == pytest.approx(4.0 + 5 * 0.5 + 2.0, rel=1e-4)

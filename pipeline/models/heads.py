@@ -1,0 +1,90 @@
+"""From an encoder to 21 joints in 2.5D: where each joint is in the view, and how deep it lies.
+
+Both heads give (B, 21, 3) raw values: u, v as fractions of the view's side counted from its centre, so one model serves
+any view size, and a depth in bone lengths.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.hands import NUM_JOINTS
+from pipeline.models.encoder import Encoder
+
+_CHANNELS = 128
+_HIDDEN = 256
+_REACH = 1.25
+"""Side of the heat maps' grid in view sides: joints may lie a little outside the view."""
+_DEPTH_UNIT = 4.0
+"""Bone lengths that a depth map's value of 1 means: about the reach of a hand's depths, so that the maps stay near 1."""
+
+
+class LinearHead(nn.Linear):
+    """Linear map of the pooled features: the head of PeCLR's published models."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder.num_features, 3 * NUM_JOINTS)
+        # Start near the view's centre: a usual initialisation would scatter the joints over half the view.
+        nn.init.normal_(self.weight, std=1e-3)
+        nn.init.zeros_(self.bias)
+
+    def joints(self, encoder: Encoder, images: Tensor) -> Tensor:
+        """Raw joints (B, 21, 3) of images (B, 3, S, S)."""
+        features = encoder(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self(_full_precision(features)).view(-1, NUM_JOINTS, 3)
+
+
+class SpatialHead(nn.Module):
+    """A heat map and a depth map for each joint (Iqbal et al. 2018), and what the pooled features add to them.
+
+    Maps of the encoder's last three stages are summed at 1/8 of the image's side, coarse ones upsampled (Lin et al. 2017).
+    A joint is where its heat map's softmax has its mean, and its depth is the depth map's mean under that softmax; the
+    pooled features correct all 21 together, as single joints may be hidden.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        width = encoder.num_features
+        self.lateral = nn.ModuleList([nn.Conv2d(width // factor, _CHANNELS, 1) for factor in (4, 2, 1)])
+        self.norm = nn.BatchNorm2d(_CHANNELS)
+        self.merge = nn.Sequential(
+            nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(_CHANNELS), nn.ReLU(inplace=True)
+        )
+        self.maps = nn.Conv2d(_CHANNELS, 2 * NUM_JOINTS, 1)
+        self.together = nn.Sequential(
+            nn.Linear(width, _HIDDEN),
+            nn.BatchNorm1d(_HIDDEN),
+            nn.ReLU(inplace=True),
+            nn.Linear(_HIDDEN, 3 * NUM_JOINTS),
+        )
+        # Start with all joints in the view's centre.
+        nn.init.normal_(self.maps.weight, std=1e-2)
+        nn.init.zeros_(self.maps.get_parameter("bias"))
+        nn.init.normal_(self.together.get_parameter("3.weight"), std=1e-3)
+        nn.init.zeros_(self.together.get_parameter("3.bias"))
+
+    def joints(self, encoder: Encoder, images: Tensor) -> Tensor:
+        """Raw joints (B, 21, 3) of images (B, 3, S, S)."""
+        stages = encoder.maps(images)
+        merged = self.lateral[2](stages[2])
+        for lateral, stage in ((self.lateral[1], stages[1]), (self.lateral[0], stages[0])):
+            merged = lateral(stage) + F.interpolate(merged, size=stage.shape[-2:], mode="bilinear", align_corners=False)
+        maps = self.maps(self.merge(F.relu(self.norm(merged))))
+        features = encoder.pool(stages[2])
+        with torch.autocast(images.device.type, enabled=False):
+            heat, depth = _full_precision(maps).unflatten(1, (2, NUM_JOINTS)).flatten(-2).unbind(1)  # (B, 21, cells)
+            share = heat.softmax(-1)
+            place = share @ cell_centres(maps.shape[-2], maps.shape[-1], share)
+            joints = torch.cat([place, _DEPTH_UNIT * (share * depth).sum(-1, keepdim=True)], -1)
+            return joints + self.together(_full_precision(features)).view(-1, NUM_JOINTS, 3)
+
+
+def cell_centres(rows: int, columns: int, like: Tensor) -> Tensor:
+    """(rows * columns, 2) x and y of the heat maps' cells, fractions of the view's side from its centre, row by row."""
+    x, y = ((torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) / n - 0.5 for n in (columns, rows))
+    return _REACH * torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], -1).view(-1, 2)
+
+
+def _full_precision(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
