@@ -14,6 +14,7 @@ from pipeline.evaluation.freihand import score, write_predictions
 from pipeline.frames.crop import crop_camera, crop_matrix, cut
 from pipeline.frames.sources.published import continuous_camera
 from pipeline.geometry import bone_joints
+from pipeline.models.shipped import model_uri
 from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.prediction.hands import CropPlan, box_in_crop
 from pipeline.prediction.poses import predict_poses
@@ -56,7 +57,7 @@ def run_freihand(settings: FreiHandSettings, progress: Progress = SILENT) -> dic
     can_score = exists(join(settings.data, "evaluation_xyz.json"))
     num_predicted = 0
     if settings.model is not None:
-        preflight(settings.model)
+        preflight(model_uri(settings.model))
         preflight(settings.predictions, write=True)
         joints = predict_evaluation(load_pose_model(settings.model), settings, progress)
         write_predictions(settings.predictions, joints)

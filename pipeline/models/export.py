@@ -32,6 +32,7 @@ from pipeline.models.lineage import run_result, trace
 from pipeline.models.pose import PoseModel, default_camera
 from pipeline.models.programs import EncoderProgram, PoseProgram
 from pipeline.models.usage import usage_text
+from pipeline.models.shipped import model_uri
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import copy_from_local, join, preflight, write_json
@@ -60,6 +61,8 @@ class ExportSettings(Settings):
     """Also write ONNX, checked against onnxruntime (pip install equihand[export])."""
     opset: int = Field(default=18, ge=18, le=23)
     """Version of ONNX's operators; older runtimes need a low one."""
+    half: bool = False
+    """Store a pose model's checkpoint in float16, at half the size; it is loaded as float32 again."""
     mlflow: bool = True
     """Also write an MLflow model."""
     log_to_run: bool = False
@@ -117,7 +120,7 @@ def export(settings: ExportSettings, progress: Progress = SILENT) -> dict[str, A
     """
     if settings.onnx:
         require_onnx()
-    preflight(settings.model)
+    preflight(model_uri(settings.model))
     preflight(settings.output, write=True)
     model = load_exportable(settings.model)
     run = run_result(settings.model)
@@ -127,7 +130,7 @@ def export(settings: ExportSettings, progress: Progress = SILENT) -> dict[str, A
     differences = {}
     with tempfile.TemporaryDirectory(prefix="equihand-export-") as folder:
         local = Path(folder)
-        write_weights(model, local)
+        write_weights(model, local, settings.half)
         progress.advance()
         inputs = model.example()
         program_file = local / f"{model.kind}.pt2"
@@ -162,14 +165,23 @@ def export(settings: ExportSettings, progress: Progress = SILENT) -> dict[str, A
     return result
 
 
-def write_weights(model: Exportable, folder: Path) -> None:
-    """The encoder under torchvision's names, and a pose model's checkpoint."""
+def write_weights(model: Exportable, folder: Path, half: bool = False) -> None:
+    """The encoder under torchvision's names, and a pose model's checkpoint. half: the latter in float16."""
     state = {name: value.detach().contiguous().cpu() for name, value in model.encoder.state_dict().items()}
     torch.save({"state_dict": state}, folder / "encoder.pth")
     safetensors.torch.save_file(state, folder / "encoder.safetensors", metadata={"format": "pt"})
     if model.pose is not None:
         save_checkpoint(folder, model.pose, {}, {key: v for key, v in model.meta.items() if key != "format_version"})
         (folder / "trainer.pt").unlink()
+        if half:
+            file = folder / "model.safetensors"
+            weights = safetensors.torch.load_file(file)
+            safetensors.torch.save_file({name: _halved(tensor) for name, tensor in weights.items()}, file)
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """Large tensors in float16: what biases, statistics and single numbers would save is nothing."""
+    return tensor.half() if tensor.is_floating_point() and tensor.numel() >= 4096 else tensor
 
 
 def write_program(model: Exportable, file: Path) -> torch.export.ExportedProgram:

@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.errors import EquihandError
 from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.frames.schema import add_digests, digest_to_hex
+from pipeline.models.shipped import model_uri
 from pipeline.models.weights import read_meta
 from pipeline.storage import join, list_files, preflight, read_json
 
@@ -54,7 +55,7 @@ def trace(uri: str) -> list[StageRecord]:
 
 def _stage(uri: str) -> StageRecord:
     try:
-        preflight(uri)  # answers within seconds also where the storage does not
+        preflight(model_uri(uri))  # answers within seconds also where the storage does not
         meta = read_meta(uri)
     except EquihandError as error:
         return StageRecord(uri, "unknown", {}, problem=f"not reachable when this was written: {error}")

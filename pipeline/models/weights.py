@@ -21,6 +21,7 @@ from pipeline.hands import NUM_JOINTS, reorder
 from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.projection import ProjectionHead
+from pipeline.models.shipped import model_uri
 from pipeline.training.checkpoints import read_checkpoint
 from pipeline.views import VIEW_MARGIN
 
@@ -83,7 +84,8 @@ def load_projection(uri: str) -> ProjectionHead | None:
 
 
 def load_pose_model(uri: str) -> LoadedPoseModel:
-    """The pose model in a checkpoint or run directory of ours, or in a fine-tuned file as released with PeCLR.
+    """The pose model in a checkpoint or run directory of ours, in a fine-tuned file as released with PeCLR, or of a name that
+    comes with the package (shipped.py).
 
     Raises DataError when the file holds no pose model.
     """
@@ -119,7 +121,8 @@ def read_meta(uri: str) -> dict[str, Any]:
 
 
 def _read(uri: str) -> tuple[StateDict, dict[str, Any]]:
-    """The tensors behind a URI, and the checkpoint's meta data ({} for plain files)."""
+    """The tensors behind a URI or a shipped model's name, and the checkpoint's meta data ({} for plain files)."""
+    uri = model_uri(uri)
     if storage.is_file(uri):
         return _read_file(uri), {}
     if storage.is_file(storage.join(uri, "meta.json")):

@@ -23,6 +23,7 @@ from pipeline.errors import DataError, EquihandError, SettingsError
 from pipeline.frames.crop import mirror_joints
 from pipeline.frames.rejects import Rejects
 from pipeline.geometry import bone_joints
+from pipeline.models.shipped import model_uri
 from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.prediction.hands import CropPlan, Row, camera_of_crop
 from pipeline.prediction.inputs import InputSettings, Kind, Piece, check, kind_of, list_pieces, read_piece
@@ -45,7 +46,8 @@ class PredictSettings(InputSettings):
     """What is predicted, with which model, and how."""
 
     model: str
-    """URI of a pose model: a checkpoint, a run, an exported folder, or PeCLR's released fine-tuned file."""
+    """A pose model: equihand-small, which comes with the package, or the URI of a checkpoint, a run, an exported folder, or
+    PeCLR's released fine-tuned file."""
     output: str
     """URI of the folder for the results."""
     passes: Literal[1, 2] = 1
@@ -84,7 +86,7 @@ class Prepared(NamedTuple):
 
 def prepare(settings: PredictSettings) -> Prepared:
     """Check everything that can be checked before long work; needs no Ray. Raises SettingsError or DataError."""
-    preflight(settings.input, settings.model)
+    preflight(settings.input, model_uri(settings.model))
     preflight(settings.output, write=True)
     kind = kind_of(settings.input)
     check(settings, kind)

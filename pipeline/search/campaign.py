@@ -20,6 +20,7 @@ from pydantic import Field
 from pipeline.config import Settings
 from pipeline.errors import SettingsError, TrainingError
 from pipeline.frames.manifest import Manifest
+from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
 from pipeline.search.monitor import SearchMonitor
 from pipeline.search.space import SearchSpace, first_guess, sampled, trial_settings
@@ -70,7 +71,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     Raises TrainingError when no trial gave a model.
     """
     base = settings.finetune
-    preflight(base.frame_set, *([base.init] if base.init else []))
+    preflight(base.frame_set, *([model_uri(base.init)] if base.init else []))
     manifest, selection = check_settings(base)
     if not in_memory(base, manifest, selection):
         raise SettingsError(

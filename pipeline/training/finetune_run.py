@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import TrainingError
 from pipeline.frames.manifest import Manifest
+from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import preflight
 from pipeline.tracking import TrackingSettings
@@ -37,7 +38,7 @@ class FinetuneRunSettings(FinetuneSettings):
 
 def run_finetune(settings: FinetuneRunSettings, progress: Progress = SILENT) -> dict[str, Any]:
     """Fine-tune on a Ray cluster (needs a running Ray); the result is also in <storage>/<run_id>/result.json."""
-    preflight(settings.frame_set, *([settings.init] if settings.init else []))
+    preflight(settings.frame_set, *([model_uri(settings.init)] if settings.init else []))
     manifest, selection = check_settings(settings)
     world_size = settings.workers.num_workers
     batch_size, steps = batch_and_steps(settings, selection.num_frames, world_size)
