@@ -49,6 +49,13 @@ class Constant:
         wrist = some[:, hands.WRIST : hands.WRIST + 1]
         return cls(procrustes_mean(some), geometric_median(some - wrist), len(poses))
 
+    def __eq__(self, other: object) -> bool:
+        """Equal to the micrometre, as one read from JSON is."""
+        return isinstance(other, Constant) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.num_poses)
+
     def errors(self, target: Tensor, protocol: Protocol = "freihand") -> tuple[Tensor, Tensor]:
         """Joint errors (N, 21) on true joints (N, 21, 3), metres: after the protocol's alignment, and root-relative."""
         target = checked_joints("target", target)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.errors import DataError
+from pipeline.evaluation.yardsticks import Constant
 from pipeline.hands import NUM_JOINTS, reorder
 from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
@@ -52,6 +53,11 @@ class LoadedPoseModel(NamedTuple):
     """Side of the views it was trained on, pixels."""
     meta: dict[str, Any]
     """meta.json of the checkpoint; for released files {"kind": "pose", "format": ...}."""
+
+    @property
+    def constant(self) -> Constant | None:
+        """The fixed hands of its training labels; None where its file holds none, as older and released files."""
+        return Constant.from_json(self.meta["constant"]) if "constant" in self.meta else None
 
     @property
     def view_margin(self) -> float:
