@@ -39,8 +39,13 @@ PROBE_METRICS: dict[str, MetricName] = {
     "pa_epe_mm": MetricName(
         "ridge PA-EPE", "mm", True, 1, "ridge regression from frozen features to the pose, after Procrustes alignment"
     ),
-    "epe_mm": MetricName("ridge EPE", "mm", True, 1, "the same, root-relative"),
-    "mean_pose_pa_epe_mm": MetricName("mean pose", "mm", None, 1, "PA-EPE of always answering the mean training pose"),
+    "constant_pa_epe_mm": MetricName(
+        "constant PA-EPE", "mm", None, 1, "of always answering one fixed hand, the Procrustes mean of the training poses"
+    ),
+    "pa_skill": MetricName("PA skill", "", False, 2, "share of the constant's PA-EPE that the regression removes"),
+    "epe_mm": MetricName("ridge EPE", "mm", True, 1, "the regression's root-relative error"),
+    "constant_epe_mm": MetricName("constant EPE", "mm", None, 1, "that of the best fixed hand"),
+    "skill": MetricName("skill", "", False, 2, "share of the constant's root-relative error that is removed"),
     "retrieval_pa_epe_mm": MetricName(
         "neighbour PA-EPE", "mm", True, 1, "error of the pose of the training frame with the nearest features"
     ),

@@ -97,15 +97,20 @@ class Constant:
             raise DataError(f"not a constant pose: {error}") from None
 
 
-def skills(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The share of a constant's error that a model removes, 1 - error / constant's: pa_skill and (root-relative) mpjpe_skill.
+def skill(error_mm: float, constant_mm: float) -> float:
+    """The share of a constant's error that a model removes, 1 - error / constant's.
 
-    1 is a perfect model, 0 is no better than the constant, below 0 is worse. metrics: pa_epe_mm, mpjpe_mm, and the
-    constant's of `Constant.errors_mm`. A constant's error below a micrometre counts as one.
+    1 is a perfect model, 0 is no better than the constant, below 0 is worse. A constant's error below a micrometre counts
+    as one.
     """
+    return 1 - error_mm / max(constant_mm, _SMALLEST_M * MM)
+
+
+def skills(metrics: Mapping[str, float]) -> dict[str, float]:
+    """pa_skill and (root-relative) mpjpe_skill from pa_epe_mm, mpjpe_mm, and the constant's of `Constant.errors_mm`."""
     return {
-        f"{name}_skill": 1 - metrics[error] / max(metrics[f"constant_{error}"], _SMALLEST_M * MM)
-        for name, error in (("pa", "pa_epe_mm"), ("mpjpe", "mpjpe_mm"))
+        "pa_skill": skill(metrics["pa_epe_mm"], metrics["constant_pa_epe_mm"]),
+        "mpjpe_skill": skill(metrics["mpjpe_mm"], metrics["constant_mpjpe_mm"]),
     }
 
 
