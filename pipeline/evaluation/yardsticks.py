@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,6 +71,10 @@ class Constant:
             "constant_pa_epe_mm": float(aligned.mean()) * MM,
             "constant_mpjpe_mm": float(relative.mean()) * MM,
         }
+
+    def frame_errors_mm(self, target: Tensor, protocol: Protocol = "freihand") -> np.ndarray:
+        """(N,) each frame's mean joint error after alignment, mm."""
+        return (self.errors(target, protocol)[0].mean(dim=-1) * MM).numpy()
 
     def metrics(self, target: Tensor, protocol: Protocol = "freihand") -> dict[str, Any]:
         """Those of metrics.pose_metrics that a hand without a place has: all after alignment, and mpjpe_mm."""

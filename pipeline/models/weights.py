@@ -53,11 +53,8 @@ class LoadedPoseModel(NamedTuple):
     """Side of the views it was trained on, pixels."""
     meta: dict[str, Any]
     """meta.json of the checkpoint; for released files {"kind": "pose", "format": ...}."""
-
-    @property
-    def constant(self) -> Constant | None:
-        """The fixed hands of its training labels; None where its file holds none, as older and released files."""
-        return Constant.from_json(self.meta["constant"]) if "constant" in self.meta else None
+    constant: Constant | None = None
+    """The fixed hands of its training labels; None where its file holds none: older checkpoints, released files."""
 
     @property
     def view_margin(self) -> float:
@@ -106,12 +103,13 @@ def load_pose_model(uri: str) -> LoadedPoseModel:
     try:
         settings = PoseSettings.model_validate(meta["settings"]["head"])
         view_size = int(meta["settings"]["views"]["size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{uri}/meta.json: the settings of the pose model are damaged ({error})") from None
+        constant = Constant.from_json(meta["constant"]) if "constant" in meta else None
+    except (KeyError, TypeError, ValueError, DataError) as error:
+        raise DataError(f"{uri}/meta.json: the description of the pose model is damaged ({error})") from None
     model = PoseModel(_encoder(state, uri), settings)
     rest = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
     _load(model, {**_prefixed("encoder.", model.encoder.state_dict()), **rest}, uri)
-    return LoadedPoseModel(model.eval(), view_size, meta)
+    return LoadedPoseModel(model.eval(), view_size, meta, constant)
 
 
 def read_meta(uri: str) -> dict[str, Any]:

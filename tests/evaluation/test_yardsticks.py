@@ -61,7 +61,7 @@ def test_turning_scaling_and_moving_each_pose_does_not_change_its_shape(seed):
     poses = hands_seen_from_anywhere(seed, 8)
     rng = np.random.default_rng(seed)
     rotation = torch.from_numpy(Rotation.random(8, rng=rng).as_matrix())
-    scale, shift = (torch.from_numpy(rng.uniform(*ends, (8, 1, size))) for ends, size in (((0.2, 5), 1), ((-1, 1), 3)))
+    scale, shift = torch.from_numpy(rng.uniform(0.2, 5, (8, 1, 1))), torch.from_numpy(rng.normal(size=(8, 1, 3)))
     found, moved = procrustes_mean(poses), procrustes_mean(scale * poses @ rotation + shift)
     assert same_shape(moved, found, 1e-6)
 
