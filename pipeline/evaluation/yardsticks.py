@@ -136,6 +136,7 @@ def procrustes_mean(poses: Tensor) -> Tensor:
     mean = centred[0] / sizes[0].clamp_min(_SMALLEST_M)
     for _ in range(_MAX_ITERATIONS):
         before, mean = mean, procrustes_align(centred, mean).mean(0)
+        mean = mean - mean.mean(-2)  # else the rounding error of its place grows with each division
         mean = mean / torch.linalg.matrix_norm(mean).clamp_min(_SMALLEST_M)
         if torch.linalg.matrix_norm(mean - before) < 1e-9:
             break

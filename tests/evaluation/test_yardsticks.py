@@ -55,6 +55,17 @@ def test_the_procrustes_mean_is_scipys():
     assert same_shape(found, torch.from_numpy(naive_procrustes_mean(poses.numpy())), 1e-7)
 
 
+def test_poses_with_nothing_in_common_have_a_mean_with_extent():
+    """Their mean shrinks and turns for many iterations, in which no rounding error may grow."""
+    poses = torch.randn(10, 21, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean = procrustes_mean(poses)
+    assert mean.mean(0).abs().max() < 1e-12
+    assert torch.linalg.svdvals(mean)[-1] > 0.1
+    # A stationary point: another round gives the same shape.
+    again = procrustes_align(poses, mean).mean(0)
+    assert same_shape(again, mean, 1e-6)
+
+
 @given(seeds)
 @settings(max_examples=20, deadline=None)
 def test_turning_scaling_and_moving_each_pose_does_not_change_its_shape(seed):
