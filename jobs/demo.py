@@ -245,6 +245,8 @@ def _identity(settings: DemoJob) -> str:
 
 def _say_what_came_out(evaluated: dict[str, Any], report: Path, progress: TerminalProgress) -> None:
     progress.table("Result on unseen hands (test split)", *comparison_table(evaluated))
+    for sentence in evaluated.get("conclusions", ()):
+        progress.note(sentence)
     database = report.with_name("mlflow.db")
     progress.note(f"report:  {report}")
     progress.note(f"MLflow:  {sys.executable} -m mlflow ui --backend-store-uri sqlite:///{database} --host 127.0.0.1")

@@ -23,6 +23,8 @@ def run(settings: EvaluateJob, progress: Progress = SILENT) -> dict[str, Any]:
         title = f"{outcome['num_frames']} frames of {settings.frame_set}, split '{settings.split}'"
         if outcome["models"]:
             progress.table(title, *comparison_table(outcome))
+            for sentence in outcome["conclusions"]:
+                progress.note(sentence)
         if outcome["probes"]:
             progress.table("Probes of frozen features", *probe_table(outcome))
         for note in dict.fromkeys(note for model in outcome["models"].values() for note in model["notes"]):

@@ -9,6 +9,7 @@ from typing import Any
 from jobs.runtime import run_job
 from jobs.terminal import TerminalProgress
 from pipeline.evaluation.freihand_run import FreiHandSettings, run_freihand
+from pipeline.evaluation.yardsticks import CONSTANT
 from pipeline.progress import SILENT, Progress
 
 
@@ -26,8 +27,13 @@ def run(settings: FreiHandJob, progress: Progress = SILENT) -> dict[str, Any]:
         if scores is None:
             progress.note(f"not scored: {settings.data} has no evaluation_xyz.json")
         else:
-            rows = [[name, value] for name, value in scores.items() if name not in ("pose_metrics", "num_samples")]
-            progress.table(f"FreiHAND, {scores['num_samples']} hands (means in cm)", ["score", "value"], rows)
+            constant, metrics = scores["constant"] or {}, scores["pose_metrics"]
+            names = [name for name in scores if name.startswith(("xyz_", "mesh_", "f_"))]
+            rows = [[name, scores[name], constant.get(name)] for name in names]
+            rows += [[name, metrics[name], 0.0] for name in ("pa_skill", "mpjpe_skill") if name in metrics]
+            title = f"FreiHAND, {scores['num_samples']} hands (means in cm)"
+            progress.table(title, ["score", "value", CONSTANT], rows)
+            progress.note(scores["conclusion"] or f"no {CONSTANT}: neither the model nor training_xyz.json brings one")
     return result
 
 

@@ -27,20 +27,25 @@ def line_chart(
     dots: bool = False,
     ranked: bool = False,
     smooth: bool = False,
+    level: tuple[str, float] | None = None,
 ) -> Markup:
     """Lines over a common axis.
 
     series: {name: [(x, y), ...]}; at least one of them has a point. dots: mark every point. ranked: the series are
     many, the best first; it alone is strong. smooth: curves of many points get their moving average, the raw curve faint
-    behind.
+    behind. level: name of a value to compare with, and the value: a dashed line across.
     """
     points = [p for line in series.values() for p in line if all(map(math.isfinite, p))]
     x_axis = x_axis or linear_axis(
         [x for x, _ in points], 4, low=min(x for x, _ in points), high=max(x for x, _ in points)
     )
-    y_axis = y_axis or linear_axis([y for _, y in points], 4)
+    y_axis = y_axis or linear_axis([*(y for _, y in points), *([level[1]] if level else [])], 4)
     frame = _Frame(width, height, x_axis, y_axis)
     body = [frame.grid(x_label, y_label)]
+    if level:
+        y = frame.y(level[1])
+        body.append(svg.line(_MARGIN_LEFT, y, width - _MARGIN_RIGHT, y, "level"))
+        body.append(svg.text(width - _MARGIN_RIGHT, y - 5, f"{level[0]}: {number(level[1])}", "name", "end"))
     styles = {name: _rank_style(i) if ranked else f"s{i % 6} d{i % 6}" for i, name in enumerate(series)}
     # The last line drawn lies on top: the best of a ranking, the first of the others.
     for name, line in reversed(list(series.items())):
@@ -65,6 +70,8 @@ def line_chart(
         for name, line in list(series.items())[:8]
         if line
     )
+    if level:
+        description += f"; {level[0]}: {number(level[1])}"
     return frame.drawing(title, description, body, x_label)
 
 
@@ -73,13 +80,17 @@ def _rank_style(place: int) -> str:
 
 
 def legend(names: Sequence[str], values: Sequence[str] = ()) -> Markup:
-    """The key of a line chart: colour and dash pattern of each series. values: texts to set beside the names."""
+    """The key of a line chart: colour and dash pattern of each series. values: texts to set beside the names.
+
+    A series without a name is left out; those after it keep their colours.
+    """
     items = Markup("").join(
         Markup(
             '<li><svg class="key" viewBox="0 0 26 8" width="26" height="8" aria-hidden="true">'
             '<path class="line s{0} d{0}" d="M1 4H25"/></svg>{1}{2}</li>'
         ).format(index % 6, name, Markup(" <b>{}</b>").format(values[index]) if values else "")
         for index, name in enumerate(names)
+        if name
     )
     return Markup('<ul class="legend">{}</ul>').format(items)
 
@@ -129,10 +140,15 @@ def marker_legend(names: Sequence[str]) -> Markup:
     return Markup('<ul class="legend">{}</ul>').format(items)
 
 
-def difference_chart(percent: float, interval: tuple[float, float] | None) -> Markup:
-    """A ruler of the difference to the baseline in percent: a dot, its interval, and the zero to stay clear of."""
-    width, height, middle = 480, 84, 34
-    reach = max([abs(percent), 2.0, *(abs(v) for v in interval or ())]) * 1.2
+def difference_chart(rows: Mapping[str, tuple[float, tuple[float, float] | None]]) -> Markup:
+    """Rulers of differences in percent on one axis: a dot, its interval, and the zero to stay clear of.
+
+    rows: {what is compared: (percent, interval)}, one at least.
+    """
+    width, top, line_height = 480, 14, 44
+    bottom = top + line_height * len(rows)
+    values = [v for percent, interval in rows.values() for v in (percent, *(interval or ()))]
+    reach = max(2.0, *map(abs, values)) * 1.2
     axis = linear_axis([-reach, reach], 6)
     end = max(-axis.low, axis.high)
     axis = linear_axis([], 6, -end, end)
@@ -141,23 +157,30 @@ def difference_chart(percent: float, interval: tuple[float, float] | None) -> Ma
         return 24 + axis.position(value) * (width - 48)
 
     body = [
-        Markup('<rect class="better" x="24" y="14" width="{}" height="40"/>').format(svg.short(x(0) - 24)),
-        *(svg.line(x(tick), 14, x(tick), 54, "zero" if abs(tick) < 1e-9 else "grid") for tick in axis.ticks),
+        Markup('<rect class="better" x="24" y="{}" width="{}" height="{}"/>').format(
+            top, svg.short(x(0) - 24), bottom - top
+        ),
+        *(svg.line(x(tick), top, x(tick), bottom, "zero" if abs(tick) < 1e-9 else "grid") for tick in axis.ticks),
         *(
-            svg.text(x(tick), 69, f"{tick:+g}".replace("-", "−") if abs(tick) > 1e-9 else "0 %", "tick", "middle")
+            svg.text(
+                x(tick), bottom + 15, f"{tick:+g}".replace("-", "−") if abs(tick) > 1e-9 else "0 %", "tick", "middle"
+            )
             for tick in axis.ticks
         ),
         svg.text(24, 9, "← smaller error", "tick", "start"),
         svg.text(width - 24, 9, "larger error →", "tick", "end"),
     ]
-    if interval:
-        low, high = x(interval[0]), x(interval[1])
-        body.append(Markup('<path class="interval" d="M{} {}H{}"/>').format(svg.short(low), middle, svg.short(high)))
-    body.append(Markup('<circle class="point" cx="{}" cy="{}" r="7"/>').format(svg.short(x(percent)), middle))
-    description = f"{number(percent)} percent"
-    if interval:
-        description += f", 95 percent interval {number(interval[0])} to {number(interval[1])}"
-    return svg.drawing(width, height, "Difference to the baseline", description, body, "ruler")
+    descriptions = []
+    for index, (name, (percent, interval)) in enumerate(rows.items()):
+        y = top + line_height * index + 30
+        body.append(svg.text(28, y - 15, name, "name", "start"))
+        descriptions.append(f"{name}: {number(percent)} percent")
+        if interval:
+            low, high = x(interval[0]), x(interval[1])
+            body.append(Markup('<path class="interval" d="M{} {}H{}"/>').format(svg.short(low), y, svg.short(high)))
+            descriptions[-1] += f", 95 percent interval {number(interval[0])} to {number(interval[1])}"
+        body.append(Markup('<circle class="point" cx="{}" cy="{}" r="7"/>').format(svg.short(x(percent)), y))
+    return svg.drawing(width, bottom + 26, "Differences in error", "; ".join(descriptions), body, "ruler")
 
 
 @dataclass(frozen=True)

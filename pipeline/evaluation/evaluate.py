@@ -5,32 +5,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Settings
 from pipeline.errors import SettingsError
+from pipeline.evaluation.answers import (
+    TABLE_METRICS,
+    Answers,
+    beside_constant,
+    constant_answers,
+    frame_errors_mm,
+    random_answers,
+)
 from pipeline.evaluation.figures import Case, overlays, pick_cases
 from pipeline.evaluation.metric_names import PROBE_METRICS, metric_name
-from pipeline.evaluation.metrics import MM, Protocol, joint_errors, pose_metrics
+from pipeline.evaluation.metrics import MM, Protocol, pose_metrics
 from pipeline.evaluation.model_probes import ModelProbes, ModelProbeSettings, wanted
 from pipeline.evaluation.predict import Predictions, predict
 from pipeline.evaluation.report import build_report
-from pipeline.evaluation.report_data import Curve, ModelResult, Overlays, Picture, ReportData, Results, Stage
+from pipeline.evaluation.report_data import Overlays, Picture, ReportData, Results, Stage
 from pipeline.evaluation.run_report import gather_report
-from pipeline.evaluation.verdict import Verdict, compare
+from pipeline.evaluation.verdict import Comparison, Verdict, compare
+from pipeline.evaluation.yardsticks import CONSTANT, RANDOM, Constant
 from pipeline.frames.manifest import Manifest, read_manifest
-from pipeline.geometry import procrustes_align, project
+from pipeline.geometry import project
 from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import join, preflight, write_bytes, write_json
 from pipeline.tracking import TrackingSettings, ending, start_run
-from pipeline.training.labelled import LabelledFrames, load_labelled
+from pipeline.training.labelled import LabelledFrames, load_labelled, read_poses
 from pipeline.training.launch import new_run_id
-
-TABLE_METRICS = ("epe_mm", "root_relative_epe_mm", "pa_epe_mm", "auc", "pa_auc")
-"""Metrics of the comparison table, by the names of metric_names.METRICS."""
 
 
 class EvaluateSettings(Settings):
@@ -81,6 +86,15 @@ class EvaluateSettings(Settings):
         return models
 
     @model_validator(mode="after")
+    def _no_name_of_a_yardstick(self) -> Self:
+        taken = [name for name in self.models if name.startswith((CONSTANT, RANDOM))]
+        if taken:
+            raise ValueError(
+                f"setting 'models': '{taken[0]}' is the name of a row that is always there; use another name"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _something_to_evaluate(self) -> Self:
         if not self.models and not self.encoders:
             raise ValueError("setting 'models': name at least one model, or one of 'encoders'")
@@ -93,36 +107,20 @@ class EvaluateSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Answers):
     """What one model did on a labelled set."""
 
-    name: str
-    metrics: dict[str, Any]
-    """All of pose_metrics."""
     predictions: Predictions
-    errors_mm: np.ndarray
-    """(N,) each frame's mean joint error after Procrustes alignment, mm."""
-
-    def result(self) -> ModelResult:
-        """The part that tables and charts need."""
-        metrics = {**self.metrics, "root_relative_epe_mm": self.metrics["mpjpe_mm"]}
-        thresholds = [value * MM for value in metrics["thresholds"]]
-        return ModelResult(
-            name=self.name,
-            metrics={name: metrics[name] for name in TABLE_METRICS},
-            joint_errors_mm=list(metrics["pa_per_joint_mm"].values()),
-            pck=Curve(thresholds_mm=thresholds, shares=metrics["pck"]),
-            pa_pck=Curve(thresholds_mm=thresholds, shares=metrics["pa_pck"]),
-        )
 
 
 def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Sequence[Stage] = ()) -> dict[str, Any]:
     """Evaluate every model on the same frames. Needs no Ray. stages: what ran before, for the report.
 
     Returns plain JSON: {"frame_set", "frame_set_digest", "split", "num_frames", "scale", "protocol", "models": {name:
-    {"uri", "metrics", "notes"}}, "verdicts": {name: verdict.Verdict against the baseline}, "probes": {name: scores named
-    as in metric_names.PROBE_METRICS}, "mlflow_run_id", "results": report_data.Results}; <output>/metrics.json holds it without the pictures. The overlays are of the first model that
-    is not the baseline. Raises DataError where a model or the labels cannot be used.
+    {"uri", "metrics", "notes"}}, "yardsticks": {name: {"metrics"}} of what answers without looking, "verdict":
+    verdict.Verdict, "conclusions": its sentences, "probes": {name: scores named as in metric_names.PROBE_METRICS},
+    "mlflow_run_id", "results": report_data.Results}; <output>/metrics.json holds it without the pictures. The overlays are
+    of the first model that is not the baseline. Raises DataError where a model or the labels cannot be used.
     """
     preflight(settings.frame_set)
     if settings.output:
@@ -140,10 +138,15 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
     if settings.encoders or wanted(settings.probe, manifest):
         probes = ModelProbes(settings.probe, settings.frame_set, manifest, data, device)
     progress.start("evaluate", (len(models) + len(settings.encoders)) * len(data), "frames")
+    poses = torch.from_numpy(read_poses(settings.frame_set, settings.probe.train_split, manifest))
+    of_set = Constant.of(poses) if len(poses) else None
+    constants = {name: loaded.constant or of_set for name, loaded in models.items()}
     evaluations = []
     probed: dict[str, dict[str, float]] = {}
     for name, loaded in models.items():
-        evaluations.append(evaluate_model(name, loaded, data, settings.scale, settings.protocol, device))
+        evaluations.append(
+            evaluate_model(name, loaded, data, settings.scale, settings.protocol, device, constants[name])
+        )
         if probes is not None:
             probed[name] = probes.of_pose_model(loaded)
         progress.advance(len(data), **{"PA-EPE mm": round(evaluations[-1].metrics["pa_epe_mm"], 1)})
@@ -154,14 +157,21 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
     progress.finish()
     baseline = next((e for e in evaluations if e.name == settings.baseline), None)
     others = [e for e in evaluations if e is not baseline]
+    target = torch.from_numpy(data.joints_3d)
+    of_constants = constant_answers(constants, target, settings.protocol)
+    yardsticks = list({answers.name: answers for answers in of_constants.values()}.values())
+    if evaluations and len(poses):
+        shown = constants[evaluations[0].name] if len(yardsticks) == 1 else None
+        yardsticks.append(random_answers(poses, target, settings.protocol, shown))
+    verdict = judge(evaluations, of_constants, baseline, data)
     results = Results(
         models=[evaluation.result() for evaluation in evaluations],
+        yardsticks=[answers.result() for answers in yardsticks],
         baseline=settings.baseline or "",
         test_set=f"{settings.frame_set}, split '{settings.split}', {len(data)} frames",
         overlays=case_overlays((others or evaluations)[0], data, settings.num_cases) if evaluations else [],
         probes=probed,
     )
-    clips = [frame_id.rsplit("/", 1)[0] for frame_id in data.frame_ids]
     outcome: dict[str, Any] = {
         "frame_set": settings.frame_set,
         "frame_set_digest": manifest.digest,
@@ -173,25 +183,22 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
             evaluation.name: {
                 "uri": settings.models[evaluation.name],
                 "metrics": evaluation.metrics,
-                "notes": model_notes(models[evaluation.name], settings.scale),
+                "notes": model_notes(models[evaluation.name], settings, of_set),
             }
             for evaluation in evaluations
         },
-        "verdicts": {
-            e.name: compare(e.name, e.errors_mm, baseline.name, baseline.errors_mm, clips).model_dump(mode="json")
-            for e in others
-            if baseline is not None
-        },
+        "yardsticks": {answers.name: {"metrics": answers.metrics} for answers in yardsticks},
+        "verdict": verdict.model_dump(mode="json"),
+        "conclusions": verdict.sentences(),
         "probes": probed,
-        "mlflow_run_id": _track(settings, manifest, evaluations, probed) if settings.track else None,
+        "mlflow_run_id": _track(settings, manifest, [*evaluations, *yardsticks], probed) if settings.track else None,
     }
     if settings.output:
-        verdicts = [Verdict.model_validate(verdict) for verdict in outcome["verdicts"].values()]
         report = gather_report(
             title=settings.title,
             frame_set=settings.frame_set,
             results=results,
-            verdict=verdicts[0] if verdicts else None,
+            verdict=verdict if evaluations else None,
             tracking=settings.tracking,
             pretrain_run=settings.pretrain_run,
             search_run=settings.search_run,
@@ -208,16 +215,36 @@ def evaluate_model(
     scale: Literal["given", "mean"] = "given",
     protocol: Protocol = "freihand",
     device: torch.device | None = None,
+    constant: Constant | None = None,
 ) -> Evaluation:
-    """Predict the joints of labelled frames and compare them with the labels."""
+    """Predict the joints of labelled frames and compare them with the labels. constant: adds the skill over it."""
     model = loaded.model.to(device or torch.device("cpu"))
     batch = data.batch(slice(None))
     bone_length = model.bone_length(batch.joints_3d) if scale == "given" else None
     predictions = predict(model, batch.frames, batch.camera, loaded.view_size, bone_length)
     metrics = pose_metrics(predictions.joints_3d, batch.joints_3d, protocol)
-    aligned = procrustes_align(predictions.joints_3d, batch.joints_3d, allow_reflection=protocol == "freihand")
-    errors = joint_errors(aligned, batch.joints_3d).mean(dim=-1) * MM
-    return Evaluation(name, metrics, predictions, errors.numpy())
+    metrics = beside_constant(metrics, constant, batch.joints_3d, protocol)
+    errors = frame_errors_mm(predictions.joints_3d, batch.joints_3d, protocol)
+    return Evaluation(name, metrics, errors, predictions)
+
+
+def judge(
+    evaluations: Sequence[Evaluation],
+    of_constants: Mapping[str, Answers],
+    baseline: Evaluation | None,
+    data: LabelledFrames,
+) -> Verdict:
+    """Each model against its constant (of_constants, by model), and the others against the baseline."""
+    clips = [frame_id.rsplit("/", 1)[0] for frame_id in data.frame_ids]
+
+    def against(model: Answers, other: Answers) -> Comparison:
+        return compare(model.name, model.errors_mm, other.name, other.errors_mm, clips)
+
+    return Verdict(
+        against_constant=[against(e, of_constants[e.name]) for e in evaluations if e.name in of_constants],
+        without_constant=[e.name for e in evaluations if e.name not in of_constants],
+        between_models=[against(e, baseline) for e in evaluations if baseline is not None and e is not baseline],
+    )
 
 
 def case_overlays(evaluation: Evaluation, data: LabelledFrames, num_cases: int) -> list[Overlays]:
@@ -249,14 +276,18 @@ def case_overlays(evaluation: Evaluation, data: LabelledFrames, num_cases: int) 
     return sections
 
 
-def comparison_table(outcome: Mapping[str, Any]) -> tuple[list[str], list[list[str | float]]]:
-    """Column titles and rows of the comparison, for a terminal. outcome: what `evaluate` returned."""
+def comparison_table(outcome: Mapping[str, Any]) -> tuple[list[str], list[list[str | float | None]]]:
+    """Column titles and rows of the comparison, for a terminal: models, then what answers without looking.
+
+    outcome: what `evaluate` returned.
+    """
     names = [metric_name(key) for key in TABLE_METRICS]
     columns = ["model", *(f"{name.label} ({name.unit})" if name.unit else name.label for name in names)]
-    rows: list[list[str | float]] = []
-    for model in outcome["results"]["models"]:
-        values = [model["metrics"][key] for key in TABLE_METRICS]
-        rows.append([model["name"], *(round(v, n.decimals) for v, n in zip(values, names, strict=True))])
+    rows: list[list[str | float | None]] = []
+    for answers in [*outcome["results"]["models"], *outcome["results"].get("yardsticks", [])]:
+        values = [answers["metrics"].get(key) for key in TABLE_METRICS]
+        cells = [None if v is None else round(v, n.decimals) for v, n in zip(values, names, strict=True)]
+        rows.append([answers["name"], *cells])
     return columns, rows
 
 
@@ -273,25 +304,33 @@ def probe_table(outcome: Mapping[str, Any]) -> tuple[list[str], list[list[str | 
     return columns, rows
 
 
-def model_notes(loaded: LoadedPoseModel, scale: str) -> list[str]:
-    """What a reader of the model's metric numbers has to know."""
-    if scale == "given":
-        return ["each hand's reference bone was given: EPE and AUC do not contain errors of the hand's size"]
-    length = float(loaded.model.mean_bone_length) * MM
-    return [f"the hands' size was unknown: every reference bone was taken as {length:.1f} mm"]
+def model_notes(loaded: LoadedPoseModel, settings: EvaluateSettings, of_set: Constant | None) -> list[str]:
+    """What a reader of the model's metric numbers has to know. of_set: the constant of the frame set's training split."""
+    notes = ["each hand's reference bone was given: EPE and AUC do not contain errors of the hand's size"]
+    if settings.scale == "mean":
+        length = float(loaded.model.mean_bone_length) * MM
+        notes = [f"the hands' size was unknown: every reference bone was taken as {length:.1f} mm"]
+    train = f"split '{settings.probe.train_split}' of {settings.frame_set}"
+    if loaded.constant is not None:
+        notes.append(f"{CONSTANT}: of the {loaded.constant.num_poses} labels that the model was trained on")
+    elif of_set is not None:
+        notes.append(f"{CONSTANT}: of the {of_set.num_poses} labels in {train}, as the model brings none")
+    else:
+        notes.append(f"no {CONSTANT}: the model brings none, and {train} has no labels to make one of")
+    return notes
 
 
 def _track(
     settings: EvaluateSettings,
     manifest: Manifest,
-    evaluations: Sequence[Evaluation],
+    answers: Sequence[Answers],
     probed: Mapping[str, Mapping[str, float]],
 ) -> str:
-    """Record "<model>/<metric>" and "<model>/probe_<score>"; MLflow's id of the run."""
+    """Record "<model or yardstick>/<metric>" and "<model>/probe_<score>"; MLflow's id of the run."""
     tags = {"frame_set": settings.frame_set, "frame_set_digest": manifest.digest}
     run = start_run(settings.tracking, new_run_id("evaluate"), "evaluate", settings, tags)
     with ending(run.finish):
-        found = {f"{e.name}/{name}": value for e in evaluations for name, value in e.result().metrics.items()}
+        found = {f"{e.name}/{name}": value for e in answers for name, value in e.result().metrics.items()}
         found |= {f"{name}/probe_{key}": value for name, scores in probed.items() for key, value in scores.items()}
         run.log_metrics({name: value for name, value in found.items() if value is not None}, step=0)
     return run.mlflow_run_id

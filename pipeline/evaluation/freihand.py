@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError
+from pipeline.evaluation.answers import beside_constant, frame_errors_mm
 from pipeline.evaluation.metrics import curve_area, freihand_thresholds, joint_errors, pck_curve, pose_metrics
+from pipeline.evaluation.verdict import compare
+from pipeline.evaluation.yardsticks import CONSTANT, Constant
 from pipeline.geometry import procrustes_align
 from pipeline.hands import NUM_JOINTS
 from pipeline.storage import exists, join, read_bytes, read_json, write_bytes
@@ -72,20 +75,23 @@ def read_predictions(uri: str) -> tuple[Tensor, Tensor | None]:
     return joints, vertices if vertices.any() else None
 
 
-def score(predictions_uri: str, data_uri: str) -> dict[str, Any]:
+def score(predictions_uri: str, data_uri: str, constant: Constant | None = None) -> dict[str, Any]:
     """Official scores of a prediction file.
 
-    data_uri: folder with evaluation_xyz.json and, for meshes and F-scores, evaluation_verts.json.
+    data_uri: folder with evaluation_xyz.json and, for meshes and F-scores, evaluation_verts.json. constant: of the
+    predictor's training labels.
     Returns, under the names of the official scores.txt (means in centimetres): "xyz_mean3d", "xyz_auc3d", "xyz_al_mean3d",
     "xyz_al_auc3d", and "mesh_mean3d", "mesh_auc3d", "mesh_al_mean3d", "mesh_al_auc3d", "f_score_5", "f_al_score_5",
     "f_score_15", "f_al_score_15", null where no vertices were predicted or none are there to compare with; "num_samples";
-    and under "pose_metrics" all of metrics.pose_metrics. Raises DataError where the files do not fit.
+    and under "pose_metrics" all of metrics.pose_metrics, with a constant also its errors and the skill over it. "constant":
+    those of the official scores that a hand without a place has, "conclusion": whether the predictions are better, in
+    words; both null without a constant. Raises DataError where the files do not fit.
     """
     true = read_labels(data_uri, "xyz", NUM_JOINTS)
     joints, vertices = read_predictions(predictions_uri)
     if len(joints) != len(true):
         raise DataError(f"{predictions_uri}: holds {len(joints)} predictions, {data_uri} has {len(true)} labels")
-    metrics = pose_metrics(joints, true, "freihand")
+    metrics = beside_constant(pose_metrics(joints, true, "freihand"), constant, true, "freihand")
     scores: dict[str, Any] = {
         "num_samples": len(true),
         "xyz_mean3d": metrics["mean"] * _CM,
@@ -98,7 +104,24 @@ def score(predictions_uri: str, data_uri: str) -> dict[str, Any]:
     scores.update(dict.fromkeys((*mesh_names, *f_names)))
     if vertices is not None and exists(join(data_uri, "evaluation_verts.json")):
         scores.update(mesh_scores(vertices, read_labels(data_uri, "verts", NUM_VERTICES)))
+    scores.update(dict.fromkeys(("constant", "conclusion")))
+    if constant is not None:
+        fixed = constant.metrics(true)
+        scores["constant"] = {
+            "xyz_al_mean3d": fixed["aligned_mean"] * _CM,
+            "xyz_al_auc3d": fixed["aligned_auc"],
+        }
+        errors = frame_errors_mm(joints, true, "freihand")
+        images = [str(number) for number in range(len(true))]
+        comparison = compare(predictions_uri, errors, CONSTANT, constant.frame_errors_mm(true), images)
+        scores["conclusion"] = comparison.against_constant()
     return {**scores, "pose_metrics": metrics}
+
+
+def training_constant(data_uri: str) -> Constant | None:
+    """The constant pose of the set's own training labels; None where training_xyz.json is not in the folder."""
+    uri = join(data_uri, "training_xyz.json")
+    return Constant.of(_points(read_json(uri), NUM_JOINTS, uri)) if exists(uri) else None
 
 
 def mesh_scores(pred: Tensor, target: Tensor) -> dict[str, float]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.config import Settings
 from pipeline.errors import DataError, SettingsError
-from pipeline.evaluation.freihand import score, write_predictions
+from pipeline.evaluation.freihand import score, training_constant, write_predictions
 from pipeline.frames.crop import crop_camera, crop_matrix, cut
 from pipeline.frames.sources.published import continuous_camera
 from pipeline.geometry import bone_joints
@@ -31,7 +31,7 @@ class FreiHandSettings(Settings):
 
     data: str
     """URI of the set's folder: evaluation_K.json, evaluation_scale.json and evaluation/rgb for predicting; evaluation_xyz.json
-    (and evaluation_verts.json) for scoring."""
+    (and evaluation_verts.json) for scoring; training_xyz.json for a constant pose where the model brings none."""
     predictions: str
     """URI of the prediction file, .json or .zip: written where a model is given, else read."""
     model: str | None = None
@@ -56,17 +56,22 @@ def run_freihand(settings: FreiHandSettings, progress: Progress = SILENT) -> dic
     preflight(settings.data)
     can_score = exists(join(settings.data, "evaluation_xyz.json"))
     num_predicted = 0
+    constant = None
     if settings.model is not None:
         preflight(model_uri(settings.model))
         preflight(settings.predictions, write=True)
-        joints = predict_evaluation(load_pose_model(settings.model), settings, progress)
+        loaded = load_pose_model(settings.model)
+        constant = loaded.constant
+        joints = predict_evaluation(loaded, settings, progress)
         write_predictions(settings.predictions, joints)
         num_predicted = len(joints)
     elif not can_score:
         raise SettingsError(
             f"nothing to do: no model is given, and {settings.data} has no evaluation_xyz.json to score with"
         )
-    scores = score(settings.predictions, settings.data) if can_score else None
+    scores = None
+    if can_score:
+        scores = score(settings.predictions, settings.data, constant or training_constant(settings.data))
     if settings.scores is not None and scores is not None:
         write_json(settings.scores, scores)
     return {"predictions": settings.predictions, "num_predicted": num_predicted, "scores": scores}

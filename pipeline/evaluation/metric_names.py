@@ -12,6 +12,8 @@ class MetricName:
     lower_is_better: bool | None = None
     decimals: int = 2
     meaning: str = ""
+    is_ratio: bool = False
+    """Whether it is a comparison already, so that a difference in percent says nothing."""
 
 
 METRICS: dict[str, MetricName] = {
@@ -22,8 +24,19 @@ METRICS: dict[str, MetricName] = {
         1,
         "mean distance of a predicted from a true joint after Procrustes alignment: the pose alone",
     ),
+    "pa_skill": MetricName(
+        "PA skill",
+        "",
+        False,
+        2,
+        "share of the constant pose's PA-EPE that the model removes: 1 is perfect, 0 no better than one fixed hand",
+        is_ratio=True,
+    ),
     "root_relative_epe_mm": MetricName(
         "root-relative EPE", "mm", True, 1, "mean distance with both wrists in one place: pose, orientation and scale"
+    ),
+    "root_relative_skill": MetricName(
+        "root-relative skill", "", False, 2, "the same share of the root-relative error", is_ratio=True
     ),
     "epe_mm": MetricName(
         "EPE", "mm", True, 1, "mean distance in the camera's frame: pose, orientation, scale and place"
@@ -39,8 +52,17 @@ PROBE_METRICS: dict[str, MetricName] = {
     "pa_epe_mm": MetricName(
         "ridge PA-EPE", "mm", True, 1, "ridge regression from frozen features to the pose, after Procrustes alignment"
     ),
-    "epe_mm": MetricName("ridge EPE", "mm", True, 1, "the same, root-relative"),
-    "mean_pose_pa_epe_mm": MetricName("mean pose", "mm", None, 1, "PA-EPE of always answering the mean training pose"),
+    "constant_pa_epe_mm": MetricName(
+        "constant PA-EPE",
+        "mm",
+        None,
+        1,
+        "of always answering one fixed hand, the Procrustes mean of the training poses",
+    ),
+    "pa_skill": MetricName("PA skill", "", False, 2, "share of the constant's PA-EPE that the regression removes"),
+    "epe_mm": MetricName("ridge EPE", "mm", True, 1, "the regression's root-relative error"),
+    "constant_epe_mm": MetricName("constant EPE", "mm", None, 1, "that of the best fixed hand"),
+    "skill": MetricName("skill", "", False, 2, "share of the constant's root-relative error that is removed"),
     "retrieval_pa_epe_mm": MetricName(
         "neighbour PA-EPE", "mm", True, 1, "error of the pose of the training frame with the nearest features"
     ),

@@ -44,7 +44,7 @@ def pose_metrics(pred: Tensor, target: Tensor, protocol: Protocol = "freihand") 
     Computed in float64. Raises DataError for other shapes, no samples, or values that are not finite; ValueError for
     another protocol.
     """
-    pred, target = _checked("pred", pred), _checked("target", target)
+    pred, target = checked_joints("pred", pred), checked_joints("target", target)
     if pred.shape != target.shape:
         raise DataError(f"pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape")
     if protocol not in ("freihand", "peclr"):
@@ -144,7 +144,8 @@ def _by_part(errors: Tensor) -> dict[str, dict[str, float]]:
     }
 
 
-def _checked(name: str, joints: Tensor) -> Tensor:
+def checked_joints(name: str, joints: Tensor) -> Tensor:
+    """The joints (N, 21, 3) as float64 on the CPU. Raises DataError for other shapes, no rows, values not finite."""
     if joints.ndim != 3 or joints.shape[1:] != (hands.NUM_JOINTS, 3) or len(joints) == 0:
         raise DataError(f"{name} must be (N, {hands.NUM_JOINTS}, 3) with N > 0, not {tuple(joints.shape)}")
     joints = joints.detach().double().cpu()

@@ -20,7 +20,8 @@ class ModelProbeSettings(Settings):
     enabled: bool | None = None
     """Whether to probe; none: where the frame set has `train_split`."""
     train_split: str = "train"
-    """Split that the regression is fitted on, and poses are retrieved from."""
+    """Split that the regression is fitted on, poses are retrieved from, and random training poses are taken from (also the
+    constant pose, where a model brings none)."""
     num_train: int = Field(default=2000, ge=2)
     """Frames to fit on, at most."""
     num_test: int = Field(default=1000, ge=1)

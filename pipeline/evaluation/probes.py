@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline import hands
 from pipeline.evaluation.metrics import MM, joint_errors
+from pipeline.evaluation.yardsticks import Constant, skill
 from pipeline.geometry import at_least_float32, procrustes_align, rotation_2d
 
 _ALPHAS = torch.logspace(-4, 6, 41, dtype=torch.float64)
@@ -73,16 +74,23 @@ def ridge_probe(
 
     features_*: (N, F). joints_*: (N, 21, 3) metres, FreiHAND order; the regression predicts them relative to the wrist.
     alpha: see `fit_ridge`. Gives, in millimetres on the test rows, epe_mm (root-relative), pa_epe_mm (after Procrustes
-    alignment with a proper rotation), the same for always predicting the mean training pose (mean_pose_epe_mm,
-    mean_pose_pa_epe_mm), and the penalty, alpha.
+    alignment with a proper rotation), the same for always answering one fixed hand, the best that the training rows give
+    (constant_epe_mm, constant_pa_epe_mm; see yardsticks.Constant), the share of its error that the regression removes
+    (skill, pa_skill), and the penalty, alpha.
     """
     train, test = _root_relative(joints_train), _root_relative(joints_test)
     ridge = fit_ridge(features_train, train.flatten(1), alpha)
     pred = ridge.predict(features_test).view_as(test)
-    mean_pose = train.mean(0).expand_as(test)
-    return {
+    aligned, relative = Constant.of(train).errors(test, "peclr")
+    scores = {
         **_errors_mm("", pred, test),
-        **_errors_mm("mean_pose_", mean_pose, test),
+        "constant_epe_mm": float(relative.mean()) * MM,
+        "constant_pa_epe_mm": float(aligned.mean()) * MM,
+    }
+    return {
+        **scores,
+        "skill": skill(scores["epe_mm"], scores["constant_epe_mm"]),
+        "pa_skill": skill(scores["pa_epe_mm"], scores["constant_pa_epe_mm"]),
         "alpha": ridge.alpha,
     }
 

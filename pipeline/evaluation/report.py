@@ -23,6 +23,7 @@ from pipeline.evaluation.metric_names import METRICS, PROBE_METRICS, MetricName,
 from pipeline.evaluation.parallel import ParallelLine, parallel_coordinates
 from pipeline.evaluation.report_data import Curve, ModelResult, Picture, Pretraining, ReportData, Results, Search, Trial
 from pipeline.evaluation.svg import linear_axis, number
+from pipeline.evaluation.verdict import Verdict
 from pipeline.frames.schema import SPLITS
 from pipeline.hands import FINGER_JOINTS, NUM_JOINTS, WRIST
 
@@ -41,7 +42,7 @@ def build_report(data: ReportData) -> str:
     return template.render(
         data=data,
         mark=hand_mark(),
-        difference=difference_chart(data.verdict.percent, data.verdict.interval_percent) if data.verdict else None,
+        difference=_differences(data.verdict) if data.verdict else None,
         curves=_curve_cards(data.pretraining) if data.pretraining else [],
         search=_search_view(data.search) if data.search and data.search.trials else None,
         results=_results_view(data.results) if data.results and data.results.models else None,
@@ -88,6 +89,12 @@ def _moment(text: str) -> str:
     return f"{utc.day} {utc:%B %Y, %H:%M} UTC"
 
 
+def _differences(verdict: Verdict) -> Markup | None:
+    comparisons = [*verdict.against_constant, *verdict.between_models]
+    rows = {f"{c.model} against {c.baseline}": (c.percent, c.interval_percent) for c in comparisons}
+    return difference_chart(rows) if rows else None
+
+
 @dataclass(frozen=True)
 class _Card:
     title: str
@@ -128,6 +135,8 @@ class _SearchView:
     parallel: Markup | None
     rungs: Markup | None
     rungs_narrow: Markup | None
+    constant: str
+    """How many trials beat always answering one fixed hand; empty where that is not known."""
     num_stopped: int
     num_failed: int
 
@@ -149,6 +158,7 @@ def _search_view(search: Search) -> _SearchView:
         for t in trials
     ]
     rungs = {t.name: t.rungs for t in ranked if t.rungs}
+    level = ("constant pose", search.constant) if search.constant is not None else None
     largest = max((abs(t.value) for t in ranked if _known(t.value)), default=0.0)
     decimals = 2 if 1 <= largest < 1000 else 4 if largest < 1 else 0
     return _SearchView(
@@ -160,8 +170,9 @@ def _search_view(search: Search) -> _SearchView:
         parallel=parallel_coordinates(lines, [*columns, metric], "Trials of the search")
         if columns and ranked
         else None,
-        rungs=_rung_chart(rungs, metric, width=1030, height=320),
-        rungs_narrow=_rung_chart(rungs, metric, width=340, height=260),
+        rungs=_rung_chart(rungs, metric, level, width=1030, height=320),
+        rungs_narrow=_rung_chart(rungs, metric, level, width=340, height=260),
+        constant=_against_constant(search, ranked),
         num_stopped=sum(t.state == "stopped" for t in trials),
         num_failed=sum(t.state == "failed" for t in trials),
     )
@@ -171,14 +182,28 @@ def _fixed(value: float | None, decimals: int) -> str:
     return f"{value:,.{decimals}f}".replace("-", "−") if _known(value) else "–"
 
 
+def _against_constant(search: Search, ranked: Sequence[Trial]) -> str:
+    """ranked: the trials with a value."""
+    if search.constant is None:
+        return ""
+    sign = 1 if search.lower_is_better else -1
+    beaten = sum(sign * t.value < sign * search.constant for t in ranked if _known(t.value))
+    value = f"{number(search.constant)} {search.unit}".rstrip()
+    return f"Always answering one fixed hand gives {value}; {beaten or 'none'} of {len(ranked)} trials are better."
+
+
 def _rung_chart(
-    rungs: Mapping[str, Sequence[tuple[float, float]]], metric: str, width: int, height: int
+    rungs: Mapping[str, Sequence[tuple[float, float]]],
+    metric: str,
+    level: tuple[str, float] | None,
+    width: int,
+    height: int,
 ) -> Markup | None:
     """None where no trial reported more than once. The page shows the wide or the narrow one, so that its text fits."""
     if not any(len(points) > 1 for points in rungs.values()):
         return None
     title = "Every trial over its epochs"
-    return line_chart(rungs, title, "epoch", metric, width=width, height=height, ranked=True, dots=True)
+    return line_chart(rungs, title, "epoch", metric, width=width, height=height, ranked=True, dots=True, level=level)
 
 
 @dataclass(frozen=True)
@@ -193,34 +218,34 @@ class _MetricCell:
 class _ResultsView:
     metrics: list[MetricName]
     rows: list[tuple[str, bool, list[_MetricCell]]]
-    pck: list[tuple[str, Markup]] = field(default_factory=list)
-    pck_legend: Markup = field(default_factory=Markup)
+    """Name, whether it answers without looking, cells."""
+    pck: list[tuple[str, Markup, Markup]] = field(default_factory=list)
+    """Title, legend and chart."""
     fingers: Markup | None = None
     finger_legend: Markup = field(default_factory=Markup)
     hands: list[tuple[str, float, Markup]] = field(default_factory=list)
 
 
 def _results_view(results: Results) -> _ResultsView:
-    models = results.models
-    keys = [k for k in METRICS if any(k in m.metrics for m in models)]
-    keys += [k for k in dict.fromkeys(k for m in models for k in m.metrics) if k not in METRICS]
-    baseline = next((m for m in models if m.name == results.baseline), None)
-    rows = [(m.name, m is baseline, [_metric_cell(k, m, models, baseline) for k in keys]) for m in models]
-    names = [m.name for m in models]
-    charts = [
-        (title, _pck_chart(title, names, [getattr(m, kind) for m in models]))
-        for title, kind in (("PCK", "pck"), ("PCK after Procrustes alignment", "pa_pck"))
-        if any(getattr(m, kind) for m in models)
-    ]
+    rows = [*results.models, *results.yardsticks]
+    keys = [k for k in METRICS if any(m.metrics.get(k) is not None for m in rows)]
+    keys += [k for k in dict.fromkeys(k for m in rows for k in m.metrics) if k not in METRICS]
+    baseline = next((m for m in results.models if m.name == results.baseline), None)
     with_joints = {
-        m.name: m.joint_errors_mm for m in models if m.joint_errors_mm and len(m.joint_errors_mm) == NUM_JOINTS
+        m.name: m.joint_errors_mm for m in rows if m.joint_errors_mm and len(m.joint_errors_mm) == NUM_JOINTS
     }
     largest = max((e for errors in with_joints.values() for e in errors if math.isfinite(e)), default=0.0)
     return _ResultsView(
         metrics=[metric_name(k) for k in keys],
-        rows=rows,
-        pck=charts,
-        pck_legend=legend(names),
+        rows=[
+            *((m.name, False, [_metric_cell(k, m, rows, baseline) for k in keys]) for m in results.models),
+            *((m.name, True, [_metric_cell(k, m, rows, None) for k in keys]) for m in results.yardsticks),
+        ],
+        pck=[
+            (title, legend([m.name if getattr(m, kind) else "" for m in rows]), _pck_chart(title, rows, kind))
+            for title, kind in (("PCK", "pck"), ("PCK after Procrustes alignment", "pa_pck"))
+            if any(getattr(m, kind) for m in rows)
+        ],
         fingers=finger_dots(_finger_means(with_joints), "Error by finger") if with_joints else None,
         finger_legend=marker_legend(list(with_joints)),
         hands=[
@@ -259,7 +284,7 @@ def _metric_cell(
     best = min(others) if name.lower_is_better else max(others)
     reference = baseline.metrics.get(key) if baseline is not None and baseline is not model else None
     difference, outcome = "", ""
-    if reference is not None and math.isfinite(reference) and reference != 0:
+    if reference is not None and math.isfinite(reference) and reference != 0 and not name.is_ratio:
         percent = 100 * (value - reference) / abs(reference)
         difference = f"{percent:+.1f} %".replace("-", "−")
         outcome = "better" if (percent < 0) == name.lower_is_better else "worse"
@@ -267,11 +292,12 @@ def _metric_cell(
     return _MetricCell(text, len(others) > 1 and value == best, difference, outcome)
 
 
-def _pck_chart(title: str, names: Sequence[str], curves: Sequence[Curve | None]) -> Markup:
+def _pck_chart(title: str, models: Sequence[ModelResult], kind: str) -> Markup:
     # Every model keeps its colour, also where another one has no curve.
+    curves: dict[str, Curve | None] = {model.name: getattr(model, kind) for model in models}
     series: dict[str, Sequence[tuple[float, float]]] = {
         name: [(t, 100 * s) for t, s in zip(curve.thresholds_mm, curve.shares, strict=True)] if curve else []
-        for name, curve in zip(names, curves, strict=True)
+        for name, curve in curves.items()
     }
     return line_chart(
         series,

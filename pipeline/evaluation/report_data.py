@@ -122,6 +122,8 @@ class Search(_Data):
     trials: list[Trial]
     best: str = ""
     """Name of the best trial."""
+    constant: float | None = None
+    """What always answering one fixed hand reaches by the same metric; None where it is not known."""
 
 
 class Curve(_Data):
@@ -158,6 +160,8 @@ class Results(_Data):
     """The comparison of the models."""
 
     models: list[ModelResult]
+    yardsticks: list[ModelResult] = []
+    """What answers without looking reach on the same frames: constant poses, training poses taken blindly."""
     baseline: str = ""
     """Name of the model to which the others' differences are shown."""
     test_set: str = ""

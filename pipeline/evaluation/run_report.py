@@ -143,6 +143,7 @@ def _search(result: dict[str, Any]) -> Search:
         unit="mm",
         trials=[Trial.model_validate(trial) for trial in result["trials"]],
         best=result["best_trial"],
+        constant=result["metrics"].get("val_constant_pa_epe_mm"),
     )
 
 

@@ -1,7 +1,8 @@
-"""Is one model better than another? The difference in percent, its interval, and a sentence that says no more than that."""
+"""Is a model worth anything, and is one better than another? Differences in percent with their intervals, and sentences
+that say no more than those: first whether each model beats one fixed hand, only then which of two models is better."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +12,20 @@ Outcome = Literal["better", "worse", "unclear"]
 
 _SPACE = "\u00a0"  # keeps a number and its unit on one line
 _SAME_PERCENT = 1.0  # without an interval, a smaller difference than this is called none
+_SMALLEST = 1e-6  # of an error to divide by
 
 
-class Verdict(pydantic.BaseModel):
-    """A comparison of a pretrained model with its baseline by one error on the same frames."""
-
+class _Data(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings")
+
+
+class Comparison(_Data):
+    """A model against another model, or against a constant pose, by one error on the same frames."""
 
     model: str
     """Name of the model in question, as in the results table."""
     baseline: str
-    """Name of the model that it is compared with."""
+    """Name of what it is compared with."""
     metric: str = "PA-EPE"
     """Which error is compared; smaller is better."""
     unit: str = "mm"
@@ -39,7 +43,7 @@ class Verdict(pydantic.BaseModel):
     @property
     def percent(self) -> float:
         """Difference in percent of the baseline; negative when the model's error is smaller."""
-        return 100 * (self.value - self.baseline_value) / self.baseline_value
+        return 100 * (self.value - self.baseline_value) / max(self.baseline_value, _SMALLEST)
 
     @property
     def outcome(self) -> Outcome:
@@ -49,27 +53,95 @@ class Verdict(pydantic.BaseModel):
             return "better"
         return "worse" if low > 0 else "unclear"
 
-    def sentence(self) -> str:
-        """The result in words."""
-        numbers = f"{self.value:.1f}{_SPACE}{self.unit} against {self.baseline_value:.1f}{_SPACE}{self.unit}"
-        numbers += f" ({self.baseline})"
-        size = f"{abs(self.percent):.1f}{_SPACE}%"
-        if self.outcome == "better":
-            return f"With pretraining, {self.metric} is {size} lower: {numbers}."
-        if self.outcome == "worse":
-            return f"With pretraining, {self.metric} is not lower but {size} higher: {numbers}."
-        return f"No clear difference in {self.metric}: {numbers}, {_signed(self.percent)}."
+    def against_constant(self) -> str:
+        """The result in words, where the baseline is a constant pose."""
+        beaten = {
+            "better": "is better than",
+            "worse": "is worse than",
+            "unclear": "is not clearly better than",
+        }[self.outcome]
+        return f"{self.model} {beaten} always answering one fixed hand: {self._numbers()}."
+
+    def against_model(self) -> str:
+        """The result in words, where the baseline is another model."""
+        if self.outcome == "unclear":
+            return f"No clear difference between {self.model} and {self.baseline}: {self._numbers()}."
+        return f"{self.model} is {self.outcome} than {self.baseline}: {self._numbers()}."
+
+    def _numbers(self) -> str:
+        """Such as "PA-EPE 23.7 mm against 24.4 mm, −2.9 % (95 % interval −5.0 % to −0.8 %)"."""
+        values = [f"{value:.1f}{_SPACE}{self.unit}" for value in (self.value, self.baseline_value)]
+        text = f"{self.metric} {values[0]} against {values[1]}, {_signed(self.percent)}"
+        if self.interval_percent:
+            low, high = (_signed(percent) for percent in self.interval_percent)
+            text += f" (95{_SPACE}% interval {low} to {high})"
+        return text
+
+
+class Verdict(_Data):
+    """What an evaluation says of its models."""
+
+    against_constant: list[Comparison] = []
+    """Each model against the constant pose of its training labels; models without one are not in it."""
+    without_constant: list[str] = []
+    """Names of models of which no constant pose is known."""
+    between_models: list[Comparison] = []
+    """Models against the baseline among them."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _accept_single_comparison(cls, values: Any) -> Any:
+        """Also accept what reports held before there were constants: one comparison of two models."""
+        return {"between_models": [values]} if isinstance(values, dict) and "baseline_value" in values else values
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of the models against their constants; where none is known, of the comparison of models."""
+        outcomes = {comparison.outcome for comparison in self.against_constant or self.between_models}
+        return outcomes.pop() if len(outcomes) == 1 else "unclear"
+
+    def headline(self) -> str:
+        """The outcome in a few words."""
+        if self.against_constant:
+            beaten = [comparison.outcome == "better" for comparison in self.against_constant]
+            if all(beaten):
+                return "Better than one fixed hand"
+            return "Not all better than one fixed hand" if any(beaten) else "No better than one fixed hand"
+        return {"better": "Lower error", "worse": "Higher error", "unclear": "No clear difference"}[self.outcome]
+
+    def sentences(self) -> list[str]:
+        """The result in words: the constant pose comes first."""
+        sentences = [comparison.against_constant() for comparison in self.against_constant]
+        if self.without_constant:
+            names = " and ".join(self.without_constant)
+            sentences.append(
+                f"Whether {names} can do more than answer one fixed hand is not known: there is no constant pose, neither "
+                "with the model nor from labels in the frame set's training split."
+            )
+        beaten = {comparison.model: comparison.outcome == "better" for comparison in self.against_constant}
+        for comparison in self.between_models:
+            sentence = comparison.against_model()
+            if not any(beaten.get(name, True) for name in (comparison.model, comparison.baseline)):
+                sentence += " Neither is better than one fixed hand, so this difference means little."
+            sentences.append(sentence)
+        return sentences
 
     def caveat(self) -> str:
         """What the numbers rest on, and what they do not show."""
-        text = f"Measured on {self.num_frames:,} frames" + (f" of {self.num_clips:,} clips." if self.num_clips else ".")
-        if self.interval_percent:
-            low, high = (_signed(percent) for percent in self.interval_percent)
-            text += f" The 95{_SPACE}% interval of the difference, {low} to {high}, comes from resampling the clips."
-        if self.num_runs == 1:
+        comparisons = [*self.against_constant, *self.between_models]
+        if not comparisons:
+            return ""
+        first = comparisons[0]
+        text = f"Measured on {first.num_frames:,} frames"
+        text += f" of {first.num_clips:,} clips." if first.num_clips else "."
+        if first.interval_percent:
+            text += " Intervals come from resampling the clips."
+        if first.metric == "PA-EPE":
+            text += " PA-EPE is about the pose alone: how the hand is turned counts in the root-relative error."
+        if first.num_runs == 1:
             text += " Each model was trained once: how much one training differs from the next is not in these numbers."
         else:
-            text += f" Means of {self.num_runs} training runs of each model."
+            text += f" Means of {first.num_runs} training runs of each model."
         return text
 
 
@@ -86,8 +158,8 @@ def compare(
     metric: str = "PA-EPE",
     num_resamples: int = 2000,
     seed: int = 0,
-) -> Verdict:
-    """The verdict on two models from their error of each test frame (mm), with a bootstrap interval.
+) -> Comparison:
+    """Compare two answers by their error of each test frame (mm), with a bootstrap interval.
 
     errors, baseline_errors: (N,) of the same frames in the same order. clips: the clip of each frame; whole clips are
     resampled (a cluster bootstrap), because frames of one clip are alike and would make the interval too narrow.
@@ -104,10 +176,10 @@ def compare(
     if len(names) >= 5:
         drawn = np.random.default_rng(seed).integers(0, len(names), (num_resamples, len(names)))
         # Both means are over the same drawn frames, so their number cancels out of the ratio.
-        percent = 100 * (our_sums[drawn].sum(axis=1) / their_sums[drawn].sum(axis=1) - 1)
+        percent = 100 * (our_sums[drawn].sum(axis=1) / their_sums[drawn].sum(axis=1).clip(_SMALLEST) - 1)
         low, high = np.percentile(percent, [2.5, 97.5])
         interval = (float(low), float(high))
-    return Verdict(
+    return Comparison(
         model=model,
         baseline=baseline,
         metric=metric,

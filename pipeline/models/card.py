@@ -31,6 +31,8 @@ LICENSES: dict[str, tuple[str, str]] = {
 }
 """Licences of data sets by a word in a source's name or URI. A source that has none of these words gets no such note."""
 
+_OTHER_NAMES = {"mpjpe_mm": "root_relative_epe_mm", "mpjpe_skill": "root_relative_skill"}
+
 _LISTED_SETTINGS = (
     "init",
     "encoder",
@@ -168,7 +170,26 @@ def _stage_lines(stage: StageRecord) -> list[str]:
     if metrics:
         lines += ["", "| metric at this checkpoint | value |", "| --- | --- |"]
         lines += [f"| {_metric_label(key)} | {_cell(value)} |" for key, value in metrics.items()]
+    if stage.kind in ("pose", "peclr-released"):
+        lines += ["", _against_constant(metrics, meta.get("constant"))]
     return [*lines, ""]
+
+
+def _against_constant(metrics: Mapping[str, float], constant: Mapping[str, Any] | None) -> str:
+    """What the errors are worth, in words."""
+    if constant is None or "val_constant_pa_epe_mm" not in metrics:
+        return (
+            "What always answering one fixed hand would reach is not recorded with this model: its errors alone do not say "
+            "whether it can do more."
+        )
+    skill = metrics["val_pa_skill"]
+    is_better = f"better than that, by {skill:.0%} of the error" if skill > 0 else "**no better than that**"
+    return (
+        f"Always answering one fixed hand, the best that the {constant['num_poses']} training labels give, has "
+        f"{metrics['val_constant_pa_epe_mm']:.1f} mm PA-EPE and {metrics['val_constant_mpjpe_mm']:.1f} mm root-relative EPE on "
+        f"the same frames. This model, with {metrics['val_pa_epe_mm']:.1f} mm and {metrics['val_mpjpe_mm']:.1f} mm, is by "
+        f"PA-EPE {is_better}."
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -181,11 +202,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _metric_label(key: str) -> str:
     """`val_pa_epe_mm` -> "`val_pa_epe_mm` (PA-EPE, mm, validation)"."""
-    known = METRICS.get(key.removeprefix("val_"))
+    name = key.removeprefix("val_").removeprefix("constant_")
+    known = METRICS.get(_OTHER_NAMES.get(name, name))
     if known is None:
         return f"`{key}`"
     unit = f", {known.unit}" if known.unit else ""
-    return f"`{key}` ({known.label}{unit}{', validation' if key.startswith('val_') else ''})"
+    of_constant = " of one fixed hand" if "constant_" in key else ""
+    return f"`{key}` ({known.label}{of_constant}{unit}{', validation' if key.startswith('val_') else ''})"
 
 
 def _cell(value: Any) -> str:

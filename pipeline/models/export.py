@@ -31,8 +31,8 @@ from pipeline.models.encoder import Encoder
 from pipeline.models.lineage import run_result, trace
 from pipeline.models.pose import PoseModel, default_camera
 from pipeline.models.programs import EncoderProgram, PoseProgram
-from pipeline.models.usage import usage_text
 from pipeline.models.shipped import model_uri
+from pipeline.models.usage import usage_text
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import copy_from_local, join, preflight, write_json

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.errors import DataError
+from pipeline.evaluation.yardsticks import Constant
 from pipeline.hands import NUM_JOINTS, reorder
 from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
@@ -53,6 +54,8 @@ class LoadedPoseModel(NamedTuple):
     """Side of the views it was trained on, pixels."""
     meta: dict[str, Any]
     """meta.json of the checkpoint; for released files {"kind": "pose", "format": ...}."""
+    constant: Constant | None = None
+    """The fixed hands of its training labels; None where its file holds none: older checkpoints, released files."""
 
     @property
     def view_margin(self) -> float:
@@ -103,12 +106,13 @@ def load_pose_model(uri: str) -> LoadedPoseModel:
         # Checkpoints of before there was a choice have the published head.
         settings = PoseSettings.model_validate({"kind": "peclr", **meta["settings"]["head"]})
         view_size = int(meta["settings"]["views"]["size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{uri}/meta.json: the settings of the pose model are damaged ({error})") from None
+        constant = Constant.from_json(meta["constant"]) if "constant" in meta else None
+    except (KeyError, TypeError, ValueError, DataError) as error:
+        raise DataError(f"{uri}/meta.json: the description of the pose model is damaged ({error})") from None
     model = PoseModel(_encoder(state, uri), settings)
     rest = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
     _load(model, {**_prefixed("encoder.", model.encoder.state_dict()), **rest}, uri)
-    return LoadedPoseModel(model.eval(), view_size, meta)
+    return LoadedPoseModel(model.eval(), view_size, meta, constant)
 
 
 def read_meta(uri: str) -> dict[str, Any]:

@@ -190,6 +190,7 @@ def _tuner(
         "train": train,
         "validation": load_validation(base, manifest),
         "mean_bone_length": selection.mean_bone_length,
+        "constant": selection.constant,
         "frame_set_digest": manifest.digest,
     }
     trainable = tune.with_resources(

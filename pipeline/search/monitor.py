@@ -40,6 +40,7 @@ class SearchMonitor:
         self._runs: dict[str, Run] = {}
         self._epochs: dict[str, float] = {}
         self._best = float("inf")
+        self._constant = float("inf")
         _OPEN[run_id] = self
 
     def callback(self) -> Any:
@@ -61,6 +62,7 @@ class SearchMonitor:
         }
         self._runs[trial_id].log_metrics(metrics, step=int(result["step"]))
         self._best = min(self._best, result["score"])
+        self._constant = result["val_constant_pa_epe_mm"]
         self._epochs[trial_id] = result["epoch"]
         self._show()
 
@@ -78,5 +80,7 @@ class SearchMonitor:
         _OPEN.pop(self.run_id, None)
 
     def _show(self) -> None:
-        figures = {"best PA-EPE mm": round(self._best, 1)} if self._best < float("inf") else {}
+        figures = {}
+        if self._best < float("inf"):
+            figures = {"best PA-EPE mm": round(self._best, 1), "constant pose mm": round(self._constant, 1)}
         self.progress.update(round(sum(self._epochs.values())), trials=len(self._epochs), **figures)

@@ -2,7 +2,8 @@
 
 model.safetensors   weights, with keys "encoder.*", "projection.*" or "head.*"
 trainer.pt          optimiser and loop state; loaded with weights_only=True
-meta.json           format version, kind, step, epoch, settings, frame-set digest, metrics
+meta.json           format version, kind, step, epoch, settings, frame-set digest, metrics; of a pose model also the constant
+                    pose of its training labels
 """
 
 import os

@@ -21,6 +21,7 @@ from pipeline.config import Settings
 from pipeline.errors import DataError, SettingsError, TrainingError
 from pipeline.evaluation.metrics import pose_metrics
 from pipeline.evaluation.predict import predict
+from pipeline.evaluation.yardsticks import Constant, skills
 from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.geometry import transform_camera
 from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
@@ -67,7 +68,7 @@ FINETUNE_VIEWS = ViewSettings(
 
 _VALIDATIONS = 20  # where their number is not given
 
-_VALIDATED = ("pa_epe_mm", "epe_mm", "mpjpe_mm", "auc", "pa_auc")
+_VALIDATED = ("pa_epe_mm", "epe_mm", "mpjpe_mm", "auc", "pa_auc", "constant_pa_epe_mm", "constant_mpjpe_mm")
 
 SaveCheckpoint = Callable[[Path], None]
 """Writes the checkpoint of this moment into a local directory."""
@@ -150,6 +151,7 @@ class FinetuneData:
     """Frames per step; less than the setting where there are fewer labels."""
     validation: LabelledFrames
     mean_bone_length: dict[str, float]
+    constant: Constant
     frame_set_digest: str
 
 
@@ -159,6 +161,7 @@ def finetune(
     validation: LabelledFrames,
     *,
     mean_bone_length: dict[str, float],
+    constant: Constant,
     frame_set_digest: str = "",
     report: Report,
     resume: Path | None = None,
@@ -178,6 +181,7 @@ def finetune(
         batch_size=batch_size,
         validation=validation,
         mean_bone_length=mean_bone_length,
+        constant=constant,
         frame_set_digest=frame_set_digest,
     )
     return run_epochs(settings, data, device or torch.device("cpu"), report, resume=resume, notice=notice)
@@ -239,7 +243,9 @@ def worker_data(
             return islice(stream, steps)
 
     validation = load_validation(settings, manifest).share(rank, world_size)
-    return FinetuneData(batches, steps, batch_size, validation, selection.mean_bone_length, manifest.digest)
+    return FinetuneData(
+        batches, steps, batch_size, validation, selection.mean_bone_length, selection.constant, manifest.digest
+    )
 
 
 def with_epochs(settings: FinetuneSettings, num_frames: int, world_size: int) -> FinetuneSettings:
@@ -311,12 +317,13 @@ def run_epochs(
         if state["epoch"] % (settings.validate_every or 1) and state["epoch"] < settings.epochs:
             report(metrics, None)
             continue
-        metrics |= validate(model, data.validation, settings.views.size)
+        metrics |= validate(model, data.validation, settings.views.size, data.constant)
         metrics["score"] = metrics[SCORE]
         gained = metrics["score"] < state["best"]
         state["best"] = min(state["best"], metrics["score"])
         state["without_gain"] = 0 if gained else state["without_gain"] + 1
         trainer.shown["PA-EPE mm"] = round(metrics["score"], 1)
+        trainer.shown["constant pose mm"] = round(metrics["val_constant_pa_epe_mm"], 1)
         report(metrics, _saver(settings, model, optimiser, data, state, metrics))
     return {"score": state["best"], "epoch": state["epoch"], "stopped_early": stopped_early, "metrics": metrics}
 
@@ -347,15 +354,18 @@ def trains_encoder(settings: FinetuneSettings, epoch: int) -> bool:
     return settings.train_mode == "end-to-end" or (settings.train_mode == "staged" and epoch >= settings.head_epochs)
 
 
-def validate(model: PoseModel, data: LabelledFrames, view_size: int) -> dict[str, float]:
-    """ "val_*" metrics on plain views, each hand's bone length given; averages over all workers' shares."""
+def validate(model: PoseModel, data: LabelledFrames, view_size: int, constant: Constant) -> dict[str, float]:
+    """ "val_*" metrics on plain views, each hand's bone length given; averages over all workers' shares.
+
+    Beside the model's errors are those of the constant, and the skill over it (see yardsticks.skills).
+    """
     _synchronise_buffers(model)
     batch = data.batch(slice(None))
     predictions = predict(model, batch.frames, batch.camera, view_size, model.bone_length(batch.joints_3d))
-    metrics = pose_metrics(predictions.joints_3d, batch.joints_3d)
+    metrics = pose_metrics(predictions.joints_3d, batch.joints_3d) | constant.errors_mm(batch.joints_3d)
     values = torch.tensor([metrics[name] for name in _VALIDATED], device=model.mean_bone_length.device)
-    means = gather_values(values).mean(dim=0).tolist()
-    return {f"val_{name}": value for name, value in zip(_VALIDATED, means, strict=True)}
+    means = dict(zip(_VALIDATED, gather_values(values).mean(dim=0).tolist(), strict=True))
+    return {f"val_{name}": value for name, value in {**means, **skills(means)}.items()}
 
 
 class _Trainer:
@@ -473,6 +483,7 @@ def _saver(
             # The encoder's settings are those of the weights, which `init` may have brought.
             "settings": {**recipe, "encoder": model.encoder.settings.model_dump(mode="json")},
             "frame_set_digest": data.frame_set_digest,
+            "constant": data.constant.to_json(),
             "metrics": metrics,
         }
         save_checkpoint(directory, model, {"optimiser": optimiser.state_dict(), **state}, meta)

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from pipeline.config import Settings
 from pipeline.errors import DataError
+from pipeline.evaluation.yardsticks import Constant
 from pipeline.frames.manifest import Manifest
 from pipeline.frames.stream import load_frames, stream_batches
 from pipeline.geometry import BONE_NAMES, bone_joints
+from pipeline.hands import NUM_JOINTS
 from pipeline.storage import join, resolve
 
 
@@ -91,6 +93,8 @@ class LabelSelection:
     """Frames left out because their clip has frames without joints or camera."""
     mean_bone_length: dict[str, float]
     """Mean length in metres of each reference bone (geometry.BONE_NAMES) over the chosen frames."""
+    constant: Constant
+    """The fixed hands that answer best for the chosen frames."""
 
 
 def select_labels(frame_set: str, split: str, labels: LabelSettings, manifest: Manifest) -> LabelSelection:
@@ -118,7 +122,19 @@ def select_labels(frame_set: str, split: str, labels: LabelSettings, manifest: M
         chosen[clip] = usable[clip]
         num_chosen += len(usable[clip])
     poses = np.concatenate(list(chosen.values()))
-    return LabelSelection(frozenset(chosen), len(poses), sum(rows.values()) - total, mean_bone_lengths(poses))
+    return LabelSelection(
+        clips=frozenset(chosen),
+        num_frames=len(poses),
+        num_unlabelled=sum(rows.values()) - total,
+        mean_bone_length=mean_bone_lengths(poses),
+        constant=Constant.of(torch.from_numpy(poses)),
+    )
+
+
+def read_poses(frame_set: str, split: str, manifest: Manifest) -> np.ndarray:
+    """All labelled poses (N, 21, 3) of a split, metres, clip by clip; N may be 0. Only the label columns are read."""
+    _, joints = _read_labels(frame_set, split, manifest)
+    return np.concatenate([np.zeros((0, NUM_JOINTS, 3)), *(pose for poses in joints.values() for pose in poses)])
 
 
 def mean_bone_lengths(joints_3d: np.ndarray) -> dict[str, float]:

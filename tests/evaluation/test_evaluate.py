@@ -7,18 +7,24 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 
 from jobs.evaluate import EvaluateJob, run
+from jobs.terminal import TerminalProgress
 from pipeline.config import load
 from pipeline.errors import DataError, SettingsError
+from pipeline.evaluation.answers import constant_answers
 from pipeline.evaluation.evaluate import (
     EvaluateSettings,
     comparison_table,
     evaluate,
     evaluate_model,
+    judge,
     probe_table,
 )
+from pipeline.evaluation.metrics import pose_metrics
 from pipeline.evaluation.predict import predict
+from pipeline.evaluation.yardsticks import Constant, random_poses
 from pipeline.frames.manifest import read_manifest
 from pipeline.geometry import project, transform_camera, transform_points
 from pipeline.models.encoder import EncoderSettings, build_encoder
@@ -28,7 +34,7 @@ from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.storage import exists, join, read_bytes, read_json
 from pipeline.tracking import TrackingSettings, existing_run
 from pipeline.training.checkpoints import save_checkpoint
-from pipeline.training.labelled import load_labelled
+from pipeline.training.labelled import load_labelled, read_poses
 from pipeline.views import ViewSettings, apply_views, identity_views, view_matrix
 from tests.tiny_sets import write_tiny_set
 
@@ -63,14 +69,20 @@ def data(frame_set):
     return load_labelled(frame_set, "test", read_manifest(frame_set))
 
 
-def random_checkpoint(folder, seed: int) -> str:
+def random_checkpoint(folder, seed: int, constant: Constant | None = None) -> str:
     torch.manual_seed(seed)
     head = PoseSettings()
     model = PoseModel(build_encoder(EncoderSettings(width=8)), head)
     torch.nn.init.normal_(model.head.get_parameter("together.3.bias"), 0, 0.1)
     meta = {"kind": "pose", "settings": {"head": head.model_dump(), "views": {"size": 32}}}
-    save_checkpoint(folder, model, {}, meta)
+    save_checkpoint(folder, model, {}, meta if constant is None else {**meta, "constant": constant.to_json()})
     return str(folder)
+
+
+def evaluation_settings(models: dict[str, str], frame_set: str, **changes) -> EvaluateSettings:
+    return EvaluateSettings.model_validate(
+        {"models": models, "frame_set": frame_set, "track": False, "probe": {"enabled": False}, **changes}
+    )
 
 
 def test_an_oracle_is_perfect_whatever_the_batch_size(data):
@@ -122,13 +134,19 @@ def test_job_compares_models_and_writes_everything(frame_set, tmp_path):
 
     assert list(outcome["models"]) == ["ours", "scratch"]
     assert outcome["num_frames"] == 24
-    assert outcome["verdicts"]["ours"]["baseline"] == "scratch"
+    assert [c["baseline"] for c in outcome["verdict"]["between_models"]] == ["scratch"]
     assert outcome["probes"] == {}  # no split to fit them on
+    # Neither do the models bring a constant pose, nor has the set one, and that is said.
+    assert outcome["yardsticks"] == {}
+    assert outcome["verdict"]["without_constant"] == ["ours", "scratch"]
+    assert "Whether ours and scratch can do more than answer one fixed hand is not known" in outcome["conclusions"][0]
+    assert "no constant pose: the model brings none" in outcome["models"]["ours"]["notes"][1]
     assert [section["title"] for section in outcome["results"]["overlays"]] == ["Good", "Median", "Worst"]
     columns, rows = comparison_table(outcome)
-    assert columns[:2] == ["model", "EPE (mm)"]
+    assert columns[:3] == ["model", "PA-EPE (mm)", "PA skill"]
     assert rows[0][0] == "ours"
-    assert rows[0][3] == pytest.approx(outcome["models"]["ours"]["metrics"]["pa_epe_mm"], abs=0.06)
+    assert rows[0][1] == pytest.approx(outcome["models"]["ours"]["metrics"]["pa_epe_mm"], abs=0.06)
+    assert rows[0][2] is None
     assert "given" in outcome["models"]["ours"]["notes"][0]
 
     written = read_json(join(output, "metrics.json"))
@@ -138,6 +156,96 @@ def test_job_compares_models_and_writes_everything(frame_set, tmp_path):
     table = pq.read_table(io.BytesIO(read_bytes(join(output, "predictions", "ours.parquet"))))
     assert table.num_rows == 24
     assert np.isfinite(np.array(table["joints_3d"].to_pylist())).all()
+
+
+def test_models_worse_than_one_fixed_hand_are_called_so(tmp_path):
+    """In the terminal, in the JSON and in the report: two untrained models, one of them a little better."""
+    frame_set, output = str(tmp_path / "set"), str(tmp_path / "out")
+    write_tiny_set(frame_set, splits={"train": 40, "test": 48}, image_size=48, wobble=0.01)
+    manifest = read_manifest(frame_set)
+    train = torch.from_numpy(read_poses(frame_set, "train", manifest))
+    target = torch.from_numpy(load_labelled(frame_set, "test", manifest).joints_3d)
+    constant = Constant.of(train)
+    models = {name: random_checkpoint(tmp_path / name, seed, constant) for seed, name in enumerate(("ours", "scratch"))}
+    settings = load(
+        EvaluateJob,
+        [
+            *(f"--models.{name}={uri}" for name, uri in models.items()),
+            f"--frame_set={frame_set}",
+            f"--output={output}",
+            "--baseline=scratch",
+            "--probe.enabled=false",
+            f"--tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        ],
+    )
+    progress = TerminalProgress(Console(record=True, width=160))
+    outcome = run(settings, progress)
+
+    metrics = outcome["models"]["ours"]["metrics"]
+    mean_errors = pose_metrics(constant.procrustes_mean.expand_as(target), target)
+    assert metrics["constant_pa_epe_mm"] == pytest.approx(mean_errors["pa_epe_mm"], abs=1e-3)
+    assert metrics["pa_skill"] == pytest.approx(1 - metrics["pa_epe_mm"] / metrics["constant_pa_epe_mm"])
+    assert metrics["pa_skill"] < 0
+    blind = pose_metrics(random_poses(train, len(target)), target)
+    assert outcome["yardsticks"]["random training pose"]["metrics"]["pa_epe_mm"] == pytest.approx(blind["pa_epe_mm"])
+
+    beaten = f"ours is worse than always answering one fixed hand: PA-EPE {metrics['pa_epe_mm']:.1f}"
+    assert outcome["conclusions"][0].replace("\u00a0", " ").startswith(beaten)
+    assert "this difference means little" in outcome["conclusions"][2]
+    low, high = outcome["verdict"]["against_constant"][0]["interval_percent"]
+    percent = -100 * metrics["pa_skill"]
+    assert 0 < low < percent < high
+    assert read_json(join(output, "metrics.json"))["conclusions"] == outcome["conclusions"]
+    terminal = " ".join(progress.console.export_text().replace("\u00a0", " ").split())
+    assert beaten in terminal
+    assert "constant pose: of the 40 labels that the model was trained on" in terminal
+    columns, rows = comparison_table(outcome)
+    assert [row[0] for row in rows] == ["ours", "scratch", "constant pose", "random training pose"]
+    assert rows[2][columns.index("PA skill")] == 0
+    assert rows[2][columns.index("EPE (mm)")] is None
+    page = read_bytes(join(output, "report.html")).decode().replace("\u00a0", " ")
+    assert page.index("No better than one fixed hand") < page.index(beaten) < page.index("means little")
+    assert '<tr class="yardstick"><th scope="row">constant pose</th>' in page
+    history = existing_run(settings.tracking, outcome["mlflow_run_id"]).history()
+    assert history["constant pose/pa_epe_mm"][0][1] == pytest.approx(mean_errors["pa_epe_mm"], abs=1e-3)
+    assert history["ours/pa_skill"][0][1] == metrics["pa_skill"]
+
+
+def test_a_model_that_knows_the_hand_beats_the_constant(data):
+    """And one skill a metric: perfect, and half as good as the constant."""
+    joints = torch.from_numpy(data.joints_3d)
+    constant = Constant.of(joints + 0.02 * torch.randn(joints.shape, generator=torch.Generator().manual_seed(0)))
+    perfect = evaluate_model("oracle", LoadedPoseModel(Oracle(joints), 32, {}), data, constant=constant)
+    assert perfect.metrics["pa_skill"] == pytest.approx(1, abs=1e-3)
+    assert perfect.result().metrics["root_relative_skill"] == pytest.approx(1, abs=1e-3)
+    verdict = judge([perfect], constant_answers({"oracle": constant}, joints, "freihand"), None, data)
+    assert verdict.outcome == "better"
+    assert "oracle is better than always answering one fixed hand" in verdict.sentences()[0]
+
+
+def test_models_of_other_labels_have_their_own_constants(tmp_path):
+    """One model brings its constant, an older one takes that of the set's training split."""
+    frame_set = str(tmp_path / "set")
+    write_tiny_set(frame_set, splits={"train": 40, "test": 24}, image_size=48, wobble=0.01)
+    manifest = read_manifest(frame_set)
+    target = torch.from_numpy(load_labelled(frame_set, "test", manifest).joints_3d)
+    own = Constant.of(torch.randn(10, 21, 3, generator=torch.Generator().manual_seed(0)) * 0.05)
+    of_set = Constant.of(torch.from_numpy(read_poses(frame_set, "train", manifest)))
+    models = {"new": random_checkpoint(tmp_path / "a", 0, own), "old": random_checkpoint(tmp_path / "b", 1)}
+    for protocol in ("freihand", "peclr"):
+        outcome = evaluate(evaluation_settings(models, frame_set, protocol=protocol))
+        rows = outcome["yardsticks"]
+        assert list(rows) == ["constant pose of new", "constant pose of old", "random training pose"]
+        for name, constant in (("new", own), ("old", of_set)):
+            expected = constant.errors_mm(target, protocol)["constant_pa_epe_mm"]
+            assert outcome["models"][name]["metrics"]["constant_pa_epe_mm"] == pytest.approx(expected, rel=1e-3)
+            assert rows[f"constant pose of {name}"]["metrics"]["pa_epe_mm"] == pytest.approx(expected, rel=1e-3)
+        assert "pa_skill" not in rows["random training pose"]["metrics"]  # over which of the two?
+        notes = [outcome["models"][name]["notes"][1] for name in models]
+        assert "of the 10 labels that the model was trained on" in notes[0]
+        assert "of the 40 labels in split 'train'" in notes[1]
+    with pytest.raises(ValueError, match="'constant pose' is the name of a row that is always there"):
+        evaluation_settings({"constant pose": "x"}, frame_set)
 
 
 def test_probes_are_those_of_a_naive_computation(tmp_path):

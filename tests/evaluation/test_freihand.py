@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from jobs.freihand import FreiHandJob, run
+from jobs.terminal import TerminalProgress
 from pipeline.errors import DataError, SettingsError
 from pipeline.evaluation.freihand import f_scores, mesh_scores, read_predictions, score, write_predictions
 from pipeline.evaluation.freihand_run import FreiHandSettings, predict_evaluation
+from pipeline.evaluation.metrics import pose_metrics
+from pipeline.evaluation.yardsticks import Constant
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseOutput, PoseSettings
 from pipeline.models.weights import LoadedPoseModel
@@ -129,13 +133,42 @@ def test_job_writes_and_scores(freihand, tmp_path):
     save_checkpoint(tmp_path / "model", model, {}, {"kind": "pose", "settings": settings})
     predictions = str(tmp_path / "pred.zip")
     job = FreiHandJob(data=data, model=str(tmp_path / "model"), predictions=predictions, use_gpu=False)
-    assert run(job) == {"predictions": predictions, "num_predicted": 3, "scores": None}
+    assert run(job) == {"predictions": predictions, "num_predicted": 3, "scores": None}  # no labels yet
     with pytest.raises(SettingsError, match="nothing to do"):
         run(FreiHandJob(data=data, predictions=predictions))
     (tmp_path / "evaluation_xyz.json").write_text(json.dumps(joints.tolist()))
     result = run(FreiHandJob(data=data, predictions=predictions, scores=str(tmp_path / "scores.json")))
     assert result["num_predicted"] == 0
     assert json.loads((tmp_path / "scores.json").read_text())["xyz_mean3d"] == result["scores"]["xyz_mean3d"] > 0
+    assert result["scores"]["constant"] is result["scores"]["conclusion"] is None
+    assert "pa_skill" not in result["scores"]["pose_metrics"]
+
+
+def test_the_constant_stands_beside_the_official_scores(tmp_path):
+    """Of the model's own labels, or of the set's; the table and the JSON call predictions that are worse than it so."""
+    reference = golden("d_metrics")
+    target = torch.from_numpy(reference["gt"])
+    (tmp_path / "evaluation_xyz.json").write_text(json.dumps(target.tolist()))
+    (tmp_path / "training_xyz.json").write_text(json.dumps((target + 1).tolist()))
+    predictions = str(tmp_path / "pred.json")
+    write_predictions(predictions, torch.randn(target.shape, generator=torch.Generator().manual_seed(0)))
+    progress = TerminalProgress(Console(record=True, width=120))
+    scores = run(FreiHandJob(data=str(tmp_path), predictions=predictions), progress)["scores"]
+
+    expected = pose_metrics(Constant.of(target).procrustes_mean.expand_as(target), target)
+    assert scores["constant"] == {
+        "xyz_al_mean3d": pytest.approx(100 * expected["aligned_mean"]),
+        "xyz_al_auc3d": pytest.approx(expected["aligned_auc"]),
+    }
+    metrics = scores["pose_metrics"]
+    assert metrics["pa_skill"] == pytest.approx(1 - metrics["pa_epe_mm"] / expected["pa_epe_mm"])
+    assert f"{predictions} is worse than always answering one fixed hand: PA-EPE" in scores["conclusion"]
+    text = progress.console.export_text()
+    assert "constant pose" in text
+    assert "is worse than always answering one fixed hand" in " ".join(text.split())
+    write_predictions(predictions, target)
+    better = score(predictions, str(tmp_path), Constant.of(target))
+    assert "is better than always answering one fixed hand" in better["conclusion"]
 
 
 def test_wrong_files_are_named(tmp_path):

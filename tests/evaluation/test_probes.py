@@ -9,6 +9,7 @@ from pipeline.evaluation.probes import (
     retrieval_probe,
     ridge_probe,
 )
+from pipeline.evaluation.yardsticks import Constant
 from pipeline.geometry import similarity_matrix, transform_points
 
 
@@ -58,10 +59,12 @@ def test_cross_validation_is_near_the_best_penalty():
     assert chosen["epe_mm"] < 1.05 * min(tried)
 
 
-def test_probe_reads_a_linear_pose_and_beats_the_mean_pose():
+def test_probe_reads_a_linear_pose_and_beats_the_constant():
     scores = ridge_probe(*make(200), *make(100, seed=1))
     assert scores["epe_mm"] < 0.1
-    assert scores["mean_pose_epe_mm"] > 20
+    assert scores["constant_epe_mm"] > 20
+    assert scores["skill"] == pytest.approx(1 - scores["epe_mm"] / scores["constant_epe_mm"])
+    assert scores["pa_skill"] > 0.99
     assert scores["pa_epe_mm"] <= scores["epe_mm"] + 1e-9
 
 
@@ -79,7 +82,13 @@ def test_constant_features_and_more_features_than_rows():
     scores = ridge_probe(features, joints, features, joints)
     assert all(np.isfinite(list(scores.values())))
     useless = ridge_probe(torch.ones(20, 4), joints, torch.ones(5, 4), joints[:5])
-    assert useless["epe_mm"] == pytest.approx(useless["mean_pose_epe_mm"])
+    # Features that know nothing leave the plain mean, to which the constant is superior.
+    constant = Constant.of(joints).errors_mm(joints[:5], "peclr")
+    assert useless["constant_epe_mm"] == pytest.approx(constant["constant_mpjpe_mm"])
+    assert useless["constant_pa_epe_mm"] == pytest.approx(constant["constant_pa_epe_mm"])
+    plain = joints - joints[:, :1]
+    error = (plain.mean(0) - plain[:5]).norm(dim=-1).mean().item()
+    assert useless["epe_mm"] == pytest.approx(1000 * error, rel=1e-5)
 
 
 def test_too_few_rows_are_refused():

@@ -28,7 +28,7 @@ from pipeline.evaluation.report_data import (
     Views,
 )
 from pipeline.evaluation.svg import linear_axis, log_axis, number
-from pipeline.evaluation.verdict import Verdict, compare
+from pipeline.evaluation.verdict import Comparison, Verdict, compare
 
 EVIL = '<script>alert("x")</script>&\''
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -84,6 +84,7 @@ def model(name: str, scale: float) -> ModelResult:
             "pa_epe_mm": 24 * scale,
             "auc": 0.3 / scale,
             "pa_auc": 0.5 / scale,
+            "pa_skill": 1 - scale / 1.1,
         },
         joint_errors_mm=[scale * joint for joint in range(21)],
         pck=curve,
@@ -91,7 +92,13 @@ def model(name: str, scale: float) -> ModelResult:
     )
 
 
-def verdict(**changes: Any) -> Verdict:
+def constant(scale: float) -> ModelResult:
+    """A yardstick: no error before alignment, since it has no place."""
+    of_model = model("constant pose", scale)
+    return of_model.model_copy(update={"pck": None, "metrics": {**of_model.metrics, "epe_mm": None, "auc": None}})
+
+
+def comparison(**changes: Any) -> Comparison:
     values: dict[str, Any] = {
         "model": "pretrained",
         "baseline": "from scratch",
@@ -99,7 +106,30 @@ def verdict(**changes: Any) -> Verdict:
         "baseline_value": 26.3,
         "num_frames": 480,
     }
-    return Verdict(**(values | changes))
+    return Comparison(**(values | changes))
+
+
+def verdict(pretrained: float, scratch: float, constant_value: float = 25.0) -> Verdict:
+    """Of two models with these errors, each with an interval of +- 2 %."""
+
+    def against(name: str, baseline: str, value: float, baseline_value: float) -> Comparison:
+        percent = 100 * (value / baseline_value - 1)
+        return comparison(
+            model=name,
+            baseline=baseline,
+            value=value,
+            baseline_value=baseline_value,
+            interval_percent=(percent - 2, percent + 2),
+            num_clips=60,
+        )
+
+    return Verdict(
+        against_constant=[
+            against("pretrained", "constant pose", pretrained, constant_value),
+            against("from scratch", "constant pose", scratch, constant_value),
+        ],
+        between_models=[against("pretrained", "from scratch", pretrained, scratch)],
+    )
 
 
 def full_report() -> ReportData:
@@ -121,7 +151,7 @@ def full_report() -> ReportData:
         subtitle="Hand video in, hand pose out",
         created_at="2026-03-01T12:00:00Z",
         run_ids={"pretrain": "demo-pretrain"},
-        verdict=verdict(interval_percent=(-8.0, -4.0), num_clips=60),
+        verdict=verdict(24.0, 26.3),
         environment=Environment(num_cpus=2, memory_gb=15.5, platform="Linux", versions={"torch": "2.11"}),
         stages=[Stage(name="ingest", seconds=61), Stage(name="pretrain", seconds=200.0, skipped=True)],
         frame_sets=[
@@ -152,9 +182,10 @@ def full_report() -> ReportData:
             facts={"encoder": "resnet18"},
             neighbours=picture("neighbours"),
         ),
-        search=Search(metric="PA-EPE", unit="mm", trials=trials, best="trial_0"),
+        search=Search(metric="PA-EPE", unit="mm", trials=trials, best="trial_0", constant=27.5),
         results=Results(
             models=[model("pretrained", 1.0), model(EVIL, 1.2)],
+            yardsticks=[constant(1.1)],
             baseline=EVIL,
             test_set="480 frames",
             overlays=[Overlays(title="Good", picture=picture("good"))],
@@ -287,9 +318,39 @@ def test_json_brings_the_same_report_back() -> None:
 def test_the_best_values_are_bold_and_differences_signed(html: str) -> None:
     row = re.search(r'<th scope="row">pretrained</th>(.*?)</tr>', html, re.S)
     assert row is not None
-    assert row[1].count("<strong>") == 5
+    assert row[1].count("<strong>") == 6
     assert row[1].count('class="delta better">−') == 3
-    assert row[1].count('class="delta better">+') == 2
+    assert row[1].count('class="delta better">+') == 2  # skill has no difference in percent
+
+
+def test_yardsticks_are_rows_and_can_be_the_best() -> None:
+    """A model that is worse than a constant is not the best, even where it is the only one."""
+    results = Results(models=[model("worse", 2.0)], yardsticks=[constant(1.0)])
+    html = build_report(ReportData(results=results))
+    row = re.search(r'<tr class="yardstick"><th scope="row">constant pose</th>(.*?)</tr>', html, re.S)
+    assert row is not None
+    assert row[1].count("<strong>") == 4
+    assert row[1].count("–") == 2
+    of_model = re.search(r'<th scope="row">worse</th>(.*?)</tr>', html, re.S)
+    assert of_model is not None
+    assert "<strong>" not in of_model[1]
+    assert "−0.82" in of_model[1]
+    titles = [a.get("aria-label") or "" for a in Page(html).all("svg")]
+    before, after = (
+        next(t for t in titles if t.startswith(f"{name}. ")) for name in ("PCK", "PCK after Procrustes alignment")
+    )
+    assert "constant pose" not in before
+    assert "constant pose: from 0" in after
+
+
+def test_trials_are_held_against_the_constant() -> None:
+    trials = [Trial(name=f"t{i}", config={"a": i}, value=20.0 + i, rungs=[(1, 30.0), (2, 20.0 + i)]) for i in range(3)]
+    search = Search(metric="PA-EPE", unit="mm", trials=trials, best="t0", constant=20.5)
+    html = build_report(ReportData(search=search))
+    assert "Always answering one fixed hand gives 20.5 mm; 1 of 3 trials are better." in html
+    assert 'class="level"' in html
+    assert "none of 3" in build_report(ReportData(search=search.model_copy(update={"constant": 15.0})))
+    assert "fixed hand" not in build_report(ReportData(search=search.model_copy(update={"constant": None})))
 
 
 def test_a_single_model_is_not_best() -> None:
@@ -338,33 +399,87 @@ def test_frame_set_section_comes_from_the_manifest() -> None:
 
 
 class TestVerdict:
-    def test_better(self) -> None:
-        result = verdict(interval_percent=(-8.0, -4.0))
+    def test_the_constant_comes_first_and_both_models_are_named(self) -> None:
+        result = verdict(23.0, 24.0)
         assert result.outcome == "better"
-        assert result.sentence() == (
-            "With pretraining, PA-EPE is 6.1\u00a0% lower: 24.7\u00a0mm against 26.3\u00a0mm (from scratch)."
-        )
+        assert [sentence.replace("\u00a0", " ") for sentence in result.sentences()] == [
+            "pretrained is better than always answering one fixed hand: PA-EPE 23.0 mm against 25.0 mm, −8.0 % "
+            "(95 % interval −10.0 % to −6.0 %).",
+            "from scratch is better than always answering one fixed hand: PA-EPE 24.0 mm against 25.0 mm, −4.0 % "
+            "(95 % interval −6.0 % to −2.0 %).",
+            "pretrained is better than from scratch: PA-EPE 23.0 mm against 24.0 mm, −4.2 % "
+            "(95 % interval −6.2 % to −2.2 %).",
+        ]
 
-    def test_worse_is_said(self) -> None:
-        result = verdict(value=28.0, interval_percent=(2.0, 9.0))
+    def test_a_model_that_is_worse_than_a_constant_is_called_so(self) -> None:
+        """The demo's figures of the first version: a gain of 3 % between two models that are both useless."""
+        result = verdict(23.7, 24.4, constant_value=15.0)
         assert result.outcome == "worse"
-        assert "not lower but 6.5\u00a0% higher" in result.sentence()
-        assert "Pretraining does not help here" in build_report(ReportData(verdict=result))
+        first, second, between = result.sentences()
+        assert first.startswith("pretrained is worse than always answering one fixed hand: PA-EPE 23.7")
+        assert second.startswith("from scratch is worse than always answering one fixed hand: PA-EPE 24.4")
+        assert between.endswith("Neither is better than one fixed hand, so this difference means little.")
+        page = Page(build_report(ReportData(verdict=result)))
+        assert "No better than one fixed hand" in page.text
+        assert page.text.index(first) < page.text.index(between)
+        assert "pretrained against constant pose" in page.text
+
+    def test_not_clearly_better_is_not_better(self) -> None:
+        result = verdict(24.8, 27.0)
+        assert "pretrained is not clearly better than always answering one fixed hand" in result.sentences()[0]
+        assert "means little" in result.sentences()[2]
+        assert result.headline() == "No better than one fixed hand"
+
+    def test_one_that_beats_the_constant_makes_the_difference_count(self) -> None:
+        result = verdict(20.0, 27.0)
+        assert result.outcome == "unclear"
+        assert result.headline() == "Not all better than one fixed hand"
+        assert "means little" not in " ".join(result.sentences())
+
+    def test_a_missing_constant_is_said(self) -> None:
+        between = comparison(interval_percent=(-8.0, -4.0))
+        result = Verdict(without_constant=["pretrained", "from scratch"], between_models=[between])
+        first, second = result.sentences()
+        assert first.startswith(
+            "Whether pretrained and from scratch can do more than answer one fixed hand is not known"
+        )
+        assert "means little" not in second
+        assert result.headline() == "Lower error"
+        assert Verdict(without_constant=["only"]).sentences()
+        Page(build_report(ReportData(verdict=Verdict(without_constant=["only"]))))
+
+    def test_worse_than_the_other_model_is_said(self) -> None:
+        result = Verdict(between_models=[comparison(value=28.0, interval_percent=(2.0, 9.0))])
+        assert result.sentences()[0].startswith("pretrained is worse than from scratch: PA-EPE 28.0")
+        assert "Higher error" in build_report(ReportData(verdict=result))
 
     def test_an_interval_with_zero_is_unclear(self) -> None:
-        result = verdict(interval_percent=(-13.0, 1.0))
+        result = comparison(interval_percent=(-13.0, 1.0))
         assert result.outcome == "unclear"
-        assert "No clear difference" in result.sentence()
-        assert "−6.1\u00a0%" in result.sentence()
+        assert result.against_model().startswith("No clear difference between pretrained and from scratch: PA-EPE 24.7")
+        assert "−6.1\u00a0%" in result.against_model()
 
     def test_without_an_interval_one_percent_decides(self) -> None:
-        assert verdict(value=26.1).outcome == "unclear"
-        assert verdict(value=26.0).outcome == "better"
-        assert verdict(value=26.6).outcome == "worse"
+        assert comparison(value=26.1).outcome == "unclear"
+        assert comparison(value=26.0).outcome == "better"
+        assert comparison(value=26.6).outcome == "worse"
+
+    def test_a_baseline_without_error_does_not_divide_by_zero(self) -> None:
+        result = compare("a", np.ones(20), "b", np.zeros(20), [str(i) for i in range(20)])
+        assert result.outcome == "worse"
+        assert math.isfinite(result.percent)
+        json.loads(Verdict(between_models=[result]).model_dump_json(), parse_constant=pytest.fail)
 
     def test_the_number_of_runs_is_told(self) -> None:
-        assert "trained once" in verdict().caveat()
-        assert "5 training runs" in verdict(num_runs=5).caveat()
+        assert "trained once" in Verdict(between_models=[comparison()]).caveat()
+        assert "5 training runs" in Verdict(between_models=[comparison(num_runs=5)]).caveat()
+
+    def test_reports_from_before_there_were_constants_still_open(self) -> None:
+        old = {"model": "a", "baseline": "b", "value": 24.7, "baseline_value": 26.3, "num_frames": 480}
+        data = ReportData.from_json(json.dumps({"verdict": old}).encode())
+        assert data.verdict is not None
+        assert data.verdict.outcome == "better"
+        assert "a is better than b" in build_report(data)
 
     def test_compare_finds_a_shift_and_no_shift(self) -> None:
         rng = np.random.default_rng(0)

@@ -14,8 +14,9 @@ import torchvision
 
 from jobs.export import ExportJob, run
 from pipeline.errors import DataError, EquihandError
+from pipeline.evaluation.yardsticks import Constant
 from pipeline.models import export as export_module
-from pipeline.models.card import license_notes
+from pipeline.models.card import license_notes, write_card
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.export import Exportable, ExportSettings, compare, export, load_exportable
 from pipeline.models.lineage import SourceRecord, StageRecord, trace
@@ -48,7 +49,10 @@ def trained(tmp_path_factory) -> dict[str, str]:
     torch.nn.init.normal_(model.head.get_parameter("together.3.bias"), 0, 0.1)
     model.mean_bone_length.fill_(0.034)
     settings = {**settings, "init": str(folder / "pretrain"), "head": model.settings.model_dump()}
-    meta = {**meta, "kind": "pose", "settings": settings, "metrics": {"val_pa_epe_mm": 12.345}}
+    metrics = {"val_pa_epe_mm": 12.345, "val_mpjpe_mm": 30.0, "val_pa_skill": 0.177, "val_mpjpe_skill": 0.7}
+    metrics |= {"val_constant_pa_epe_mm": 15.0, "val_constant_mpjpe_mm": 100.0}
+    constant = Constant.of(torch.randn(8, 21, 3)).to_json()
+    meta = {**meta, "kind": "pose", "settings": settings, "metrics": metrics, "constant": constant}
     save_checkpoint(folder / "run" / "best", model, {}, meta)
     result = {"run_id": "fine-1", "best_checkpoint": str(folder / "run" / "best"), "wall_s": 3.0}
     write_json(str(folder / "run" / "result.json"), result)
@@ -169,7 +173,9 @@ def test_card_tells_the_whole_story(exported, trained):
     card = (exported / "MODEL_CARD.md").read_text()
     assert trained["digest"] in card
     assert "12.345" in card
-    assert "PA-EPE" in card
+    assert "| `val_constant_pa_epe_mm` (PA-EPE of one fixed hand, mm, validation) | 15 |" in card
+    assert "the best that the 8 training labels give, has 15.0 mm PA-EPE and 100.0 mm root-relative EPE" in card
+    assert "This model, with 12.3 mm and 30.0 mm, is by PA-EPE better than that, by 18% of the error." in card
     assert "Fine-tuning (3D hand pose)" in card
     assert "Pretraining (contrastive, without labels)" in card  # the encoder that `init` names
     assert "8 train, 4 val frames" in card
@@ -178,6 +184,19 @@ def test_card_tells_the_whole_story(exported, trained):
     assert "no licence is recorded" in card
     assert "FreiHAND:" not in card
     assert "MANO" not in card
+
+
+def test_card_calls_a_model_that_is_no_better_than_a_fixed_hand_so(trained):
+    (first, *_) = trace(trained["pose"])
+
+    def card(**changes) -> str:
+        stage = replace(first, meta={**first.meta, **changes})
+        return write_card("x", [stage], EncoderSettings(width=8), "", {}, [], {}, "0")
+
+    metrics = {**first.meta["metrics"], "val_pa_epe_mm": 23.7, "val_pa_skill": -0.58}
+    assert "is by PA-EPE **no better than that**." in card(metrics=metrics)
+    older = {"val_pa_epe_mm": 12.345}
+    assert "one fixed hand would reach is not recorded with this model" in card(metrics=older, constant=None)
 
 
 def test_licences_follow_the_data(trained):

@@ -125,8 +125,8 @@ def test_released_fine_tuned_layout(tmp_path):
     released = ReleasedLayout().eval()
     nn.init.normal_(released.backend_model.fc.bias, 112, 20)
     torch.save({"state_dict": released.state_dict()}, tmp_path / "rn50_peclr.pth")
-    model, view_size, meta = load_pose_model(str(tmp_path / "rn50_peclr.pth"))
-    assert (view_size, meta["kind"]) == (224, "pose")
+    model, view_size, meta, constant = load_pose_model(str(tmp_path / "rn50_peclr.pth"))
+    assert (view_size, meta["kind"], constant) == (224, "pose", None)
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         expected, refinement = released.predict(images)

@@ -65,6 +65,10 @@ def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster):
 
     loaded = load_pose_model(join(s3, "runs", "search-1"))
     assert loaded.view_size == 32
+    # What always answering one fixed hand reaches is in the result, with the model, and in every trial's run.
+    assert loaded.constant is not None
+    assert loaded.constant.num_poses == 48
+    assert result["metrics"]["val_pa_skill"] == loaded.meta["metrics"]["val_pa_skill"]
     assert loaded.meta["metrics"]["val_pa_epe_mm"] == pytest.approx(best["value"])
     assert loaded.meta["settings"]["batch_size"] == best["config"]["batch_size"]
 
@@ -77,6 +81,7 @@ def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster):
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == result["mlflow_run_id"]]
     assert len(children) == 3
     assert all(r.info.status == "FINISHED" and "score" in r.data.metrics for r in children)
+    assert all("val_constant_pa_epe_mm" in r.data.metrics and "val_mpjpe_skill" in r.data.metrics for r in children)
 
     # The same id again: the stored result. Without it (an interrupted search): Tune's state, and no trial runs twice.
     assert run_search(settings) == result

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import DataError, SettingsError, TrainingError
+from pipeline.evaluation.yardsticks import Constant
 from pipeline.frames.manifest import read_manifest
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
@@ -63,6 +64,7 @@ def train(settings: FinetuneSettings, folder: Path, resume: Path | None = None):
         load_labelled(settings.frame_set, settings.split, manifest, clips=selection.clips),
         load_validation(settings, manifest),
         mean_bone_length=selection.mean_bone_length,
+        constant=selection.constant,
         frame_set_digest=manifest.digest,
         report=recorder,
         resume=resume,
@@ -84,6 +86,26 @@ def test_learns_and_its_best_checkpoint_loads(frame_set, tmp_path):
     assert loaded.meta["epoch"] == 12
     assert loaded.meta["frame_set_digest"] == read_manifest(frame_set).digest
     assert 0.02 < loaded.model.mean_bone_length < 0.05
+
+
+def test_the_constant_of_the_chosen_labels_stands_beside_every_validation(tmp_path):
+    """In the metrics, and in the checkpoint, so that it is there wherever the model is evaluated."""
+    write_tiny_set(str(tmp_path / "set"), splits={"train": 64, "val": 12}, image_size=48, wobble=0.01)
+    settings = tiny_settings(str(tmp_path / "set"), labels={"num": 20})
+    manifest, selection = check_settings(settings)
+    _, recorder = train(settings, tmp_path)
+    chosen = load_labelled(settings.frame_set, "train", manifest, clips=selection.clips)
+    assert len(chosen) == 20
+    expected = Constant.of(torch.from_numpy(chosen.joints_3d))
+    assert load_pose_model(str(recorder.checkpoints[-1])).constant == selection.constant == expected
+    errors = expected.errors_mm(torch.from_numpy(load_validation(settings, manifest).joints_3d))
+    for metrics in recorder.metrics:
+        assert metrics["val_constant_pa_epe_mm"] == pytest.approx(errors["constant_pa_epe_mm"], rel=1e-5)
+        assert metrics["val_constant_mpjpe_mm"] == pytest.approx(errors["constant_mpjpe_mm"], rel=1e-5)
+        assert metrics["val_pa_skill"] == pytest.approx(
+            1 - metrics["val_pa_epe_mm"] / metrics["val_constant_pa_epe_mm"]
+        )
+        assert metrics["val_mpjpe_skill"] < 0  # three epochs: still worse than one fixed hand
 
 
 def test_resumed_training_equals_uninterrupted_training(frame_set, tmp_path):
@@ -167,6 +189,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(frame_set, t
             data,
             load_validation(settings, manifest),
             mean_bone_length=selection.mean_bone_length,
+            constant=selection.constant,
             report=recorder,
         )
     assert recorder.checkpoints == []

@@ -14,6 +14,7 @@ from pipeline.training.labelled import (
     load_labelled,
     mean_bone_lengths,
     memory_epoch,
+    read_poses,
     select_labels,
 )
 from tests.tiny_sets import write_tiny_set
@@ -35,6 +36,16 @@ def test_all_labels_by_default(frame_set):
     assert (selection.num_frames, len(selection.clips), selection.num_unlabelled) == (80, 20, 0)
     loaded = load_labelled(frame_set, "train", read_manifest(frame_set), clips=selection.clips)
     assert selection.mean_bone_length == pytest.approx(mean_bone_lengths(loaded.joints_3d), rel=1e-5)
+
+
+def test_all_poses_of_a_split(frame_set, tmp_path):
+    manifest = read_manifest(frame_set)
+    poses = read_poses(frame_set, "train", manifest)
+    loaded = load_labelled(frame_set, "train", manifest)
+    np.testing.assert_allclose(np.sort(poses[:, 0, 0]), np.sort(loaded.joints_3d[:, 0, 0]), atol=1e-7)
+    assert read_poses(frame_set, "test", manifest).shape == (0, 21, 3)
+    unlabelled = write_tiny_set(str(tmp_path), splits={"train": 8}, image_size=32, labelled=False)
+    assert read_poses(str(tmp_path), "train", unlabelled).shape == (0, 21, 3)
 
 
 def test_fractions_are_whole_clips_and_nested(frame_set):
