@@ -101,7 +101,7 @@ def sample_skin(rng: np.random.Generator, skin_range: SkinRange = "usual") -> Sk
     if not wide:
         return Skin(_tensor(back), _tensor(palm), _tensor(nail), redness, gloss, 1.0)
     return Skin(
-        _tensor(back), _tensor(palm), _tensor(nail), redness * 1.4, gloss * rng.uniform(0.5, 2.0), rng.uniform(1, 3)
+        _tensor(back), _tensor(palm), _tensor(nail), redness * 1.4, gloss * rng.uniform(0.5, 2.0), rng.uniform(0.8, 2.2)
     )
 
 
