@@ -295,6 +295,8 @@ def valid_poses(
 
 
 KEY_POSE_INTERVAL_S = 0.7
+_REST = 0.5
+"""Share of the time that a hand rests in its pose: half-way between two, most fingers are half bent, which is no gesture."""
 
 
 def pose_track(
@@ -307,13 +309,15 @@ def pose_track(
 ) -> np.ndarray:
     """A hand's motion: times (T,) in seconds from zero -> poses (T, 25) in degrees, within the limits.
 
-    It moves from one valid pose to the next every 0.7 s and trembles a little. Poses between the keys are not tested for
-    penetration (0.4 % of frames go deeper than the limit by up to 5 mm).
+    It moves from one valid pose to the next every 0.7 s and trembles a little; between varied poses it is quick and rests
+    at each. Poses between the keys are not tested for penetration (0.4 % of frames go deeper than the limit by up to 5 mm).
     """
     position = times_s / KEY_POSE_INTERVAL_S
     before = position.astype(int)
     keys = valid_poses(rng, int(before[-1]) + 2, model, vertices, bone_heads, variety)
     fraction = (position - before)[:, None]
+    if variety == "varied":
+        fraction = np.clip((fraction - _REST / 2) / (1 - _REST), 0, 1)
     ease = fraction * fraction * (3 - 2 * fraction)
     tremor = 0.8 * smooth_noise(rng, times_s, len(POSE_PARAMETERS), period_s=0.5)
     return constrain(keys[before] * (1 - ease) + keys[before + 1] * ease + tremor)
