@@ -65,7 +65,7 @@ LOOKS: dict[str, dict[str, Any]] = {
         "occluders": {"second_hand": 0.15, "held_object": 0.15, "obstacle": 0.1},
         "imaging": {
             "motion_blur": 0.3,
-            "defocus": 0.35,
+            "defocus": 0.6,
             "noise": 0.05,
             "tone": 0.15,
             "jpeg": 0.5,
@@ -114,7 +114,7 @@ class ClipSettings(Settings):
     def _with_look(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        preset = LOOKS.get(values.get("look", "plain"), {})
+        preset = LOOKS.get(str(values.get("look")), {})
         return {**preset, **{name: _over_preset(preset.get(name), value) for name, value in values.items()}}
 
     @pydantic.field_validator("fill")
@@ -173,6 +173,10 @@ _BACKGROUND_MARGIN = 0.25
 """How far the background reaches beyond the frame on each side, as a fraction of the frame's side."""
 
 
+_SWING = 0.6
+"""How fast arms swing while the shutter is open, beside the motion that the frames show: sides of the picture a second."""
+
+
 def sample_clip(settings: ClipSettings, index: int) -> Clip:
     """Clip number `index` of the set that the settings describe; it depends on nothing else."""
     rng = np.random.default_rng([settings.seed, index])
@@ -206,6 +210,8 @@ def sample_clip(settings: ClipSettings, index: int) -> Clip:
     shift = None
     if shutter_s:
         to_camera, at_end = to_camera[0::2], to_camera[1::2]
+        swing = _SWING * shutter_s * smooth_noise(extras[0], frame_times_s, 2, period_s=0.3)
+        at_end[..., :2, 3] += swing[:, None] * (view.distance * size / view.camera[0, 0])
         shift = torch.from_numpy(at_end - to_camera)
         joints, rotation, translation = joints[0::2], rotation[0::2], translation[0::2]
     joints_camera = np.einsum("tij,tkj->tki", rotation, joints) + translation[:, None]

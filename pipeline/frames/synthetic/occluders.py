@@ -23,11 +23,16 @@ from pipeline.frames.synthetic.orientation import ViewpointName, sample_orientat
 from pipeline.frames.synthetic.pose import Variety, pose_track, smooth_noise
 from pipeline.frames.synthetic.sleeve import sample_sleeve, tuck_in
 from pipeline.frames.synthetic.viewpoint import FOREARM_DIRECTION, FOREARM_FAR_END
+from pipeline.hands import BONES
 
 MAX_COVERED = 9
 """Joints of the 21 that one thing may hide, on average over the clip; of an object that is held, more."""
 _MAX_COVERED_BY_HELD = 13
-_TRIES = 25
+_MIN_IN_PICTURE = 8
+"""Joints of the second hand that the picture shows, on average."""
+_FLESH = 0.045
+"""From a finger's bone to its skin, in hand lengths."""
+_TRIES = 40
 
 
 class OccluderSettings(Settings):
@@ -80,14 +85,14 @@ def sample_held_object(
     """
     tips, knuckles = joints[:, [4, 8, 12, 16, 20]].mean((0, 1)), joints[:, [5, 9, 13, 17]].mean((0, 1))
     outwards = np.array([0.0, 0.0, -1.0])  # out of the palm
-    bones = np.concatenate([joints, (joints[:, 1:] + joints[:, :-1]) / 2], 1).reshape(-1, 3)
+    fingers = _along_bones(joints)
     frames = scene.some_frames()
     for _ in range(_TRIES):
         centre = knuckles + rng.uniform(0.3, 1) * (tips - knuckles) + rng.uniform(0.02, 0.3) * outwards
-        room = float(np.linalg.norm(bones - centre, axis=1).min()) - 0.045
-        if room < 0.03:
+        room = float(np.linalg.norm(fingers - centre, axis=-1).min(1).mean()) - _FLESH
+        radius = rng.uniform(0.04, 0.3)
+        if not radius - 0.04 < room < radius + 0.03:  # in touch, and at most a little of the object within the flesh
             continue
-        radius = min(room, rng.uniform(0.06, 0.3))
         kind = rng.integers(3)
         if kind == 0:
             vertices, faces = cylinder(rng.uniform(0.3, 1.0), radius)
@@ -185,7 +190,7 @@ def sample_second_hand(
     wobble = 0.06 * smooth_noise(rng, times_s, 3, period_s=1.0)
     frames = scene.some_frames()
 
-    for orientation in sample_orientations(rng, viewpoint, 4 * _TRIES, arm_direction):
+    for orientation in sample_orientations(rng, viewpoint, 100, arm_direction):
         if is_left:
             orientation = np.diag([-1.0, 1, 1]) @ orientation
         around, away = rng.uniform(0, 2 * math.pi), rng.uniform(0.3, 1.0)
@@ -203,6 +208,9 @@ def sample_second_hand(
             or seen[..., 2].min() < 0.1
             or off_centre.min() < 0.56 * scene.image_size
             or apart < 0.13 * hand_length
+            or (np.abs(scene.project(seen) - scene.image_size / 2) < scene.image_size / 2).all(-1).sum(1).mean()
+            < _MIN_IN_PICTURE
+            or _hand_covers(scene, seen[frames], end[frames], frames) > MAX_COVERED
         ):
             continue
         to_camera = scaled @ bones
@@ -211,7 +219,7 @@ def sample_second_hand(
         if is_left:
             mesh = replace(mesh, faces=mesh.faces.flip(1))
         dressed = tuck_in(vertices, model.skin_weights[:, forearm_bone], cuff)
-        body = Body(
+        return Body(
             mesh=mesh,
             rest_vertices=torch.cat([dressed, sample_sleeve(rng, cuff)]),
             to_camera=torch.from_numpy(to_camera),
@@ -219,9 +227,13 @@ def sample_second_hand(
             cloth=cloth if is_same_person else sample_cloth(rng),
             texture_offset=rng.uniform(0, 13),
         )
-        if _hand_covers(scene, seen[frames], end[frames], frames) <= MAX_COVERED:
-            return body
     return None
+
+
+def _along_bones(joints: np.ndarray) -> np.ndarray:
+    """Joints (T, 21, 3) and the middles of the bones between them (T, 41, 3)."""
+    ends = np.array(BONES)
+    return np.concatenate([joints, joints[:, ends].mean(2)], 1)
 
 
 def _hand_covers(scene: Scene, joints: np.ndarray, arm_end: np.ndarray, frames: np.ndarray) -> float:
@@ -229,7 +241,7 @@ def _hand_covers(scene: Scene, joints: np.ndarray, arm_end: np.ndarray, frames: 
     along = np.linspace(0, 1, 12)[:, None]
     arm = joints[:, :1] + along * (arm_end[:, None] - joints[:, :1])
     palm = (joints[:, :1] + joints[:, [5, 9, 13, 17]]) / 2
-    discs = np.concatenate([joints, (joints[:, 1:] + joints[:, :-1]) / 2, palm, arm], 1)
+    discs = np.concatenate([_along_bones(joints), palm, arm], 1)
     radius = 0.06 * scene.hand_length * np.ones(discs.shape[1])
     radius[-len(along) :] *= 2
     pixels = scene.project(discs)
