@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from pipeline.config import Settings
 from pipeline.frames.synthetic.anatomy import BONE_INDEX
@@ -19,19 +20,25 @@ from pipeline.frames.synthetic.model import (
     local_rotations,
     subject_shape,
 )
+from pipeline.frames.synthetic.model import skin as skin_vertices
 from pipeline.frames.synthetic.orientation import ViewpointName, sample_orientations
 from pipeline.frames.synthetic.pose import Variety, pose_track, smooth_noise
+from pipeline.frames.synthetic.rasteriser import depth_map
 from pipeline.frames.synthetic.sleeve import sample_sleeve, tuck_in
 from pipeline.frames.synthetic.viewpoint import FOREARM_DIRECTION, FOREARM_FAR_END
 from pipeline.hands import BONES
 
-MAX_COVERED = 9
+MAX_HIDDEN = 9
 """Joints of the 21 that one thing may hide, on average over the clip; of an object that is held, more."""
-_MAX_COVERED_BY_HELD = 13
+_MAX_HIDDEN_BY_HELD = 13
 _MIN_IN_PICTURE = 8
 """Joints of the second hand that the picture shows, on average."""
 _FLESH = 0.045
 """From a finger's bone to its skin, in hand lengths."""
+_NEAREST = 0.75
+"""How near the second hand may be, as a fraction of the labelled hand's distance: or one would not know which is meant."""
+_GRID = 64
+"""Pixels along a side of the depth maps that tell which joints are hidden."""
 _TRIES = 40
 
 
@@ -61,15 +68,16 @@ class Scene:
         """Points (..., 3) -> pixels (..., 2)."""
         return points[..., :2] / np.maximum(points[..., 2:], 0.01) * self.focal + self.image_size / 2
 
-    def num_covered(self, points: np.ndarray, faces: np.ndarray, frames: np.ndarray) -> float:
-        """Mean number of joints behind a surface: points (N, V, 3) in the camera frame in N frames, faces (F, 3)."""
-        corners = self.project(points)[:, faces]  # (N, F, 3, 2)
-        edges = np.roll(corners, -1, axis=2) - corners
-        to_joint = self.pixels[frames][:, :, None, None] - corners[:, None]  # (N, 21, F, 3, 2)
-        side = edges[:, None, ..., 0] * to_joint[..., 1] - edges[:, None, ..., 1] * to_joint[..., 0]
-        inside = (side < 0).all(-1)
-        nearer = points[:, faces, 2].mean(-1)[:, None] < self.joints[frames][:, :, None, 2] - 0.01
-        return float((inside & nearer).any(-1).sum(1).mean())
+    def num_hidden(self, points: np.ndarray, faces: Tensor, frames: np.ndarray) -> float:
+        """Mean number of joints behind a mesh: points (N, V, 3) in the camera frame in N frames, faces (F, 3)."""
+        scale = _GRID / self.image_size
+        seen = np.concatenate([self.project(points) * scale, points[..., 2:]], -1).transpose(1, 0, 2)
+        nearest = depth_map(torch.from_numpy(seen).float(), faces, _GRID, _GRID).numpy()
+        column, row = np.moveaxis((self.pixels[frames] * scale).astype(int), -1, 0)
+        is_seen = (np.minimum(column, row) >= 0) & (np.maximum(column, row) < _GRID)
+        column, row = column.clip(0, _GRID - 1), row.clip(0, _GRID - 1)
+        before = nearest[np.arange(len(frames))[:, None], row, column] < self.joints[frames][..., 2] - 0.005
+        return float((is_seen & before).sum(1).mean())
 
     def some_frames(self) -> np.ndarray:
         """Up to four frames, from first to last."""
@@ -102,10 +110,9 @@ def sample_held_object(
             vertices, faces = ellipsoid(radius * np.array([rng.uniform(1, 2), 1, 1]))
         along = np.array([0.3, 1.0, 0.0]) + 0.35 * rng.standard_normal(3)  # as the fingers' grip lies
         placed = vertices @ _towards(along).T + centre
-        to_camera = hand_to_camera[:, None]
         points = placed @ hand_to_camera[frames, :, :3].transpose(0, 2, 1) + hand_to_camera[frames, None, :, 3]
-        if scene.num_covered(points, faces, frames) <= _MAX_COVERED_BY_HELD:
-            return _solid(rng, placed, faces, to_camera, skin)
+        if scene.num_hidden(points, torch.from_numpy(faces), frames) <= _MAX_HIDDEN_BY_HELD:
+            return _solid(rng, placed, faces, hand_to_camera[:, None], skin)
     return None
 
 
@@ -129,12 +136,14 @@ def sample_obstacle(rng: np.random.Generator, scene: Scene, skin: Skin) -> Body 
         else:
             vertices, faces = (ellipsoid if rng.random() < 0.5 else box)(rng.uniform(0.08, 0.3, 3))
             along = rng.standard_normal(3)
-        turned = vertices @ _towards(along).T * scene.hand_length
-        if (turned[:, 2] + depth).min() < 0.08 or (turned[:, 2] + depth).max() > nearest:
+        turned = vertices @ _towards(along).T
+        points = turned * scene.hand_length
+        if (points[:, 2] + depth).min() < 0.08 or (points[:, 2] + depth).max() > nearest:
             continue
         drift = centre + 0.05 * scene.hand_length * smooth_noise(rng, scene.times_s, 3, period_s=1.5)
-        if scene.num_covered(turned + drift[frames, None], faces, frames) <= MAX_COVERED:
-            to_camera = np.concatenate([np.broadcast_to(np.eye(3), (len(drift), 3, 3)), drift[..., None]], -1)
+        if scene.num_hidden(points + drift[frames, None], torch.from_numpy(faces), frames) <= MAX_HIDDEN:
+            scaling = np.broadcast_to(scene.hand_length * np.eye(3), (len(drift), 3, 3))
+            to_camera = np.concatenate([scaling, drift[..., None]], -1)
             return _solid(rng, turned, faces, to_camera[:, None], skin)
     return None
 
@@ -168,6 +177,8 @@ def sample_second_hand(
 ) -> Body | None:
     """Another hand with its arm: the other hand of the same person three times in four, else anybody's.
 
+    Four times in ten it hides a part of the labelled hand.
+
     skin, cloth: of the labelled hand.
     """
     model = load_hand_model()
@@ -179,6 +190,7 @@ def sample_second_hand(
     )
     cuff = rng.uniform(0.12, 1.0)
     forearm_bone = BONE_INDEX["forearm"]
+    rest = torch.cat([tuck_in(vertices, model.skin_weights[:, forearm_bone], cuff), sample_sleeve(rng, cuff)])
     poses = pose_track(rng, times_s, model, vertices, bone_heads, variety)
     transforms = bone_transforms(bone_heads, local_rotations(model, torch.from_numpy(poses)))
     joints = joint_positions(model, vertices, bone_heads, transforms).double().numpy()
@@ -189,12 +201,13 @@ def sample_second_hand(
     centre = joints.mean((0, 1))
     wobble = 0.06 * smooth_noise(rng, times_s, 3, period_s=1.0)
     frames = scene.some_frames()
+    nearest, farthest, min_hidden = (-0.6, -0.15, 1) if rng.random() < 0.4 else (-0.6, 0.8, 0)
 
     for orientation in sample_orientations(rng, viewpoint, 100, arm_direction):
         if is_left:
             orientation = np.diag([-1.0, 1, 1]) @ orientation
         around, away = rng.uniform(0, 2 * math.pi), rng.uniform(0.3, 1.0)
-        beside = np.array([math.cos(around) * away, math.sin(around) * away, rng.uniform(-0.6, 0.8)])
+        beside = np.array([math.cos(around) * away, math.sin(around) * away, rng.uniform(nearest, farthest)])
         place = scene.joints.mean(1) + (beside + wobble) * hand_length
         scaled = orientation * hand_length
         offset = place - scaled @ centre
@@ -210,18 +223,19 @@ def sample_second_hand(
             or apart < 0.13 * hand_length
             or (np.abs(scene.project(seen) - scene.image_size / 2) < scene.image_size / 2).all(-1).sum(1).mean()
             < _MIN_IN_PICTURE
-            or _hand_covers(scene, seen[frames], end[frames], frames) > MAX_COVERED
+            or seen[..., 2].mean() < _NEAREST * scene.joints[..., 2].mean()
         ):
             continue
         to_camera = scaled @ bones
         to_camera[..., 3] += offset[:, None]
         mesh = load_dressed_mesh()
-        if is_left:
-            mesh = replace(mesh, faces=mesh.faces.flip(1))
-        dressed = tuck_in(vertices, model.skin_weights[:, forearm_bone], cuff)
+        faces = mesh.faces.flip(1) if is_left else mesh.faces
+        drawn = skin_vertices(rest, mesh.skin_weights, torch.from_numpy(to_camera[frames]).float()).numpy()
+        if not min_hidden <= scene.num_hidden(drawn, faces, frames) <= MAX_HIDDEN:
+            continue
         return Body(
-            mesh=mesh,
-            rest_vertices=torch.cat([dressed, sample_sleeve(rng, cuff)]),
+            mesh=replace(mesh, faces=faces),
+            rest_vertices=rest,
             to_camera=torch.from_numpy(to_camera),
             skin=skin if is_same_person else sample_skin(rng, skin_range),
             cloth=cloth if is_same_person else sample_cloth(rng),
@@ -234,18 +248,3 @@ def _along_bones(joints: np.ndarray) -> np.ndarray:
     """Joints (T, 21, 3) and the middles of the bones between them (T, 41, 3)."""
     ends = np.array(BONES)
     return np.concatenate([joints, joints[:, ends].mean(2)], 1)
-
-
-def _hand_covers(scene: Scene, joints: np.ndarray, arm_end: np.ndarray, frames: np.ndarray) -> float:
-    """About how many of the labelled joints a hand hides: joints (N, 21, 3), arm_end (N, 3) of that hand."""
-    along = np.linspace(0, 1, 12)[:, None]
-    arm = joints[:, :1] + along * (arm_end[:, None] - joints[:, :1])
-    palm = (joints[:, :1] + joints[:, [5, 9, 13, 17]]) / 2
-    discs = np.concatenate([_along_bones(joints), palm, arm], 1)
-    radius = 0.06 * scene.hand_length * np.ones(discs.shape[1])
-    radius[-len(along) :] *= 2
-    pixels = scene.project(discs)
-    reach = radius * scene.focal / np.maximum(discs[..., 2], 0.05)
-    distance = np.linalg.norm(scene.pixels[frames][:, :, None] - pixels[:, None], axis=-1)
-    nearer = discs[:, None, :, 2] < scene.joints[frames][:, :, None, 2]
-    return float(((distance < reach[:, None]) & nearer).any(-1).sum(1).mean())
