@@ -17,11 +17,12 @@ from pipeline import storage
 from pipeline.config import flatten
 from pipeline.errors import EquihandError, SettingsError
 from pipeline.frames.synthetic.clip import ClipSettings
+from pipeline.frames.synthetic.photographs import photograph_uris
 from pipeline.frames.synthetic.video import VIDEO_SUFFIX, clip_name, complete_clips, synthesize_clips
 from pipeline.progress import SILENT, Progress
 
 SETTINGS_FILE = "synthesize.json"
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raised when equal settings no longer give equal clips, so that a folder never mixes two generators."""
 
 _FRAMES_PER_TASK = 96
@@ -41,11 +42,14 @@ def run(settings: SynthesizeJob, progress: Progress = SILENT) -> dict[str, Any]:
     """Render the clips that are still missing.
 
     Returns {"out", "num_clips", "num_frames", "rendered", "kept", "wall_s"}. Raises SettingsError where the folder
-    already holds clips of other settings, StorageError where it cannot be written.
+    already holds clips of other settings, StorageError where it cannot be written, DataError where a folder of
+    photographs has none.
     """
     started = time.monotonic()
     storage.preflight(settings.out, write=True)
     clip_settings = ClipSettings(**settings.model_dump(include=set(ClipSettings.model_fields)))
+    if clip_settings.background.photographs is not None:
+        photograph_uris(clip_settings.background.photographs, clip_settings.image_size)
     _claim_folder(settings, clip_settings)
     complete = complete_clips(settings.out)
     missing = [index for index in range(settings.num_clips) if clip_name(index) not in complete]

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
+
+from pipeline.config import Settings
 
 _BACK_OF_HAND_TONES = np.array(
     [
+        [0.995, 0.895, 0.840],
         [0.965, 0.820, 0.730],
         [0.930, 0.740, 0.620],
         [0.850, 0.640, 0.500],
@@ -18,10 +22,12 @@ _BACK_OF_HAND_TONES = np.array(
         [0.600, 0.405, 0.285],
         [0.430, 0.285, 0.205],
         [0.300, 0.195, 0.145],
+        [0.185, 0.125, 0.100],
     ]
 )
 _PALM_TONES = np.array(
     [
+        [0.990, 0.835, 0.790],
         [0.970, 0.770, 0.700],
         [0.945, 0.715, 0.620],
         [0.900, 0.660, 0.545],
@@ -29,9 +35,28 @@ _PALM_TONES = np.array(
         [0.790, 0.570, 0.470],
         [0.700, 0.490, 0.400],
         [0.620, 0.430, 0.350],
+        [0.520, 0.355, 0.300],
     ]
 )
-"""Display colours from light to dark skin; palms vary less than the backs of hands."""
+"""Display colours from light to dark skin; palms vary less than the backs of hands. The ends are for `wide` only."""
+
+SkinRange = Literal["usual", "wide"]
+
+
+class LightSettings(Settings):
+    """How far the light strays from a well-lit room."""
+
+    side_light: float = Field(default=0.0, ge=0, le=1)
+    """Share of clips lit hard from one side, with little light from elsewhere."""
+    backlight: float = Field(default=0.0, ge=0, le=1)
+    """Share of clips with a dark hand before a bright background."""
+    colour: float = Field(default=0.0, ge=0, le=1)
+    """How warm or cold the lights are: standard deviation of the logarithm of red against blue light."""
+    exposure_stops: float = Field(default=0.0, ge=0, le=4)
+    """Clips are over- or underexposed by up to this many stops (factors of two)."""
+    white_balance: float = Field(default=0.0, ge=0, le=1)
+    """How wrong the camera's white is: standard deviation of the logarithm of the gain of each colour channel."""
+
 
 _NAIL_TONE = (0.93, 0.74, 0.70)
 
@@ -56,21 +81,28 @@ class Skin(NamedTuple):
     """(3,)"""
     redness: float
     gloss: float
+    roughness: float
+    """How strong spots and wrinkles are; 1 = smooth skin."""
 
 
-def sample_skin(rng: np.random.Generator) -> Skin:
-    """A skin tone between light and dark, with its palm and nails."""
-    tone = rng.random() * (len(_PALM_TONES) - 1)
-    index = min(int(tone), len(_PALM_TONES) - 2)
+def sample_skin(rng: np.random.Generator, skin_range: SkinRange = "usual") -> Skin:
+    """A skin tone between light and dark, with its palm and nails. `wide`: from very light to very dark, rough and smooth."""
+    wide = skin_range == "wide"
+    backs, palms = (tones if wide else tones[1:-1] for tones in (_BACK_OF_HAND_TONES, _PALM_TONES))
+    tone = rng.random() * (len(palms) - 1)
+    index = min(int(tone), len(palms) - 2)
     share = tone - index
-    variation = 0.74 * np.exp(rng.standard_normal(3) * (0.06, 0.04, 0.05) + rng.standard_normal() * 0.08)
-    back, palm = (
-        linear(tones[index] * (1 - share) + tones[index + 1] * share) * variation
-        for tones in (_BACK_OF_HAND_TONES, _PALM_TONES)
-    )
-    darkness = tone / (len(_PALM_TONES) - 1)
+    spread = 1.4 if wide else 1.0
+    variation = 0.74 * np.exp(rng.standard_normal(3) * (0.06, 0.04, 0.05) * spread + rng.standard_normal() * 0.08)
+    back, palm = (linear(tones[index] * (1 - share) + tones[index + 1] * share) * variation for tones in (backs, palms))
+    darkness = tone / (len(palms) - 1)
     nail = 0.55 * palm + 0.45 * linear(_NAIL_TONE) * (1 - 0.35 * darkness)
-    return Skin(_tensor(back), _tensor(palm), _tensor(nail), rng.uniform(0.5, 1.3), rng.uniform(0.25, 0.55))
+    redness, gloss = rng.uniform(0.5, 1.3), rng.uniform(0.25, 0.55)
+    if not wide:
+        return Skin(_tensor(back), _tensor(palm), _tensor(nail), redness, gloss, 1.0)
+    return Skin(
+        _tensor(back), _tensor(palm), _tensor(nail), redness * 1.4, gloss * rng.uniform(0.5, 2.0), rng.uniform(0.8, 2.2)
+    )
 
 
 class Cloth(NamedTuple):
@@ -80,6 +112,7 @@ class Cloth(NamedTuple):
     """(2, 3)"""
     stripes: float
     """Pairs of rings for one hand length."""
+    gloss: float = 0.02
 
 
 def sample_cloth(rng: np.random.Generator) -> Cloth:
@@ -121,6 +154,28 @@ def sample_lights(rng: np.random.Generator, surroundings: Tensor) -> Lights:
         ambient,
         F.normalize(up, dim=0),
     )
+
+
+def vary_lights(rng: np.random.Generator, lights: Lights, settings: LightSettings) -> Lights:
+    """Lights as the settings allow: from the side, warm or cold."""
+    tint = rng.standard_normal(2) * settings.colour / 2
+    key_tint, ambient_tint = (_tensor(np.exp([shift, 0, -shift])) for shift in tint)
+    key, ambient, fill = lights.key_colour * key_tint, lights.ambient_colour * ambient_tint, lights.fill_colour
+    direction = lights.key_direction
+    if rng.random() < settings.side_light:
+        direction = _tensor(_direction(rng, 1.2, 2.0))
+        key, ambient, fill = key * rng.uniform(1.2, 2.0), ambient * rng.uniform(0.2, 0.6), fill * 0.4
+    return lights._replace(key_direction=direction, key_colour=key, ambient_colour=ambient, fill_colour=fill)
+
+
+def sample_exposure(rng: np.random.Generator, settings: LightSettings) -> tuple[np.ndarray, float]:
+    """Gain of each colour channel (3,), and by how much the background is brighter than what the lights make of it."""
+    gain = 2.0 ** rng.uniform(-settings.exposure_stops, settings.exposure_stops) * np.ones(3)
+    gain *= np.exp(settings.white_balance * rng.standard_normal(3) * (1, 0.4, 1))
+    if rng.random() < settings.backlight:
+        darker = rng.uniform(0.3, 0.6) / max(1.0, gain.mean())
+        return gain * darker, rng.uniform(1.5, 4) / darker
+    return gain, 1.0
 
 
 def _direction(rng: np.random.Generator, nearest: float, farthest: float) -> np.ndarray:

@@ -4,13 +4,35 @@ import math
 from functools import lru_cache
 
 import numpy as np
+import pydantic
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from pipeline import storage
+from pipeline.config import Settings
 from pipeline.frames.synthetic.appearance import linear
+from pipeline.frames.synthetic.photographs import photograph
 
 Image = np.ndarray
 """(H, W, 3) float32, linear RGB."""
+
+
+class BackgroundSettings(Settings):
+    """What is behind the hand."""
+
+    photographs: str | None = None
+    """Folder of photographs (URI) to take backgrounds from, best without hands in them; none draws all of them."""
+    photograph_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of clips before a photograph, where there is a folder of them."""
+    collage: float = Field(default=0.0, ge=0, le=1)
+    """Share of the drawn backgrounds that are pieced together from several, as behind a hand in a furnished room."""
+
+    @pydantic.field_validator("photographs")
+    @classmethod
+    def _from_everywhere(cls, photographs: str | None) -> str | None:
+        """Workers run in other folders than the command."""
+        return None if photographs is None else storage.absolute(photographs)
 
 
 def sample_background(rng: np.random.Generator, size: int) -> Tensor:
@@ -23,6 +45,37 @@ def sample_background(rng: np.random.Generator, size: int) -> Tensor:
         blur = _blur_matrix(size, radius)
         picture = blur @ picture @ blur.T
     return picture
+
+
+def vary_background(rng: np.random.Generator, plain: Tensor, settings: BackgroundSettings) -> Tensor:
+    """The background, or a photograph or a collage in its place, as the settings want; (3, size, size) linear RGB."""
+    size = plain.shape[-1]
+    if settings.photographs is not None and rng.random() < settings.photograph_share:
+        return photograph(rng, settings.photographs, size) * float(rng.uniform(0.5, 1.4))
+    if rng.random() < settings.collage:
+        return _collage(rng, plain)
+    return plain
+
+
+def _collage(rng: np.random.Generator, picture: Tensor) -> Tensor:
+    """Parts of other backgrounds laid over one: half planes, boxes and ellipses, with hard edges or soft ones."""
+    size = picture.shape[-1]
+    x, y = (torch.from_numpy(axis) for axis in _grid(size))
+    for _ in range(rng.integers(1, 4)):
+        angle, (centre_x, centre_y) = rng.uniform(0, 2 * math.pi), rng.uniform(0, 1, 2)
+        across = (x - centre_x) * math.cos(angle) + (y - centre_y) * math.sin(angle)
+        down = (y - centre_y) * math.cos(angle) - (x - centre_x) * math.sin(angle)
+        width, height = rng.uniform(0.06, 0.5, 2)
+        kind = rng.integers(3)
+        if kind == 0:
+            inside = across
+        elif kind == 1:
+            inside = torch.minimum(width - across.abs(), height - down.abs())
+        else:
+            inside = (1 - (across / width).square() - (down / height).square()) * min(width, height) / 2
+        share = (inside * (size / rng.uniform(0.7, 6)) + 0.5).clamp(0, 1)
+        picture = picture + (sample_background(rng, size) * float(rng.uniform(0.4, 2.0)) - picture) * share
+    return picture.clamp(0, 3)
 
 
 @lru_cache(maxsize=16)

@@ -1,18 +1,31 @@
 """One clip: a person's hand that moves before a camera, with all that is drawn at random and the labels that follow."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from pipeline.config import Settings
 from pipeline.frames.synthetic.anatomy import BONE_INDEX
-from pipeline.frames.synthetic.appearance import Cloth, Lights, Skin, sample_cloth, sample_lights, sample_skin
-from pipeline.frames.synthetic.background import sample_background
+from pipeline.frames.synthetic.appearance import (
+    Lights,
+    LightSettings,
+    SkinRange,
+    sample_cloth,
+    sample_exposure,
+    sample_lights,
+    sample_skin,
+    vary_lights,
+)
+from pipeline.frames.synthetic.background import BackgroundSettings, sample_background, vary_background
+from pipeline.frames.synthetic.bodies import Body
+from pipeline.frames.synthetic.imaging import Imaging, ImagingSettings, sample_imaging
+from pipeline.frames.synthetic.mesh import load_dressed_mesh
 from pipeline.frames.synthetic.model import (
     bone_transforms,
     joint_positions,
@@ -20,9 +33,46 @@ from pipeline.frames.synthetic.model import (
     local_rotations,
     subject_shape,
 )
-from pipeline.frames.synthetic.pose import pose_track, smooth_noise
+from pipeline.frames.synthetic.occluders import (
+    OccluderSettings,
+    Scene,
+    sample_held_object,
+    sample_obstacle,
+    sample_second_hand,
+)
+from pipeline.frames.synthetic.orientation import ViewpointName
+from pipeline.frames.synthetic.pose import Variety, pose_track, smooth_noise
 from pipeline.frames.synthetic.sleeve import sample_sleeve, tuck_in
 from pipeline.frames.synthetic.viewpoint import sample_viewpoint
+
+Share = Annotated[float, Field(gt=0.1, le=1.0)]
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "varied": {
+        "poses": "varied",
+        "skin": "wide",
+        "fill": [0.5, 0.95],
+        "off_centre": 0.06,
+        "light": {
+            "side_light": 0.2,
+            "backlight": 0.12,
+            "colour": 0.25,
+            "exposure_stops": 0.9,
+            "white_balance": 0.1,
+        },
+        "background": {"collage": 0.6},
+        "occluders": {"second_hand": 0.15, "held_object": 0.15, "obstacle": 0.1},
+        "imaging": {
+            "motion_blur": 0.3,
+            "defocus": 0.6,
+            "noise": 0.05,
+            "tone": 0.15,
+            "jpeg": 0.5,
+        },
+    },
+}
+"""What `look` makes of the settings that are not given."""
 
 
 class ClipSettings(Settings):
@@ -42,6 +92,41 @@ class ClipSettings(Settings):
     """Whether the key light casts shadows; about a fifth of the cost."""
     left_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of clips that show a left hand: the mirror image of a right one."""
+    look: Literal["plain", "varied"] = "plain"
+    """Preset of all settings below: `varied` turns a mixture of them on; those that are given win."""
+    viewpoint: ViewpointName = "anywhere"
+    """`desk`: a camera before or above a person at a table; `egocentric`: the hand's owner's own eyes."""
+    fill: tuple[Share, Share] = (0.52, 0.80)
+    """Range of the share of the picture that the joints fill; crops of ingest reach beyond pictures that are filled."""
+    off_centre: float = Field(default=0.0, ge=0, le=0.3)
+    """How far from the picture's middle the hand is: standard deviation, as a fraction of the picture's side."""
+    poses: Variety = "gestures"
+    """`varied` has more gestures (counting, finger-spelling, grasps) and fingers that bend each on its own."""
+    skin: SkinRange = "usual"
+    """`wide` has skin from very light to very dark, smooth and wrinkled."""
+    light: LightSettings = LightSettings()
+    background: BackgroundSettings = BackgroundSettings()
+    occluders: OccluderSettings = OccluderSettings()
+    imaging: ImagingSettings = ImagingSettings()
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _with_look(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        preset = LOOKS.get(str(values.get("look")), {})
+        return {**preset, **{name: _over_preset(preset.get(name), value) for name, value in values.items()}}
+
+    @pydantic.field_validator("fill")
+    @classmethod
+    def _rising(cls, fill: tuple[float, float]) -> tuple[float, float]:
+        if fill[0] > fill[1]:
+            raise ValueError("give the smaller share first")
+        return fill
+
+
+def _over_preset(preset: Any, value: Any) -> Any:
+    return {**preset, **value} if isinstance(preset, dict) and isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
@@ -64,24 +149,18 @@ class Clip:
     """Mean distance of the hand from the camera, metres."""
     scene_camera: Tensor
     """(3, 3) camera of the right hand."""
-    rest_vertices: Tensor
-    """(V, 3) hand and sleeve at rest, in hand lengths (mesh.DressedMesh)."""
-    to_camera: Tensor
-    """(T, 21, 3, 4) float64: what takes the points of each bone from rest to the camera frame, metres."""
-    skin: Skin
-    cloth: Cloth
+    bodies: tuple[Body, ...]
+    """The hand with its arm, then what else is in the picture."""
     lights: Lights
     background: Tensor
     """(3, P, P) linear RGB, larger than a frame."""
     background_corner: np.ndarray
     """(T, 2) int: left and top of each frame's part of the background."""
-    exposure: float
-    noise: float
-    """Standard deviation of the sensor's noise, of a picture in 0..1."""
+    exposure: Tensor
+    """(3,) gain of each colour channel."""
+    imaging: Imaging
     noise_offset: list[int]
     """(T,) which window of the noise table each frame gets."""
-    texture_offset: float
-    """Where in the solid noise the skin's texture lies."""
 
     @property
     def joints_2d(self) -> Tensor:
@@ -94,14 +173,22 @@ _BACKGROUND_MARGIN = 0.25
 """How far the background reaches beyond the frame on each side, as a fraction of the frame's side."""
 
 
+_SWING = 0.6
+"""How fast arms swing while the shutter is open, beside the motion that the frames show: sides of the picture a second."""
+
+
 def sample_clip(settings: ClipSettings, index: int) -> Clip:
     """Clip number `index` of the set that the settings describe; it depends on nothing else."""
     rng = np.random.default_rng([settings.seed, index])
+    # Drawn apart from the rest, so that a setting changes what it is about and nothing else.
+    extras = [np.random.default_rng([settings.seed, index, 1 + number]) for number in range(5)]
     size, num_frames = settings.image_size, settings.frames_per_clip
-    times_s = np.arange(num_frames) / settings.fps
+    frame_times_s = np.arange(num_frames) / settings.fps
     is_left = rng.random() < settings.left_fraction
     model = load_hand_model()
 
+    shutter_s = _sample_shutter(extras[0], settings.imaging)
+    times_s = np.stack([frame_times_s, frame_times_s + shutter_s], 1).ravel() if shutter_s else frame_times_s
     subject = model.subjects[rng.integers(len(model.subjects))]
     vertices, bone_heads = subject_shape(model, (0.9 * subject).clamp(-2.5, 2.5))
     hand_length = float(np.clip(rng.normal(0.186, 0.013), 0.15, 0.22))  # adults
@@ -109,15 +196,26 @@ def sample_clip(settings: ClipSettings, index: int) -> Clip:
     forearm = BONE_INDEX["forearm"]
     dressed = tuck_in(vertices, model.skin_weights[:, forearm], cuff)
 
-    poses = pose_track(rng, times_s, model, vertices, bone_heads)
+    poses = pose_track(rng, times_s, model, vertices, bone_heads, settings.poses)
     transforms = bone_transforms(bone_heads, local_rotations(model, torch.from_numpy(poses)))
     joints = joint_positions(model, vertices, bone_heads, transforms).double().numpy()
     bones = transforms.double().numpy()
-    view = sample_viewpoint(rng, times_s, joints, bones[:, forearm], hand_length, size)
+    off_centre = settings.off_centre * extras[0].standard_normal(2).clip(-2, 2)
+    view = sample_viewpoint(
+        rng, times_s, joints, bones[:, forearm], hand_length, size, settings.viewpoint, settings.fill, off_centre
+    )
     rotation, translation = view.to_camera[..., :3], view.to_camera[..., 3]
     to_camera = rotation[:, None] @ bones
     to_camera[..., 3] += translation[:, None]
+    shift = None
+    if shutter_s:
+        to_camera, at_end = to_camera[0::2], to_camera[1::2]
+        swing = _SWING * shutter_s * smooth_noise(extras[0], frame_times_s, 2, period_s=0.3)
+        at_end[..., :2, 3] += swing[:, None] * (view.distance * size / view.camera[0, 0])
+        shift = torch.from_numpy(at_end - to_camera)
+        joints, rotation, translation = joints[0::2], rotation[0::2], translation[0::2]
     joints_camera = np.einsum("tij,tkj->tki", rotation, joints) + translation[:, None]
+    scene = Scene(view.camera, size, frame_times_s, joints_camera.copy(), hand_length)
     camera, label_camera = view.camera, view.camera.copy()
     if is_left:
         joints_camera[..., 0] *= -1
@@ -125,7 +223,24 @@ def sample_clip(settings: ClipSettings, index: int) -> Clip:
 
     margin = math.ceil(_BACKGROUND_MARGIN * size)
     background = sample_background(rng, size + 2 * margin)
-    panning = margin * (1 + 0.35 * smooth_noise(rng, times_s, 2, period_s=1.5))
+    background = vary_background(extras[1], background, settings.background)
+    panning = margin * (1 + 0.35 * smooth_noise(rng, frame_times_s, 2, period_s=1.5))
+    sleeve = sample_sleeve(rng, cuff)
+    skin, cloth = sample_skin(rng, settings.skin), sample_cloth(rng)
+    lights = vary_lights(extras[2], sample_lights(rng, background.mean((1, 2))), settings.light)
+    exposure = rng.uniform(0.75, 1.15)
+    gain, background_gain = sample_exposure(extras[2], settings.light)
+    noise = rng.uniform(0, settings.imaging.noise)
+    noise_offset = rng.integers(1 << 16, size=num_frames).tolist()
+    hand = Body(
+        mesh=load_dressed_mesh(),
+        rest_vertices=torch.cat([dressed, sleeve]),
+        to_camera=torch.from_numpy(to_camera),
+        skin=skin,
+        cloth=cloth,
+        texture_offset=rng.uniform(0, 13),
+        shift=shift,
+    )
     return Clip(
         settings=settings,
         hand="left" if is_left else "right",
@@ -134,18 +249,42 @@ def sample_clip(settings: ClipSettings, index: int) -> Clip:
         hand_length=hand_length,
         distance=view.distance,
         scene_camera=torch.from_numpy(camera).float(),
-        rest_vertices=torch.cat([dressed, sample_sleeve(rng, cuff)]),
-        to_camera=torch.from_numpy(to_camera),
-        skin=sample_skin(rng),
-        cloth=sample_cloth(rng),
-        lights=sample_lights(rng, background.mean((1, 2))),
-        background=background,
+        bodies=(hand, *_others(extras[3], settings, scene, hand, joints)),
+        lights=lights,
+        background=background * background_gain,
         background_corner=np.clip(panning.round(), 0, 2 * margin).astype(int),
-        exposure=rng.uniform(0.75, 1.15),
-        noise=rng.uniform(0, 0.02),
-        noise_offset=rng.integers(1 << 16, size=num_frames).tolist(),
-        texture_offset=rng.uniform(0, 13),
+        exposure=torch.from_numpy(exposure * gain).float(),
+        imaging=sample_imaging(extras[4], settings.imaging, noise, size),
+        noise_offset=noise_offset,
     )
+
+
+def _sample_shutter(rng: np.random.Generator, settings: ImagingSettings) -> float:
+    """For how long the shutter is open, seconds; 0 = nothing blurs."""
+    share, longest = rng.random(), rng.uniform(0.2, 1) * settings.shutter_s
+    return float(longest) if share < settings.motion_blur else 0.0
+
+
+def _others(
+    rng: np.random.Generator, settings: ClipSettings, scene: Scene, hand: Body, joints: np.ndarray
+) -> list[Body]:
+    """What is in the picture beside the hand; joints (T, 21, 3) in the hand's own frame, in hand lengths."""
+    shares = settings.occluders
+    has_second, has_object, has_obstacle = rng.random(3) < (shares.second_hand, shares.held_object, shares.obstacle)
+    others: list[Body | None] = []
+    if has_object:
+        hand_bone = hand.to_camera[:, BONE_INDEX["wrist"]]
+        held = sample_held_object(rng, scene, joints, hand_bone.numpy(), hand.skin)
+        if held is not None and hand.shift is not None:
+            held = replace(held, shift=hand.shift[:, BONE_INDEX["wrist"], None])
+        others.append(held)
+    if has_second:
+        others.append(
+            sample_second_hand(rng, scene, settings.viewpoint, settings.poses, hand.skin, hand.cloth, settings.skin)
+        )
+    if has_obstacle:
+        others.append(sample_obstacle(rng, scene, hand.skin))
+    return [body for body in others if body is not None]
 
 
 def clip_labels(clip: Clip) -> dict[str, Any]:

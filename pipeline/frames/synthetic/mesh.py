@@ -15,14 +15,17 @@ from pipeline.hands import FINGERS
 
 @dataclass(frozen=True)
 class DressedMesh:
-    """Topology and skin maps of hand and sleeve. V vertices (the hand's first), F faces (the hand's first)."""
+    """Topology and skin maps of hand and sleeve. V vertices (the hand's first), F faces (the hand's first).
+
+    An object is a sleeve without a hand.
+    """
 
     faces: Tensor
     """(F, 3) int64."""
     num_hand_vertices: int
     num_hand_faces: int
     skin_weights: Tensor
-    """(V, 21); the sleeve follows the forearm."""
+    """(V, J) how much each vertex follows each bone; the sleeve follows the forearm."""
     faces_of_vertex: Tensor
     """(D, V) int64 faces around each vertex; F where there are fewer than D."""
     surface: Tensor
@@ -46,27 +49,27 @@ def load_dressed_mesh(device: str | torch.device = "cpu") -> DressedMesh:
         num_hand_vertices=num_hand_vertices,
         num_hand_faces=len(model.faces),
         skin_weights=torch.cat([model.skin_weights, sleeve_weights]).to(device),
-        faces_of_vertex=_faces_of_vertex(faces, num_hand_vertices + NUM_SLEEVE_VERTICES).to(device),
+        faces_of_vertex=faces_of_vertex(faces, num_hand_vertices + NUM_SLEEVE_VERTICES).to(device),
         surface=F.pad(maps, (0, 0, 0, NUM_SLEEVE_VERTICES)).to(device),
     )
 
 
-def vertex_normals(points: Tensor, faces: Tensor, faces_of_vertex: Tensor) -> Tensor:
+def vertex_normals(points: Tensor, faces: Tensor, around_vertex: Tensor) -> Tensor:
     """Unit normals (V, B, 3), pointing outwards: the mean of the faces around each vertex, weighted by area.
 
-    points: (V, B, 3). faces: (F, 3). faces_of_vertex: (D, V). Sums in a fixed order, so that results never vary.
+    points: (V, B, 3). faces: (F, 3). around_vertex: (D, V), see `faces_of_vertex`. Sums in a fixed order, so that results never vary.
     """
     corner_0, corner_1, corner_2 = (points.index_select(0, faces[:, k]) for k in range(3))
     normals = torch.linalg.cross(corner_1 - corner_0, corner_2 - corner_0, dim=-1)
     normals = F.pad(normals, (0, 0, 0, 0, 0, 1))
-    total = normals.index_select(0, faces_of_vertex[0])
-    for around in faces_of_vertex[1:]:
+    total = normals.index_select(0, around_vertex[0])
+    for around in around_vertex[1:]:
         total += normals.index_select(0, around)
     return F.normalize(total, dim=-1)
 
 
-def _faces_of_vertex(faces: Tensor, num_vertices: int) -> Tensor:
-    """Faces around each vertex (D, V), filled up with F."""
+def faces_of_vertex(faces: Tensor, num_vertices: int) -> Tensor:
+    """Faces (F, 3) around each vertex (D, V), filled up with F."""
     vertex, order = faces.reshape(-1).sort(stable=True)
     counts = torch.bincount(vertex, minlength=num_vertices)
     position = torch.arange(len(vertex)) - (counts.cumsum(0) - counts)[vertex]
@@ -82,7 +85,7 @@ def _palm(model: HandModel) -> Tensor:
         bones = list(finger_bones(finger))
         outwards[bones] = model.dorsal_axes[bones]
     dorsal = F.normalize(model.skin_weights @ outwards, dim=-1)
-    neighbours = _faces_of_vertex(model.faces, len(model.vertices))
+    neighbours = faces_of_vertex(model.faces, len(model.vertices))
     normals = vertex_normals(model.vertices[:, None], model.faces, neighbours)[:, 0]
     facing_out = (normals * dorsal).sum(-1)
     beyond_wrist = torch.sigmoid((model.vertices[:, 0] - 0.02) * 22)

@@ -1,7 +1,7 @@
 """Random hand poses: gestures and their blends within anatomical limits, no finger through another, smooth in time."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 from pipeline.frames.synthetic.anatomy import (
     CLOSED_SPLAY_DEG,
     FINGER_COLUMNS,
+    HIGH_DEG,
+    LOW_DEG,
     NUM_POSE_PARAMETERS,
     POSE_INDEX,
     POSE_PARAMETERS,
@@ -74,10 +76,64 @@ GESTURES = {
     "claw": gesture((-8, -8, -8, -6), (55, 58, 58, 52), (35, 38, 38, 34), (16, -2, -11, -24), (14, 8, 6, 8, 40)),
     "lumbrical": gesture((70, 72, 74, 72), (8, 8, 8, 10), 4, _CLOSED, (16, -10, 4, 15, 10)),
 }
-_TEMPLATES = np.stack(list(GESTURES.values()))
+_BESIDE, _ACROSS, _OUT = (-6, -34, -10, 52, 50), (4, -34, -4, 45, 40), (-8, 12, 0, 0, -6)
+"""Thumbs: folded before the palm, across the fingers, stretched out."""
+MORE_GESTURES = {
+    # Counting and pointing.
+    "one_and_thumb_in": gesture((0, 82, 84, 82), (2, 100, 102, 98), None, _CLOSED, _BESIDE),
+    "two_and_thumb": gesture((0, 0, 78, 78), (4, 4, 98, 95), None, (12, 0, -2, -4), _OUT),
+    "four": gesture((0, 0, 0, 0), (4, 4, 4, 4), None, (10, -2, -8, -16), _BESIDE),
+    "middle_three": gesture((0, 0, 0, 80), (4, 4, 4, 98), None, (10, -2, -8, -6), _BESIDE),
+    "ring_down": gesture((0, 0, 72, 0), (4, 4, 92, 6), None, (10, -2, -4, -18), (10, -26, 4, 40, 40)),
+    "middle_down": gesture((0, 70, 0, 0), (4, 92, 4, 4), None, (10, -2, -8, -18), (12, -20, 4, 38, 40)),
+    "pinky_up": gesture((74, 76, 74, 0), (93, 95, 93, 4), None, (3, -3, -2, -18), (-4, -27, -10, 43, 52)),
+    "horns_and_thumb": gesture((0, 78, 78, 0), (4, 98, 98, 6), None, (8, -3, -2, -20), _OUT),
+    "hitchhike": gesture((70, 72, 72, 70), (80, 84, 84, 78), None, _CLOSED, (-14, 14, -8, -6, -12)),
+    "fist_thumb_at_side": gesture((80, 82, 82, 80), (100, 102, 104, 98), None, _CLOSED, (-12, -12, -8, 2, 2)),
+    # Finger-spelling: hands bent and folded in many ways.
+    "curved": gesture((30, 32, 34, 36), (45, 48, 50, 48), (25, 26, 26, 26), _CLOSED, (22, 4, 8, 8, 12)),
+    "flat_thumb_in": gesture((-2, -2, -2, -2), (2, 2, 2, 2), 2, _CLOSED, (6, -36, -6, 45, 55)),
+    "fingers_over_thumb": gesture((58, 60, 62, 62), (96, 98, 98, 94), (40, 42, 42, 40), _CLOSED, (12, -32, 0, 45, 60)),
+    "hooked_index": gesture((20, 80, 82, 80), (85, 100, 102, 98), (45, 55, 55, 55), _CLOSED, _ACROSS),
+    "hooked_two": gesture((5, 5, 80, 80), (80, 80, 100, 96), (40, 40, 55, 55), (12, 0, -2, -4), _ACROSS),
+    "two_level": gesture((76, 76, 82, 82), (6, 6, 100, 96), None, _CLOSED, _ACROSS),
+    "index_level": gesture((80, 84, 84, 82), (6, 100, 102, 98), None, _CLOSED, (-4, -30, -8, 20, 15)),
+    "two_closed": gesture((0, 0, 80, 80), (2, 2, 98, 96), None, _CLOSED, _BESIDE),
+    "two_crossed": gesture((2, 14, 80, 80), (8, 22, 98, 96), None, (0, 5, -2, -4), _BESIDE),
+    "two_and_thumb_between": gesture((0, 28, 80, 80), (2, 12, 98, 96), None, (10, -4, -2, -4), (14, -22, 6, 12, 4)),
+    "thumb_under_three": gesture((66, 68, 68, 80), (84, 86, 86, 98), None, _CLOSED, (16, -30, 6, 40, 30)),
+    "pinched_all": gesture((58, 60, 62, 64), (44, 44, 44, 40), 22, _CLOSED, (16, -19, 2, 27, 27)),
+    "beak": gesture((70, 72, 74, 74), (30, 30, 30, 28), 15, _CLOSED, (8, -23, 4, 27, 31)),
+    "round": gesture((48, 50, 52, 52), (62, 64, 64, 60), 35, _CLOSED, (10, -17, 3, 30, 37)),
+    # Grasps.
+    "wide_grasp": gesture((8, 10, 12, 14), (48, 50, 50, 48), 30, (20, -2, -12, -28), (34, 12, 14, 4, 20)),
+    "power_grasp": gesture((55, 58, 60, 62), (75, 78, 80, 78), 45, _CLOSED, (8, -5, -11, 49, 54), 10),
+    "key_grasp": gesture((52, 60, 64, 66), (70, 78, 80, 78), None, _CLOSED, (-6, -16, -8, 18, 22)),
+    "plate": gesture((52, 54, 56, 56), (6, 6, 6, 6), 4, _CLOSED, (26, 4, 6, 6, 0)),
+    "trigger": gesture((30, 60, 64, 66), (60, 78, 80, 78), 30, _CLOSED, (18, -18, 2, 30, 34), 8),
+    "lean": gesture((-20, -20, -18, -16), (30, 28, 28, 30), 20, (18, -2, -12, -26), (4, 14, 0, -4, 10)),
+}
 
-_PLAIN, _BLEND = 0.40, 0.35
-"""Shares of single gestures and of blends of two; the rest are fingers curled at random."""
+Variety = Literal["gestures", "varied"]
+
+
+class _Mixture(NamedTuple):
+    """What random poses are made of; what the three shares leave over are fingers curled at random."""
+
+    templates: np.ndarray
+    """(G, 25) degrees."""
+    plain: float
+    """Share of single gestures."""
+    blend: float
+    """Share of blends of two gestures."""
+    independent: float
+    """Share of poses whose fingers know nothing of each other."""
+
+
+_MIXTURES: dict[Variety, _Mixture] = {
+    "gestures": _Mixture(np.stack(list(GESTURES.values())), 0.40, 0.35, 0.0),
+    "varied": _Mixture(np.stack([*GESTURES.values(), *MORE_GESTURES.values()]), 0.30, 0.05, 0.57),
+}
 
 
 def _jitter_deg() -> np.ndarray:
@@ -93,15 +149,16 @@ def _jitter_deg() -> np.ndarray:
 _JITTER_DEG = _jitter_deg()
 
 
-def random_poses(rng: np.random.Generator, num_poses: int) -> np.ndarray:
+def random_poses(rng: np.random.Generator, num_poses: int, variety: Variety = "gestures") -> np.ndarray:
     """Poses (num_poses, 25) in degrees, within the limits; fingers may still pass through each other."""
+    templates, plain, blend, independent = _MIXTURES[variety]
     kind = rng.random(num_poses)
-    poses = _TEMPLATES[rng.integers(len(_TEMPLATES), size=num_poses)]
-    others = _TEMPLATES[rng.integers(len(_TEMPLATES), size=num_poses)]
-    share = np.where(kind < _BLEND, rng.random(num_poses), 0.0)
+    poses = templates[rng.integers(len(templates), size=num_poses)]
+    others = templates[rng.integers(len(templates), size=num_poses)]
+    share = np.where(kind < blend, rng.random(num_poses), 0.0)
     poses = poses + (others - poses) * share[:, None]
 
-    curled = np.flatnonzero(kind > _PLAIN + _BLEND)
+    curled = np.flatnonzero(kind > plain + blend + independent)
     curl = rng.beta(0.9, 1.1, (len(curled), 1)) + 0.25 * rng.standard_normal((len(curled), 4))
     curl = np.clip(curl, 0, 1.05)
 
@@ -113,7 +170,23 @@ def random_poses(rng: np.random.Generator, num_poses: int) -> np.ndarray:
     poses[curled[:, None], FINGER_COLUMNS["pip"]] = pip
     poses[curled[:, None], FINGER_COLUMNS["dip"]] = 0.6 * pip
     poses[curled[:, None], THUMB_COLUMNS] += rng.standard_normal((len(curled), 5)) * (10, 8, 8, 14, 18)
+    if independent:
+        chosen = (kind > plain + blend) & (kind <= plain + blend + independent)
+        poses[chosen] = _independent_fingers(rng, int(chosen.sum()))
     return constrain(poses + rng.standard_normal(poses.shape) * _JITTER_DEG)
+
+
+def _independent_fingers(rng: np.random.Generator, num_poses: int) -> np.ndarray:
+    """Poses (num_poses, 25) whose fingers bend and spread each on its own, most of them nearly straight or nearly folded."""
+    poses = rng.uniform(LOW_DEG, HIGH_DEG, (num_poses, NUM_POSE_PARAMETERS))
+    bent = rng.beta(0.35, 0.35, (num_poses, 4))
+    knuckle = np.clip(bent + 0.2 * rng.standard_normal(bent.shape), 0, 1)
+    pip = 104 * np.clip(bent + 0.15 * rng.standard_normal(bent.shape), 0, 1)
+    poses[:, FINGER_COLUMNS["flexion"]] = -18 + 104 * knuckle
+    poses[:, FINGER_COLUMNS["pip"]] = pip
+    poses[:, FINGER_COLUMNS["dip"]] = 0.55 * pip + 8 * rng.standard_normal(bent.shape)
+    poses[:, WRIST_COLUMNS] = 0
+    return poses
 
 
 class _Spheres(NamedTuple):
@@ -199,7 +272,12 @@ def penetration(joints: Tensor) -> Tensor:
 
 
 def valid_poses(
-    rng: np.random.Generator, num_poses: int, model: HandModel, vertices: Tensor, bone_heads: Tensor
+    rng: np.random.Generator,
+    num_poses: int,
+    model: HandModel,
+    vertices: Tensor,
+    bone_heads: Tensor,
+    variety: Variety = "gestures",
 ) -> np.ndarray:
     """Random poses (num_poses, 25) in degrees of one subject, drawn again where fingers pass through each other.
 
@@ -207,7 +285,8 @@ def valid_poses(
     """
     accepted = np.empty((0, NUM_POSE_PARAMETERS))
     while len(accepted) < num_poses:
-        candidates = random_poses(rng, num_poses + 2)  # about one in seven is refused
+        # About one in seven is refused; of varied poses, one in two.
+        candidates = random_poses(rng, num_poses + 2 if variety == "gestures" else 2 * num_poses + 4, variety)
         transforms = bone_transforms(bone_heads, local_rotations(model, torch.from_numpy(candidates)))
         joints = joint_positions(model, vertices, bone_heads, transforms)
         passed = (penetration(joints) < MAX_PENETRATION).numpy()
@@ -216,20 +295,29 @@ def valid_poses(
 
 
 KEY_POSE_INTERVAL_S = 0.7
+_REST = 0.5
+"""Share of the time that a hand rests in its pose: half-way between two, most fingers are half bent, which is no gesture."""
 
 
 def pose_track(
-    rng: np.random.Generator, times_s: np.ndarray, model: HandModel, vertices: Tensor, bone_heads: Tensor
+    rng: np.random.Generator,
+    times_s: np.ndarray,
+    model: HandModel,
+    vertices: Tensor,
+    bone_heads: Tensor,
+    variety: Variety = "gestures",
 ) -> np.ndarray:
     """A hand's motion: times (T,) in seconds from zero -> poses (T, 25) in degrees, within the limits.
 
-    It moves from one valid pose to the next every 0.7 s and trembles a little. Poses between the keys are not tested for
-    penetration (0.4 % of frames go deeper than the limit by up to 5 mm).
+    It moves from one valid pose to the next every 0.7 s and trembles a little; between varied poses it is quick and rests
+    at each. Poses between the keys are not tested for penetration (0.4 % of frames go deeper than the limit by up to 5 mm).
     """
     position = times_s / KEY_POSE_INTERVAL_S
     before = position.astype(int)
-    keys = valid_poses(rng, int(before[-1]) + 2, model, vertices, bone_heads)
+    keys = valid_poses(rng, int(before[-1]) + 2, model, vertices, bone_heads, variety)
     fraction = (position - before)[:, None]
+    if variety == "varied":
+        fraction = np.clip((fraction - _REST / 2) / (1 - _REST), 0, 1)
     ease = fraction * fraction * (3 - 2 * fraction)
     tremor = 0.8 * smooth_noise(rng, times_s, len(POSE_PARAMETERS), period_s=0.5)
     return constrain(keys[before] * (1 - ease) + keys[before + 1] * ease + tremor)

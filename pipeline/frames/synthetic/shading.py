@@ -65,7 +65,7 @@ def surface_material(surface: Surface, skin: Skin, cloth: Cloth, texture_offset:
     palm = ((surface.palm - 0.5) * 1.6 + 0.5).clamp(0, 1)
     nail = ((surface.nail - 0.35) * 4).clamp(0, 1)
 
-    mottling = 0.035 * coarse + 0.012 * fine
+    mottling = skin.roughness * (0.035 * coarse + 0.012 * fine)
     blood = surface.redness * (0.35 * skin.redness) + 0.06 * coarse
     creases = 1 - 0.16 * surface.crease * (1 - 0.5 * fine.clamp(-1, 1))
     red_shift = blood.new_tensor([0.25, -0.35, -0.25])
@@ -77,13 +77,13 @@ def surface_material(surface: Surface, skin: Skin, cloth: Cloth, texture_offset:
     fabric = torch.where(in_second_ring, cloth.colours[1][:, None], cloth.colours[0][:, None]) * (0.12 * fine).exp()
 
     # The bumps' slope is known in the rest frame; the posed rotation is left out, as the noise looks alike in all directions.
-    roughness = torch.where(surface.is_cloth, 2.2, 1.0) * (1 - nail)
+    roughness = torch.where(surface.is_cloth, 2.2, skin.roughness) * (1 - nail)
     slope = (coarse_slope * 0.0013 + fine_slope * 0.0008) * roughness
     normal = unit(surface.normal * (1 + dot(slope, surface.normal)) - slope)
     return Material(
         albedo=torch.where(surface.is_cloth, fabric, tone),
         normal=normal,
-        specular=torch.where(surface.is_cloth, 0.02, 0.35 * skin.gloss * (1 + 1.6 * nail)),
+        specular=torch.where(surface.is_cloth, cloth.gloss, 0.35 * skin.gloss * (1 + 1.6 * nail)),
         sharpness=torch.where(nail > 0.5, 60.0, 22.0),
     )
 

@@ -6,11 +6,13 @@ import numpy as np
 import torch
 
 from pipeline.frames.synthetic.model import rotation_matrices
+from pipeline.frames.synthetic.orientation import ViewpointName, sample_orientations
 from pipeline.frames.synthetic.pose import smooth_noise
 
 _CENTRE_JOINTS = [0, 5, 9, 17, 4, 8, 12, 16, 20]
-_FOREARM_DIRECTION = np.array([-1.0, 0.13, 0.0])
-_FOREARM_FAR_END = np.array([-2.55, 0.33, -0.04])
+FOREARM_DIRECTION = np.array([-1.0, 0.13, 0.0])
+"""From the wrist to the elbow, at rest."""
+FOREARM_FAR_END = np.array([-2.55, 0.33, -0.04])
 """A point near the sleeve's far end, at rest, in hand lengths."""
 
 _CANDIDATES, _ROUNDS = 8, 100
@@ -35,27 +37,33 @@ def sample_viewpoint(
     forearm: np.ndarray,
     hand_length: float,
     image_size: int,
+    name: ViewpointName,
+    fill: tuple[float, float],
+    off_centre: np.ndarray,
 ) -> Viewpoint:
-    """A viewpoint from anywhere around the hand, in which the joints fill 52 to 80 % of the picture over the clip.
+    """A random viewpoint of the kind `name`, in which the joints fill a share of the picture within `fill` over the clip.
 
     times_s: (T,) from zero. joints: (T, 21, 3) in hand lengths. forearm: (T, 3, 4) transform of the forearm's bone.
-    hand_length: metres from wrist to middle fingertip. Viewpoints are drawn again where the forearm points at the camera
-    or the sleeve's far end would be seen.
+    hand_length: metres from wrist to middle fingertip. off_centre: (2,) where the hand is on average, from the picture's
+    middle, as a fraction of its side. Viewpoints are drawn again where the forearm points at the camera or the sleeve's
+    far end would be seen.
     """
     focal = rng.uniform(1.2, 3.0) * image_size
-    filled = rng.uniform(0.52, 0.80)
+    filled = rng.uniform(*fill)
     wobble = 0.22 * smooth_noise(rng, times_s, 3, period_s=1.0)
     drift = smooth_noise(rng, times_s, 3, period_s=1.2) * (0.035, 0.035, 0.05)
+    drift[:, :2] += off_centre
     wobble_rotation = _rotation_from_vectors(wobble)
 
     centre = joints[:, _CENTRE_JOINTS].mean(1, keepdims=True)
     centre = 0.35 * centre + 0.65 * centre.mean(0, keepdims=True)
     relative = joints - centre
-    arm_direction = forearm[:, :, :3] @ _FOREARM_DIRECTION
-    arm_end = forearm[:, :, :3] @ _FOREARM_FAR_END + forearm[:, :, 3] - centre[:, 0]
+    arm_direction = forearm[:, :, :3] @ FOREARM_DIRECTION
+    arm_end = forearm[:, :, :3] @ FOREARM_FAR_END + forearm[:, :, 3] - centre[:, 0]
 
     for _ in range(_ROUNDS):
-        rotation = _random_rotations(rng, _CANDIDATES)[:, None] @ wobble_rotation  # (C, T, 3, 3)
+        orientations = sample_orientations(rng, name, _CANDIDATES, arm_direction.mean(0))
+        rotation = orientations[:, None] @ wobble_rotation  # (C, T, 3, 3)
         seen = np.einsum("ctij,tkj->ctki", rotation[:, :, :2], relative).reshape(_CANDIDATES, -1, 2)
         low, high = seen.min(1), seen.max(1)
         middle = (low + high) / 2 * hand_length
@@ -82,15 +90,3 @@ def _rotation_from_vectors(vectors: np.ndarray) -> np.ndarray:
     """Rotation vectors (T, 3), axis times angle in radians -> (T, 3, 3)."""
     angles = np.maximum(np.linalg.norm(vectors, axis=-1), 1e-8)
     return rotation_matrices(torch.from_numpy(vectors / angles[:, None]), torch.from_numpy(angles)).numpy()
-
-
-def _random_rotations(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Uniformly distributed rotations (count, 3, 3), from normalised normal quaternions."""
-    quaternions = rng.standard_normal((count, 4))
-    w, x, y, z = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
-    rows = [
-        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    ]
-    return np.stack(rows, -1).reshape(count, 3, 3)

@@ -1,6 +1,7 @@
 import torch
 
 from pipeline.frames.synthetic.clip import ClipSettings, clip_labels, sample_clip
+from pipeline.frames.synthetic.imaging import Imaging
 from pipeline.frames.synthetic.render import render_clip
 
 SMALL = ClipSettings(frames_per_clip=5, image_size=64, seed=4)
@@ -12,7 +13,12 @@ def silhouettes(clip):
     bare = clip.settings.model_copy(update={"supersample": 1})
     pictures = []
     for level in (0.0, 2.0):
-        flat = {**clip.__dict__, "settings": bare, "background": torch.full_like(clip.background, level), "noise": 0.0}
+        flat = {
+            **clip.__dict__,
+            "settings": bare,
+            "background": torch.full_like(clip.background, level),
+            "imaging": Imaging(0.0),
+        }
         pictures.append(render_clip(type(clip)(**flat)).int())
     return (pictures[0] - pictures[1]).abs().amax(1) == 0
 
