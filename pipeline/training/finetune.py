@@ -26,7 +26,7 @@ from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.geometry import transform_camera
 from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
-from pipeline.models.weights import load_encoder
+from pipeline.models.weights import load_encoder, load_pose_model, read_meta
 from pipeline.training.checkpoints import read_trainer_state, save_checkpoint
 from pipeline.training.distributed import bf16_pays, gather_values
 from pipeline.training.labelled import (
@@ -96,7 +96,10 @@ class FinetuneSettings(Settings):
     """Training frames are held in memory (uint8) up to this many MB per worker, and streamed with Ray Data above it."""
 
     init: str | None = None
-    """Encoder to start from: URI of a checkpoint, a run, a torchvision or a PeCLR file; none starts from scratch."""
+    """Encoder to start from: URI of a checkpoint, a run, a torchvision or a PeCLR file; none starts from scratch. A pose model
+    (equihand-small, which comes with the package, or one of your own) brings its head too, where `head` is the same."""
+    new_head: bool = False
+    """Whether to start with a new head although `init` brings one."""
     encoder: EncoderSettings = EncoderSettings()
     head: PoseSettings = PoseSettings()
 
@@ -330,10 +333,20 @@ def run_epochs(
 
 def build_model(settings: FinetuneSettings, mean_bone_length: dict[str, float]) -> PoseModel:
     """The pose model with its initial weights."""
-    encoder: Encoder = load_encoder(settings.init)[0] if settings.init else build_encoder(settings.encoder)
-    model = PoseModel(encoder, settings.head)
+    model = _initial_pose_model(settings)
+    if model is None:
+        encoder: Encoder = load_encoder(settings.init)[0] if settings.init else build_encoder(settings.encoder)
+        model = PoseModel(encoder, settings.head)
     model.mean_bone_length.fill_(mean_bone_length[model.convention.bone])
     return model
+
+
+def _initial_pose_model(settings: FinetuneSettings) -> PoseModel | None:
+    """The pose model that `init` names, where it has the head that is asked for."""
+    if settings.init is None or settings.new_head or read_meta(settings.init).get("kind") != "pose":
+        return None
+    model = load_pose_model(settings.init).model.train()
+    return model if model.settings == settings.head else None
 
 
 def learning_rate_groups(model: PoseModel, settings: FinetuneSettings) -> list[dict[str, object]]:

@@ -15,6 +15,7 @@ from pipeline.models.weights import load_encoder, load_pose_model
 from pipeline.training.finetune import (
     FinetuneSettings,
     batch_and_steps,
+    build_model,
     check_settings,
     finetune,
     in_memory,
@@ -148,6 +149,21 @@ def test_initial_weights_come_from_a_checkpoint_whatever_the_encoder_settings(fr
     loaded = load_pose_model(str(recorder.checkpoints[0]))
     assert torch.equal(loaded.model.encoder.conv1.weight, encoder.conv1.weight)
     assert loaded.meta["settings"]["encoder"]["name"] == "resnet34"
+
+
+def test_a_pose_model_brings_its_head(frame_set, tmp_path):
+    _, recorder = train(tiny_settings(frame_set, epochs=1), tmp_path)
+    first = str(recorder.checkpoints[-1])
+    settings = tiny_settings(frame_set, init=first)
+    lengths = {"middle": 0.05, "wrist-index": 0.1}
+    trained = load_pose_model(first).model.state_dict()
+    again = build_model(settings, lengths).state_dict()
+    assert again.pop("mean_bone_length") == pytest.approx(0.05)  # of the new labels
+    assert all(torch.equal(value, trained[name]) for name, value in again.items())
+    for other in ({"new_head": True}, {"head": {"kind": "peclr"}}, {"head": {"root": "wrist"}}):
+        fresh = build_model(tiny_settings(frame_set, init=first, **other), lengths).state_dict()
+        assert torch.equal(fresh["encoder.conv1.weight"], trained["encoder.conv1.weight"])
+        assert not torch.equal(fresh["refinement.0.weight"], trained["refinement.0.weight"])
 
 
 def test_early_stopping(frame_set, tmp_path):
