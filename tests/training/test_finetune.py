@@ -17,6 +17,7 @@ from pipeline.training.finetune import (
     batch_and_steps,
     build_model,
     check_settings,
+    cut_tight,
     finetune,
     in_memory,
     learning_rate_groups,
@@ -164,6 +165,21 @@ def test_a_pose_model_brings_its_head(frame_set, tmp_path):
         fresh = build_model(tiny_settings(frame_set, init=first, **other), lengths).state_dict()
         assert torch.equal(fresh["encoder.conv1.weight"], trained["encoder.conv1.weight"])
         assert not torch.equal(fresh["refinement.0.weight"], trained["refinement.0.weight"])
+
+
+def test_tight_photographs_end_around_the_joints():
+    frames = torch.full((400, 3, 40, 40), 200, dtype=torch.uint8)
+    joints = torch.rand(400, 21, 2, generator=torch.Generator().manual_seed(0)) * 10 + 15
+    shown = cut_tight(frames, joints, 0.5, torch.Generator().manual_seed(1))
+    for picture, points in zip(shown, joints, strict=True):
+        inside = points.long()
+        assert (picture[:, inside[:, 1], inside[:, 0]] == 200).all()
+        visible = picture[0].nonzero()
+        spread = visible.amax(0) - visible.amin(0) + 1
+        assert spread.tolist() == [40, 40] or spread.max() <= 10 * 1.6 + 2
+        assert (picture[0] > 0).sum() == spread.prod()  # one rectangle
+    assert 0.42 < (shown == 0).flatten(1).any(1).float().mean() < 0.58
+    assert torch.equal(cut_tight(frames, joints, 0.0, torch.Generator()), frames)
 
 
 def test_early_stopping(frame_set, tmp_path):
