@@ -1,6 +1,7 @@
 """Small frame sets for tests, written directly (no ingest): each frame shows its own number as colours."""
 
 import io
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import numpy as np
@@ -25,12 +26,13 @@ def write_tiny_set(
     seed: int = 0,
     broken: frozenset[int] = frozenset(),
     wobble: float = 0.0,
+    in_2d: Callable[[int], bool] = lambda number: False,
 ) -> Manifest:
     """Write a frame set with `splits` = {split: frames} in clips of `group_size` frames.
 
     Labelled frames hold a plausible hand that moves with the picture's bright square, so that a model can learn it.
     broken: numbers of rows (over the whole set) whose JPEG is cut off. wobble: standard deviation by which each frame's
-    joints differ from that hand, metres.
+    joints differ from that hand, metres. in_2d: of which rows (by number) only the joints in the image are known.
     """
     rng = np.random.default_rng(seed)
     hand = rng.normal(scale=0.03, size=(21, 3))
@@ -46,7 +48,9 @@ def write_tiny_set(
             joints = hand + np.array([*centre, 0.5])
             if wobble:
                 joints[1:] += rng.normal(scale=wobble, size=(20, 3))
-            jpeg = _jpeg(image_size, number, joints[0] @ camera.T / joints[0][2], rng)
+            pixels = joints @ camera.T / joints[:, 2:]
+            jpeg = _jpeg(image_size, number, pixels[0], rng)
+            flat = labelled and in_2d(number)
             rows.append(
                 {
                     "frame_id": f"{clip_id}/{frame_index:06d}",
@@ -58,8 +62,9 @@ def write_tiny_set(
                     "mirrored": False,
                     "jpeg": jpeg[: len(jpeg) // 8] if number in broken else jpeg,
                     "crop": [1, 0, 0, 0, 1, 0],
-                    "joints_3d": joints if labelled else None,
-                    "camera": camera if labelled else None,
+                    "joints_3d": joints if labelled and not flat else None,
+                    "camera": camera if labelled and not flat else None,
+                    "joints_2d": pixels[:, :2] if flat else None,
                     "split": split,
                     "confidence": None,
                 }

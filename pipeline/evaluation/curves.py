@@ -63,6 +63,12 @@ CURVE_GROUPS = (
         "The same without alignment: orientation and size count.",
     ),
     CurveGroup(
+        "Validation",
+        "2D EPE, hand sizes",
+        {"val_epe_2d": "model", "val_constant_epe_2d": "constant pose"},
+        "In the image, in sizes of the hand; the constant is one fixed hand in the crop.",
+    ),
+    CurveGroup(
         "Online probe",
         "PA-EPE, mm",
         {"probe_pa_epe_mm": "frozen features", "probe_constant_pa_epe_mm": "constant pose"},

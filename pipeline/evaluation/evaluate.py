@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 
@@ -12,17 +13,22 @@ from pipeline.config import Settings
 from pipeline.errors import SettingsError
 from pipeline.evaluation.answers import (
     TABLE_METRICS,
+    TABLE_METRICS_2D,
     Answers,
+    answers_in_image,
     beside_constant,
+    beside_constant_2d,
     constant_answers,
     frame_errors_mm,
     random_answers,
+    with_image,
 )
 from pipeline.evaluation.figures import Case, overlays, pick_cases
+from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
 from pipeline.evaluation.metric_names import PROBE_METRICS, metric_name
 from pipeline.evaluation.metrics import MM, Protocol, pose_metrics
 from pipeline.evaluation.model_probes import ModelProbes, ModelProbeSettings, wanted
-from pipeline.evaluation.predict import Predictions, predict
+from pipeline.evaluation.predict import Predictions, bone_lengths, predict
 from pipeline.evaluation.report import build_report
 from pipeline.evaluation.report_data import Overlays, Picture, ReportData, Results, Stage
 from pipeline.evaluation.run_report import gather_report
@@ -34,7 +40,7 @@ from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import join, preflight, write_bytes, write_json
 from pipeline.tracking import TrackingSettings, ending, start_run
-from pipeline.training.labelled import LabelledFrames, load_labelled, read_poses
+from pipeline.training.labelled import LabelledFrames, load_labelled, read_joints_2d, read_poses
 from pipeline.training.launch import new_run_id
 
 
@@ -46,7 +52,7 @@ class EvaluateSettings(Settings):
     encoders: dict[str, str] = {}
     """Encoders without a pose head, by name: {name: URI of a pretraining run or a weights file}; they are only probed."""
     frame_set: str
-    """URI of a frame set with joints and cameras."""
+    """URI of a frame set with joints and cameras, or with joints in the image."""
     split: str = "test"
     """Split to evaluate on."""
     max_frames: int | None = Field(default=None, ge=1)
@@ -134,22 +140,28 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
     data = load_labelled(settings.frame_set, settings.split, manifest, limit=settings.max_frames)
     use_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
     device = torch.device("cuda" if use_gpu else "cpu")
+    poses = torch.from_numpy(read_poses(settings.frame_set, settings.probe.train_split, manifest))
     probes = None
-    if settings.encoders or wanted(settings.probe, manifest):
+    if settings.encoders or wanted(settings.probe, len(poses), data):
         probes = ModelProbes(settings.probe, settings.frame_set, manifest, data, device)
     progress.start("evaluate", (len(models) + len(settings.encoders)) * len(data), "frames")
-    poses = torch.from_numpy(read_poses(settings.frame_set, settings.probe.train_split, manifest))
     of_set = Constant.of(poses) if len(poses) else None
+    in_image = _answers_in_image(settings, manifest, data)
+    constant_epe = in_image[0].metrics["epe_2d"] if in_image else None
     constants = {name: loaded.constant or of_set for name, loaded in models.items()}
     evaluations = []
     probed: dict[str, dict[str, float]] = {}
     for name, loaded in models.items():
         evaluations.append(
-            evaluate_model(name, loaded, data, settings.scale, settings.protocol, device, constants[name])
+            evaluate_model(name, loaded, data, settings.scale, settings.protocol, device, constants[name], constant_epe)
         )
         if probes is not None:
             probed[name] = probes.of_pose_model(loaded)
-        progress.advance(len(data), **{"PA-EPE mm": round(evaluations[-1].metrics["pa_epe_mm"], 1)})
+        key = "pa_epe_mm" if data.has_3d.any() else "epe_2d"
+        label = metric_name(key)
+        progress.advance(
+            len(data), **{f"{label.label} {label.unit}": round(evaluations[-1].metrics[key], label.decimals)}
+        )
     for name, uri in settings.encoders.items():
         assert probes is not None
         probed[name] = probes.of_pretrained(uri)
@@ -157,12 +169,17 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
     progress.finish()
     baseline = next((e for e in evaluations if e.name == settings.baseline), None)
     others = [e for e in evaluations if e is not baseline]
-    target = torch.from_numpy(data.joints_3d)
-    of_constants = constant_answers(constants, target, settings.protocol)
-    yardsticks = list({answers.name: answers for answers in of_constants.values()}.values())
-    if evaluations and len(poses):
-        shown = constants[evaluations[0].name] if len(yardsticks) == 1 else None
-        yardsticks.append(random_answers(poses, target, settings.protocol, shown))
+    if data.has_3d.any():
+        target = torch.from_numpy(data.joints_3d[data.has_3d])
+        of_constants = constant_answers(constants, target, settings.protocol)
+        yardsticks = list({answers.name: answers for answers in of_constants.values()}.values())
+        if evaluations and len(poses):
+            shown = constants[evaluations[0].name] if len(yardsticks) == 1 else None
+            yardsticks.append(random_answers(poses, target, settings.protocol, shown))
+        yardsticks = [with_image(answers, in_image) for answers in yardsticks]
+    else:
+        of_constants = dict.fromkeys(models, in_image[0]) if in_image else {}
+        yardsticks = in_image if models else []
     verdict = judge(evaluations, of_constants, baseline, data)
     results = Results(
         models=[evaluation.result() for evaluation in evaluations],
@@ -183,7 +200,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
             evaluation.name: {
                 "uri": settings.models[evaluation.name],
                 "metrics": evaluation.metrics,
-                "notes": model_notes(models[evaluation.name], settings, of_set),
+                "notes": model_notes(models[evaluation.name], settings, of_set, data),
             }
             for evaluation in evaluations
         },
@@ -216,16 +233,35 @@ def evaluate_model(
     protocol: Protocol = "freihand",
     device: torch.device | None = None,
     constant: Constant | None = None,
+    constant_epe_2d: float | None = None,
 ) -> Evaluation:
-    """Predict the joints of labelled frames and compare them with the labels. constant: adds the skill over it."""
+    """Predict the joints of labelled frames and compare them with the labels, in 3D where these are.
+
+    constant: adds the skill over it. constant_epe_2d: that of always answering the same in the image; adds the skill over it.
+    """
     model = loaded.model.to(device or torch.device("cpu"))
     batch = data.batch(slice(None))
-    bone_length = model.bone_length(batch.joints_3d) if scale == "given" else None
-    predictions = predict(model, batch.frames, batch.camera, loaded.view_size, bone_length)
-    metrics = pose_metrics(predictions.joints_3d, batch.joints_3d, protocol)
-    metrics = beside_constant(metrics, constant, batch.joints_3d, protocol)
-    errors = frame_errors_mm(predictions.joints_3d, batch.joints_3d, protocol)
-    return Evaluation(name, metrics, errors, predictions)
+    in_3d = batch.has_3d
+    lengths = bone_lengths(model, batch.joints_3d, in_3d) if scale == "given" else None
+    predictions = predict(model, batch.frames, batch.camera, loaded.view_size, lengths)
+    true_2d = project(batch.joints_3d, batch.camera)
+    metrics = image_metrics(predictions.joints_2d, true_2d, torch.from_numpy(data.pixel_size))
+    metrics = beside_constant_2d(metrics, constant_epe_2d)
+    errors = np.zeros(0)
+    if in_3d.any():
+        pred, target = predictions.joints_3d[in_3d], batch.joints_3d[in_3d]
+        metrics = beside_constant(pose_metrics(pred, target, protocol), constant, target, protocol) | metrics
+        errors = frame_errors_mm(pred, target, protocol)
+    return Evaluation(name, metrics, errors, frame_errors_2d(predictions.joints_2d, true_2d), predictions)
+
+
+def _answers_in_image(settings: EvaluateSettings, manifest: Manifest, data: LabelledFrames) -> list[Answers]:
+    """The constant in the image and joints taken blindly, of the training split's labels; nothing where it has none."""
+    train = read_joints_2d(settings.frame_set, settings.probe.train_split, manifest)
+    if not len(train):
+        return []
+    target = project(torch.from_numpy(data.joints_3d), torch.from_numpy(data.camera))
+    return answers_in_image(train, target, manifest.image_size, torch.from_numpy(data.pixel_size))
 
 
 def judge(
@@ -234,11 +270,16 @@ def judge(
     baseline: Evaluation | None,
     data: LabelledFrames,
 ) -> Verdict:
-    """Each model against its constant (of_constants, by model), and the others against the baseline."""
+    """Each model against its constant (of_constants, by model), and the others against the baseline: by PA-EPE on the frames
+    with joints in 3D, else by the error in the image."""
     clips = [frame_id.rsplit("/", 1)[0] for frame_id in data.frame_ids]
 
     def against(model: Answers, other: Answers) -> Comparison:
-        return compare(model.name, model.errors_mm, other.name, other.errors_mm, clips)
+        if data.has_3d.any():
+            of_errors = [clip for clip, in_3d in zip(clips, data.has_3d, strict=True) if in_3d]
+            return compare(model.name, model.errors_mm, other.name, other.errors_mm, of_errors)
+        errors, others = 100 * model.errors_2d, 100 * other.errors_2d
+        return compare(model.name, errors, other.name, others, clips, metric="2D EPE", unit="% of the hand")
 
     return Verdict(
         against_constant=[against(e, of_constants[e.name]) for e in evaluations if e.name in of_constants],
@@ -248,22 +289,29 @@ def judge(
 
 
 def case_overlays(evaluation: Evaluation, data: LabelledFrames, num_cases: int) -> list[Overlays]:
-    """Pictures of good, median and worst frames (by PA-EPE): predicted and true hands on the crop, and from the side."""
+    """Pictures of good, median and worst frames: predicted and true hands on the crop, and from the side.
+
+    They are chosen among those with joints in 3D by PA-EPE; where there are none, by the error in the image.
+    """
     batch = data.batch(slice(None))
     true_2d = project(batch.joints_3d, batch.camera)
-    groups = pick_cases(evaluation.errors_mm, num_cases)
+    in_3d = bool(batch.has_3d.any())
+    of_errors = np.flatnonzero(batch.has_3d) if in_3d else np.arange(len(data))
+    errors, unit = (evaluation.errors_mm, "mm") if in_3d else (100 * evaluation.errors_2d, "%")
+    groups = pick_cases(errors, num_cases)
     sections = []
-    for title, rows in (("Good", groups.good), ("Median", groups.median), ("Worst", groups.worst)):
+    for title, chosen in (("Good", groups.good), ("Median", groups.median), ("Worst", groups.worst)):
+        rows = of_errors[chosen].tolist()
         cases = [
             Case(
                 image=batch.frames[row],
                 predicted=evaluation.predictions.joints_2d[row],
                 true=true_2d[row],
-                predicted_3d=evaluation.predictions.joints_3d[row],
-                true_3d=batch.joints_3d[row],
-                label=f"{evaluation.errors_mm[row]:.1f} mm",
+                predicted_3d=evaluation.predictions.joints_3d[row] if in_3d else None,
+                true_3d=batch.joints_3d[row] if in_3d else None,
+                label=f"{errors[number]:.1f} {unit}",
             )
-            for row in rows
+            for number, row in zip(chosen, rows, strict=True)
         ]
         if cases:
             names = ", ".join(data.frame_ids[row] for row in rows)
@@ -281,11 +329,14 @@ def comparison_table(outcome: Mapping[str, Any]) -> tuple[list[str], list[list[s
 
     outcome: what `evaluate` returned.
     """
-    names = [metric_name(key) for key in TABLE_METRICS]
+    every = [*outcome["results"]["models"], *outcome["results"].get("yardsticks", [])]
+    in_3d = any("pa_epe_mm" in answers["metrics"] for answers in every)
+    keys = TABLE_METRICS if in_3d else TABLE_METRICS_2D
+    names = [metric_name(key) for key in keys]
     columns = ["model", *(f"{name.label} ({name.unit})" if name.unit else name.label for name in names)]
     rows: list[list[str | float | None]] = []
-    for answers in [*outcome["results"]["models"], *outcome["results"].get("yardsticks", [])]:
-        values = [answers["metrics"].get(key) for key in TABLE_METRICS]
+    for answers in every:
+        values = [answers["metrics"].get(key) for key in keys]
         cells = [None if v is None else round(v, n.decimals) for v, n in zip(values, names, strict=True)]
         rows.append([answers["name"], *cells])
     return columns, rows
@@ -304,12 +355,23 @@ def probe_table(outcome: Mapping[str, Any]) -> tuple[list[str], list[list[str | 
     return columns, rows
 
 
-def model_notes(loaded: LoadedPoseModel, settings: EvaluateSettings, of_set: Constant | None) -> list[str]:
+def model_notes(
+    loaded: LoadedPoseModel, settings: EvaluateSettings, of_set: Constant | None, data: LabelledFrames
+) -> list[str]:
     """What a reader of the model's metric numbers has to know. of_set: the constant of the frame set's training split."""
+    num_3d = int(data.has_3d.sum())
+    if not num_3d:
+        return [
+            "no frame has joints in 3D: errors are those in the image, in sizes of the hand (longer side of its tight box)"
+        ]
     notes = ["each hand's reference bone was given: EPE and AUC do not contain errors of the hand's size"]
     if settings.scale == "mean":
         length = float(loaded.model.mean_bone_length) * MM
         notes = [f"the hands' size was unknown: every reference bone was taken as {length:.1f} mm"]
+    if num_3d < len(data):
+        notes.append(
+            f"{num_3d} of {len(data)} frames have joints in 3D: errors in mm and AUC are theirs, those in the image are of all"
+        )
     train = f"split '{settings.probe.train_split}' of {settings.frame_set}"
     if loaded.constant is not None:
         notes.append(f"{CONSTANT}: of the {loaded.constant.num_poses} labels that the model was trained on")
@@ -356,13 +418,16 @@ def _parquet(evaluation: Evaluation, data: LabelledFrames) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    errors_mm = np.full(len(data), np.nan)
+    errors_mm[data.has_3d] = evaluation.errors_mm
     table = pa.table(
         {
             "frame_id": data.frame_ids,
             "hand": data.hands,
             "joints_3d": evaluation.predictions.joints_3d.flatten(1).tolist(),
             "joints_2d": evaluation.predictions.joints_2d.flatten(1).tolist(),
-            "pa_epe_mm": evaluation.errors_mm,
+            "pa_epe_mm": pa.array(errors_mm, from_pandas=True),
+            "epe_2d": evaluation.errors_2d,
         }
     )
     buffer = io.BytesIO()

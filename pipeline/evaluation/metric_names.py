@@ -45,6 +45,27 @@ METRICS: dict[str, MetricName] = {
         "PA-AUC", "", False, 3, "area under the curve of correct joints after alignment; 1 is perfect"
     ),
     "auc": MetricName("AUC", "", False, 3, "the same area before alignment"),
+    "epe_2d": MetricName(
+        "2D EPE",
+        "hand sizes",
+        True,
+        3,
+        "mean distance in the image, in sizes of the hand: longer sides of the tight box around its true joints",
+    ),
+    "epe_2d_skill": MetricName(
+        "2D skill",
+        "",
+        False,
+        2,
+        "share of the 2D EPE of always answering one fixed hand in the crop that the model removes",
+        is_ratio=True,
+    ),
+    "epe_2d_px": MetricName("2D EPE, source", "px", True, 1, "the same in pixels of the source image"),
+    "epe_2d_crop_px": MetricName("2D EPE, crop", "px", True, 1, "the same in pixels of the stored crop"),
+    "pck_2d_05": MetricName("PCK 5 %", "", False, 3, "share of joints within 5 % of the hand's size in the image"),
+    "pck_2d_10": MetricName("PCK 10 %", "", False, 3, "share of joints within 10 % of the hand's size in the image"),
+    "pck_2d_20": MetricName("PCK 20 %", "", False, 3, "share of joints within 20 % of the hand's size in the image"),
+    "auc_2d": MetricName("2D AUC", "", False, 3, "area under the curve of that share, from 0 to 20 %"),
 }
 """Metrics by key, in the order of a table's columns."""
 

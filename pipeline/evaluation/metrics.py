@@ -144,10 +144,10 @@ def _by_part(errors: Tensor) -> dict[str, dict[str, float]]:
     }
 
 
-def checked_joints(name: str, joints: Tensor) -> Tensor:
-    """The joints (N, 21, 3) as float64 on the CPU. Raises DataError for other shapes, no rows, values not finite."""
-    if joints.ndim != 3 or joints.shape[1:] != (hands.NUM_JOINTS, 3) or len(joints) == 0:
-        raise DataError(f"{name} must be (N, {hands.NUM_JOINTS}, 3) with N > 0, not {tuple(joints.shape)}")
+def checked_joints(name: str, joints: Tensor, num_numbers: int = 3) -> Tensor:
+    """The joints (N, 21, num_numbers) as float64 on the CPU. Raises DataError for other shapes, no rows, values not finite."""
+    if joints.ndim != 3 or joints.shape[1:] != (hands.NUM_JOINTS, num_numbers) or len(joints) == 0:
+        raise DataError(f"{name} must be (N, {hands.NUM_JOINTS}, {num_numbers}) with N > 0, not {tuple(joints.shape)}")
     joints = joints.detach().double().cpu()
     wrong = ~joints.isfinite().flatten(1).all(1)
     if wrong.any():

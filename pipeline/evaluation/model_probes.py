@@ -18,7 +18,7 @@ class ModelProbeSettings(Settings):
     """Frozen features against poses: ridge regression, retrieval of similar poses, and equivariance."""
 
     enabled: bool | None = None
-    """Whether to probe; none: where the frame set has `train_split`."""
+    """Whether to probe; none: where the frame set has joints in 3D, also in `train_split`."""
     train_split: str = "train"
     """Split that the regression is fitted on, poses are retrieved from, and random training poses are taken from (also the
     constant pose, where a model brings none)."""
@@ -42,11 +42,15 @@ class ModelProbes:
         """Raises DataError where there are too few frames to fit on."""
         self.device = device
         train = load_labelled(frame_set, settings.train_split, manifest, limit=settings.num_train)
-        if len(train) < 2:
-            raise DataError(f"{frame_set}: split '{settings.train_split}' has 1 frame, probes are fitted on 2 or more")
-        self.train: PoseBatch = train.batch(slice(None))
-        rows = np.linspace(0, len(test) - 1, min(settings.num_test, len(test))).round().astype(int)
-        self.test: PoseBatch = test.batch(rows)
+        fitted, measured = np.flatnonzero(train.has_3d), np.flatnonzero(test.has_3d)
+        if len(fitted) < 2 or not len(measured):
+            raise DataError(
+                f"{frame_set}: split '{settings.train_split}' has {len(fitted)} frames with joints in 3D and the evaluated one "
+                f"{len(measured)}; probes are fitted on 2 or more and measured on 1 or more"
+            )
+        self.train: PoseBatch = train.batch(fitted)
+        rows = np.linspace(0, len(measured) - 1, min(settings.num_test, len(measured))).round().astype(int)
+        self.test: PoseBatch = test.batch(measured[rows])
 
     def of_pose_model(self, loaded: LoadedPoseModel) -> dict[str, float]:
         """Scores of a pose model's encoder; its 2D joints are the points that should turn with the image."""
@@ -75,6 +79,6 @@ class ModelProbes:
         return frozen_scores((features[0], features[1]), (self.train.joints_3d, self.test.joints_3d))
 
 
-def wanted(settings: ModelProbeSettings, manifest: Manifest) -> bool:
-    """Whether to probe models on this frame set."""
-    return manifest.rows_in(settings.train_split) > 0 if settings.enabled is None else settings.enabled
+def wanted(settings: ModelProbeSettings, num_train: int, test: LabelledFrames) -> bool:
+    """Whether to probe models. num_train: frames with joints in 3D in the split to fit on."""
+    return num_train > 1 and bool(test.has_3d.any()) if settings.enabled is None else settings.enabled

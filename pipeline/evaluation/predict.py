@@ -19,6 +19,12 @@ class Predictions(NamedTuple):
     """(N, 21, 2) pixels of the crop."""
 
 
+def bone_lengths(model: PoseModel, joints_3d: Tensor, has_3d: Tensor) -> Tensor:
+    """(N,) metres, what `predict` is given: each hand's own of joints (N, 21, 3), the training set's mean where has_3d (N,) says
+    that its size is not known."""
+    return torch.where(has_3d, model.bone_length(joints_3d), model.mean_bone_length.to(joints_3d))
+
+
 @torch.inference_mode()
 def predict(
     model: PoseModel,

@@ -138,12 +138,14 @@ def _pretraining(run: str, result: dict[str, Any], settings: str, tracking: Trac
 
 
 def _search(result: dict[str, Any]) -> Search:
+    metrics = result["metrics"]
+    in_3d = "val_pa_epe_mm" in metrics or "val_epe_2d" not in metrics
     return Search(
-        metric="validation PA-EPE",
-        unit="mm",
+        metric="validation PA-EPE" if in_3d else "validation 2D EPE",
+        unit="mm" if in_3d else "hand sizes",
         trials=[Trial.model_validate(trial) for trial in result["trials"]],
         best=result["best_trial"],
-        constant=result["metrics"].get("val_constant_pa_epe_mm"),
+        constant=metrics.get("val_constant_pa_epe_mm" if in_3d else "val_constant_epe_2d"),
     )
 
 

@@ -156,10 +156,11 @@ def compare(
     baseline_errors: npt.ArrayLike,
     clips: Sequence[str],
     metric: str = "PA-EPE",
+    unit: str = "mm",
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two answers by their error of each test frame (mm), with a bootstrap interval.
+    """Compare two answers by their error of each test frame, with a bootstrap interval.
 
     errors, baseline_errors: (N,) of the same frames in the same order. clips: the clip of each frame; whole clips are
     resampled (a cluster bootstrap), because frames of one clip are alike and would make the interval too narrow.
@@ -183,6 +184,7 @@ def compare(
         model=model,
         baseline=baseline,
         metric=metric,
+        unit=unit,
         value=float(ours.mean()),
         baseline_value=float(theirs.mean()),
         num_frames=len(ours),

@@ -120,7 +120,7 @@ def skills(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def random_poses(poses: Tensor, num: int, seed: int = 0) -> Tensor:
-    """`num` of the poses (N, 21, 3), drawn with replacement: what answering a training pose blindly gives."""
+    """`num` of the poses (N, 21, C), drawn with replacement: what answering a training pose blindly gives."""
     generator = torch.Generator().manual_seed(seed)
     return poses[torch.randint(len(poses), (num,), generator=generator)]
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.frames.manifest import Shard, new_checksum
 from pipeline.frames.rows import Row
-from pipeline.frames.schema import SCHEMA, SPLITS, digest, digest_to_hex, rows_to_table
+from pipeline.frames.schema import SCHEMA, SPLITS, digest, digest_to_hex, rows_to_table, with_later_columns
 from pipeline.storage import is_local, join, read_range, resolve, size
 
 BUFFER_BYTES = 64 * 2**20
@@ -153,7 +153,7 @@ def _read(pieces: Sequence[Piece]) -> pa.Table:
         with filesystem.open_input_file(path) as file:
             data = read_range(file, part, start, num_bytes)
         with pa.ipc.open_stream(data) as reader:
-            return reader.read_all()
+            return with_later_columns(reader.read_all()).select([*SCHEMA.names, "group_id"])
 
     with ThreadPoolExecutor(_READERS) as pool:
         return pa.concat_tables(pool.map(read, pieces))

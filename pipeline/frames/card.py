@@ -104,6 +104,7 @@ def _source_json(measured: Measures) -> dict[str, Any]:
         "enlarged_fraction": measured.num_enlarged / rows,
         "full_group_fraction": measured.num_full_groups / rows,
         "labelled_fraction": labelled / rows,
+        "labelled_2d_only_fraction": measured.num_labelled_2d / rows,
         "all_joints_inside_fraction": measured.num_all_joints_inside / labelled if labelled else None,
         "joints_inside_fraction": {
             name: inside / known
@@ -350,12 +351,13 @@ def _labels(total: Measures) -> _Labels:
     return _Labels(
         facts=[
             ("labelled frames", number(total.num_labelled)),
+            ("of them in the image only", number(total.num_labelled_2d)),
             ("with every joint inside the crop", _percent(total.num_all_joints_inside / total.num_labelled)),
             ("joints inside the crop", _percent(float(total.joints_inside.sum() / max(1, total.joints_known.sum())))),
             ("depth, m", _span(total.depth_m)),
             ("focal length, px", _span(total.focal_px)),
         ],
-        bones=finger_dots(medians, "Median bone lengths"),
+        bones=finger_dots(medians, "Median bone lengths") if medians else Markup(),
         bone_legend=marker_legend([s for s in _SEGMENTS if any(s in row for row in medians.values())]),
         hidden="Least often inside the crop: " + ", ".join(hidden) + "."
         if hidden

@@ -281,9 +281,10 @@ def _check_rejects(settings: IngestSettings, plan: Plan, rejects: Rejects, num_r
     limit = settings.source.resolved_max_reject_fraction()
     uri = settings.source.uri
     if num_rows == 0:
-        raise DataError(
-            f"{uri}: not one usable hand; left out: {rejects.text() or 'nothing, the labels name no hands'}"
+        left_out = (
+            f"{rejects.text()}; {rejects.main_reason()}" if rejects.counts else "nothing, the labels name no hands"
         )
+        raise DataError(f"{uri}: not one usable hand; left out: {left_out}")
     fractions = {
         "clips": rejects.num_clips / plan.num_clips,
         "frames": rejects.num_frames / (rejects.num_frames + rejects.num_by_choice + num_rows),
@@ -292,7 +293,8 @@ def _check_rejects(settings: IngestSettings, plan: Plan, rejects: Rejects, num_r
         if fraction > limit:
             raise DataError(
                 f"{uri}: {fraction:.0%} of the {what} had to be left out, more than source.max_reject_fraction={limit:g}: "
-                f"{rejects.text()}; nothing was published (with a higher limit the finished work is used again)"
+                f"{rejects.text()}; nothing was published (with a higher limit the finished work is used again); "
+                f"{rejects.main_reason()}"
             )
 
 

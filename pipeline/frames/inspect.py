@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline import views as random_views
@@ -21,13 +20,9 @@ from pipeline.frames.inspect_sample import Sample, draw_sample
 from pipeline.frames.inspect_shards import MIN_SHARDS_FOR_RAY, map_shards
 from pipeline.frames.manifest import Manifest, Shard, read_manifest
 from pipeline.frames.verify import Verification, verify
-from pipeline.geometry import project
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import join, preflight, write_bytes, write_json
 from pipeline.views import CROP_MARGIN, ViewSettings
-
-if TYPE_CHECKING:
-    import torch
 
 _NUM_DRAWN = 24
 _NUM_PAIRS = 24
@@ -176,23 +171,17 @@ def _contact_sheet(sample: Sample, split: str, image_size: int, tiles: int) -> t
 
 def _labelled_sheet(sample: Sample, image_size: int) -> Picture | None:
     """Labelled joints drawn on random crops; None where no drawn row has labels."""
-    has_labels = [
-        joints is not None and camera is not None
-        for joints, camera in zip(sample.rows["joints_3d"].to_pylist(), sample.rows["camera"].to_pylist(), strict=True)
-    ]
-    rows = _rows_where(sample, has_labels)[:_NUM_DRAWN]
+    labels = [sample.rows[name].to_pylist() for name in ("joints_3d", "camera", "joints_2d")]
+    pixels = [_pixels(*of_row) for of_row in zip(*labels, strict=True)]
+    rows = _rows_where(sample, [points is not None for points in pixels])[:_NUM_DRAWN]
     if not rows:
         return None
-    chosen = sample.rows.take(pa.array(rows))
-    joints = _tensor(chosen["joints_3d"].to_pylist(), (21, 3))
-    cameras = _tensor(chosen["camera"].to_pylist(), (3, 3))
-    pixels = project(joints, cameras)
     frames = sample.frames(rows, image_size)
-    cases = [figures.Case(image=frame, predicted=points) for frame, points in zip(frames, pixels.numpy(), strict=True)]
+    cases = [figures.Case(image=frame, predicted=pixels[row]) for frame, row in zip(frames, rows, strict=True)]
     return Picture(
         png=figures.overlays(cases, columns=8, tile=160),
         alt="Labelled joints drawn on random crops",
-        caption=f"Joints and camera of {len(rows)} random labelled rows, drawn on their crops",
+        caption=f"Labels of {len(rows)} random labelled rows, drawn on their crops",
     )
 
 
@@ -217,7 +206,13 @@ def _rows_where(sample: Sample, chosen: Sequence[bool]) -> list[int]:
     return np.flatnonzero(np.asarray(chosen, dtype=bool)).tolist()
 
 
-def _tensor(rows: list[list[float]], shape: tuple[int, int]) -> "torch.Tensor":
-    import torch
-
-    return torch.tensor(np.asarray(rows, dtype=np.float32).reshape(-1, *shape))
+def _pixels(
+    joints_3d: list[float] | None, camera: list[float] | None, joints_2d: list[float] | None
+) -> np.ndarray | None:
+    """(21, 2) labelled joints of a row, pixels of its crop; None where it has none."""
+    if joints_2d is not None:
+        return np.reshape(joints_2d, (21, 2))
+    if joints_3d is None or camera is None:
+        return None
+    points = np.reshape(joints_3d, (21, 3)) @ np.reshape(camera, (3, 3)).T
+    return points[:, :2] / points[:, 2:]

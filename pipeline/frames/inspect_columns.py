@@ -16,7 +16,7 @@ from pipeline.frames.inspect_shards import open_shard, read_columns, unreadable
 from pipeline.frames.manifest import Shard
 from pipeline.hands import BONES, NUM_JOINTS
 
-COLUMNS = ("clip_id", "frame_index", "timestamp_s", "hand", "crop", "joints_3d", "camera", "confidence")
+COLUMNS = ("clip_id", "frame_index", "timestamp_s", "hand", "crop", "joints_3d", "camera", "confidence", "joints_2d")
 
 
 @dataclass
@@ -55,7 +55,9 @@ class Measures:
     num_enlarged: int = 0
     """Rows whose hand had fewer pixels than its crop has."""
     num_labelled: int = 0
-    """Rows with joints and camera."""
+    """Rows with joints in 3D and camera, or in the image."""
+    num_labelled_2d: int = 0
+    """Of them, those with joints in the image only."""
     num_all_joints_inside: int = 0
     """Labelled rows with every joint inside the crop."""
     num_full_groups: int = 0
@@ -203,13 +205,18 @@ def _measure_labels(table: pa.Table, image_size: int, result: Measures) -> None:
     joints, cameras = _lists(table, "joints_3d", (21, 3)), _lists(table, "camera", (3, 3))
     result.focal_px.add(((cameras[:, 0, 0] + cameras[:, 1, 1]) / 2)[np.isfinite(cameras).all((1, 2))])
     labelled = np.isfinite(joints).all(2).any(1) & np.isfinite(cameras).all((1, 2))
-    result.num_labelled += int(labelled.sum())
+    in_image = _lists(table, "joints_2d", (21, 2))
+    in_image = in_image[np.isfinite(in_image).all(2).any(1) & ~labelled]
+    result.num_labelled += int(labelled.sum()) + len(in_image)
+    result.num_labelled_2d += len(in_image)
     joints, cameras = joints[labelled], cameras[labelled]
-    known = np.isfinite(joints).all(2)
     with np.errstate(invalid="ignore", divide="ignore"):
         pixels = joints @ cameras.transpose(0, 2, 1)
-        pixels = pixels[..., :2] / pixels[..., 2:]
-        inside = known & (joints[..., 2] > 0) & ((pixels >= 0) & (pixels <= image_size)).all(2)
+        pixels = np.where(joints[..., 2:] > 0, pixels[..., :2] / pixels[..., 2:], np.inf)
+        pixels = np.where(np.isfinite(joints).all(2, keepdims=True), pixels, np.nan)
+        pixels = np.concatenate([pixels, in_image])
+        known = ~np.isnan(pixels).any(2)
+        inside = known & ((pixels >= 0) & (pixels <= image_size)).all(2)
     result.joints_known += known.sum(0)
     result.joints_inside += inside.sum(0)
     result.num_all_joints_inside += int(inside.all(1).sum())

@@ -16,9 +16,10 @@ from pipeline.frames.groups import apportion
 from pipeline.frames.inspect_shards import open_shard, unreadable
 from pipeline.frames.manifest import Manifest, Shard
 from pipeline.frames.quality import sharpness
+from pipeline.frames.schema import with_later_columns
 from pipeline.frames.stream import decode_frames
 
-COLUMNS = ("frame_id", "source", "split", "jpeg", "joints_3d", "camera")
+COLUMNS = ("frame_id", "source", "split", "jpeg", "joints_3d", "camera", "joints_2d")
 _ROWS_READ = 4  # for each row taken, so that not all of a sample comes from a handful of row groups
 _THREADS = 4
 
@@ -109,6 +110,7 @@ def _measure(
         with open_shard(uri, shard) as file:
             table = file.read_row_group(row_group, columns=list(COLUMNS)).take(pa.array(rows))
             table.validate(full=True)
+            table = with_later_columns(table, COLUMNS)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(uri, shard, error) from None
     frames, wrong = decode_frames(table["jpeg"], image_size)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, EquihandError
 from pipeline.frames.manifest import Shard
+from pipeline.frames.schema import with_later_columns
 from pipeline.storage import join, resolve
 
 MIN_SHARDS_FOR_RAY = 64
@@ -41,13 +42,13 @@ def open_shard(uri: str, shard: Shard) -> pq.ParquetFile:
 
 
 def read_columns(uri: str, shard: Shard, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The row groups of a shard one by one, these columns only. Raises DataError where it cannot be read."""
+    """The row groups of a shard of any version one by one, these columns only. Raises DataError where it cannot be read."""
     try:
         with open_shard(uri, shard) as file:
             for index in range(file.num_row_groups):
                 table = file.read_row_group(index, columns=list(columns))
                 table.validate(full=True)  # damaged text would fail only where it is used
-                yield table
+                yield with_later_columns(table, columns)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(uri, shard, error) from None
 

@@ -18,6 +18,7 @@ from pipeline.errors import DataError
 from pipeline.frames.detect import DetectorSettings, require_mediapipe, shared_detector
 from pipeline.frames.manifest import Shard, read_manifest
 from pipeline.frames.pairs import SCHEMA_OF_PAIRS, PairsInfo, pairs_shard, read_pairs_info, write_pairs_info
+from pipeline.frames.schema import with_later_columns
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import delete, exists, join, preflight, resolve, write_bytes
 
@@ -37,7 +38,7 @@ class MineSettings(Settings):
     splits: tuple[Literal["train", "val", "test"], ...] = ("train",)
     """Splits in which pairs are looked for, each for itself."""
     keypoints: Literal["labels", "detector"] = "labels"
-    """Where 2D joints come from: projected labels, or the hand detector on every crop."""
+    """Where 2D joints come from: labels (projected, where they are in 3D), or the hand detector on every crop."""
     detector: DetectorSettings = DetectorSettings()
     """The detector, where it is used."""
     components: int = Field(default=14, ge=2, le=42)
@@ -142,16 +143,19 @@ class _KeypointReader:
         self.settings = settings
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        columns = ["clip_id", "jpeg"] if self.settings.keypoints == "detector" else ["clip_id", "joints_3d", "camera"]
+        detected = self.settings.keypoints == "detector"
+        columns = ["clip_id", "jpeg"] if detected else ["clip_id", "joints_3d", "camera", "joints_2d"]
         table = _open(self.settings.frame_set, batch["path"][0]).read_row_group(int(batch["row_group"][0]), columns)
-        rows = table.to_pylist()
-        found = self._detected(rows) if self.settings.keypoints == "detector" else self._projected(rows)
+        rows = with_later_columns(table, columns).to_pylist()
+        found = self._detected(rows) if detected else self._labelled(rows)
         return {"clip_id": np.array([row["clip_id"] for row in rows], dtype=object), "keypoints": found}
 
-    def _projected(self, rows: list[dict[str, Any]]) -> np.ndarray:
+    def _labelled(self, rows: list[dict[str, Any]]) -> np.ndarray:
         result = np.full((len(rows), 42), np.nan, dtype=np.float32)
         for i, row in enumerate(rows):
-            if row["joints_3d"] is not None and row["camera"] is not None:
+            if row["joints_2d"] is not None:
+                result[i] = row["joints_2d"]
+            elif row["joints_3d"] is not None and row["camera"] is not None:
                 image = np.reshape(row["joints_3d"], (21, 3)) @ np.reshape(row["camera"], (3, 3)).T
                 result[i] = (image[:, :2] / image[:, 2:]).ravel()
         return result

@@ -160,6 +160,16 @@ def _decide_splits(settings: IngestSettings, units: Sequence[Unit], rejects: Rej
     chosen = settings.splits
     keys = {unit.name: unit.split_key or unit.name for unit in units}
     splits: dict[str, str] = {}
+    for unit in units:
+        if unit.split is not None and splits.setdefault(keys[unit.name], unit.split) != unit.split:
+            raise DataError(
+                f"{settings.source.uri}: the labels give '{keys[unit.name]}' two splits, {splits[keys[unit.name]]} and "
+                f"{unit.split}"
+            )
+    if splits and chosen.file is not None:
+        raise DataError(
+            f"{settings.source.uri}: the labels give splits, and so does splits.file; leave out one of them"
+        )
     if chosen.file is not None:
         left_out = {name for names in rejects.examples.values() for name in names}
         splits = apply_split_list(chosen.file, read_split_list(chosen.file), keys, left_out)

@@ -22,12 +22,14 @@ import simplejpeg
 from pipeline.errors import DataError
 from pipeline.frames.epoch_plan import Item, Piece
 from pipeline.frames.pairs import SCHEMA_OF_PAIRS, beside, pairs_shard
-from pipeline.frames.schema import SCHEMA
+from pipeline.frames.schema import LATER_COLUMNS, SCHEMA, with_later_columns
 from pipeline.storage import is_local, join, local_path, resolve
 
-TENSOR_COLUMNS = {"joints_3d": (21, 3), "camera": (3, 3), "crop": (2, 3)}
+TENSOR_COLUMNS = {"joints_3d": (21, 3), "camera": (3, 3), "crop": (2, 3), "joints_2d": (21, 2)}
 OPTIONAL_COLUMNS = {"keypoints": (21, 2), "pair_keypoints": (21, 2)}
 """Tensor columns of mined pairs that a row may lack; NaN then."""
+LABEL_COLUMNS = ("joints_3d", "camera", "joints_2d")
+"""Where all of them are asked for, a row needs the first two or the last one; what it lacks is NaN."""
 
 Block = dict[str, np.ndarray]
 """frames uint8 (n, S, S, 3), the columns, `problem` (empty where the row is good); with pairs also partners."""
@@ -144,8 +146,12 @@ class ItemReader:
         for name in dict.fromkeys(["frame_id", "clip_id", *self.columns]):
             _note_missing(table, name, problems)
         block = {"frames": frames}
+        any_label = set(LABEL_COLUMNS) <= set(self.columns)
         for name in self.columns:
-            block[name] = _column(table, name, problems)
+            may_lack = name in OPTIONAL_COLUMNS or (any_label and name in LABEL_COLUMNS)
+            block[name] = _column(table, name, problems, may_lack)
+        if any_label:
+            _note_unlabelled(table, problems)
         if self.pairs is not None:
             block["partners"] = self._partners(table, frames, problems)
         names = [
@@ -279,10 +285,10 @@ def _read(shard: str, row_groups: list[int], columns: list[str]) -> pa.Table:
     if max(row_groups) >= file.num_row_groups:
         raise ValueError("the shard holds fewer rows than the manifest says")
     table = file.read_row_groups(row_groups, columns=columns)
-    missing = [name for name in columns if name not in table.column_names]
+    missing = [name for name in columns if name not in table.column_names and name not in LATER_COLUMNS]
     if missing:
         raise ValueError(f"has no column {missing[0]}")
-    return table
+    return with_later_columns(table, columns)
 
 
 def _version(shard: str) -> tuple[int, ...]:
@@ -312,15 +318,25 @@ def _note_missing(table: pa.Table, name: str, problems: list[str]) -> None:
         problems[row] = problems[row] or f"no {name}"
 
 
-def _column(table: pa.Table, name: str, problems: list[str]) -> np.ndarray:
-    """A column's values, (n, ...) float32 or objects; `problems` gets what is wrong with rows that are good so far."""
+def _note_unlabelled(table: pa.Table, problems: list[str]) -> None:
+    """Name good rows without any of the labels that LABEL_COLUMNS hold."""
+    joints_3d, camera, joints_2d = (table[name].is_valid().to_numpy() for name in LABEL_COLUMNS)
+    for row in np.flatnonzero(~(joints_3d & camera | joints_2d)):
+        problems[row] = problems[row] or "no joints_3d with a camera, and no joints_2d"
+
+
+def _column(table: pa.Table, name: str, problems: list[str], may_lack: bool) -> np.ndarray:
+    """A column's values, (n, ...) float32 or objects; `problems` gets what is wrong with rows that are good so far.
+
+    may_lack: a row without the value is good, too; NaN then.
+    """
     rows = table[name].to_pylist()
     shape = TENSOR_COLUMNS.get(name) or OPTIONAL_COLUMNS.get(name)
     if shape is None:
         return np.array(rows, dtype=object)
     values = np.full((len(rows), *shape), np.nan, dtype=np.float32)
     for i, row in enumerate(rows):
-        if row is None and name in OPTIONAL_COLUMNS:
+        if row is None and may_lack:
             continue
         if row is None or len(row) != shape[0] * shape[1]:
             problems[i] = problems[i] or (f"no {name}" if row is None else f"{name} has {len(row)} numbers")

@@ -30,11 +30,20 @@ FRAME_REASONS = {
     "bad_box": "the box is not four finite numbers, or has no area",
     "crowd": "the box is of a crowd, not of one hand",
     "box_outside_image": "more than half of the box lies outside the image",
-    "bad_joints": "the joints are not 21 x 3 finite numbers, lie behind the camera, or span more than a metre",
+    "bad_joints": "the joints are not 21 x 3 finite numbers (in the image: 21 x 2), lie behind the camera, or span more than a metre",
     "bad_camera": "the camera is not a 3 x 3 matrix of finite numbers with focal lengths above 0 and 0 0 1 below",
     "bad_labels": "the labels of the image are missing, damaged, or not of the published form",
     "partial_joints": "not all joints of the hand are annotated, and the published box is not the hand's own",
     "wrong_size": "the image is not of the size that its labels are for",
+    "wrong_unit": "the joints in 3D span more than a metre or less than a centimetre (metres or millimetres? "
+    "source.labelled_images.unit), or those in 2D less than two pixels (fractions of the image?)",
+    "joints_behind_camera": "joints lie behind the camera: they must be in its frame (x right, y down, z forward), not "
+    "relative to the wrist, nor in OpenGL's axes",
+    "missing_camera": "there are joints in 3D, but no camera to project them with",
+    "joints_outside_image": "more than half of the box around the joints lies outside the image: labels for another size of "
+    "it, in other units or axes (x right, y down)",
+    "joints_outside_box": "most joints lie outside the hand's own box (x0, y0, x1, y1; not width and height)",
+    "labels_disagree": "the joints in 2D are not where the camera sees those in 3D",
 }
 """Reasons that cost a frame, or one hand of a frame."""
 
@@ -94,6 +103,11 @@ class Rejects:
         """For people: "no_hand 12 (e.g. a/000003), bad_box 1 (e.g. b/000001)"."""
         ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(f"{reason} {count} (e.g. {self.examples[reason][0]})" for reason, count in ordered)
+
+    def main_reason(self) -> str:
+        """For people: what the most frequent reason means."""
+        reason = max(self.counts, key=lambda name: (self.counts[name], name))
+        return f"{reason}: {REASONS[reason]}"
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

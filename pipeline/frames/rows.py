@@ -11,7 +11,7 @@ be left with groups of one.
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -177,10 +177,10 @@ def _row(
     hashes: {track: hash of its last kept crop}, kept up to date.
     """
     frame_id = f"{clip_id}/{frame.index:06d}"
-    labels = usable_labels(hand, image, frame_id, rejects)
+    labels = usable_labels(hand, image, hand.name or frame_id, rejects)
     if labels is None:
         return None
-    joints, camera = labels
+    joints, camera, joints_2d = labels
     mirrored = hand.hand == "left"
     margin = settings.box_margin if hand.margin is None else hand.margin
     matrix = crop_matrix(hand.box, settings.image_size, margin, mirrored)
@@ -199,6 +199,7 @@ def _row(
         "joints_3d": mirror_joints(joints) if joints is not None and mirrored else joints,
         "camera": None if camera is None else crop_camera(camera, matrix),
         "confidence": hand.confidence,
+        "joints_2d": None if joints_2d is None else joints_2d @ matrix[:, :2].T + matrix[:, 2],
     }
 
 
@@ -231,22 +232,32 @@ def _is_good_crop(
     return True
 
 
-def usable_labels(
-    hand: Hand, image: Image.Image, name: str, rejects: Rejects
-) -> tuple[np.ndarray | None, np.ndarray | None] | None:
-    """The hand's joints (21, 3) and camera (3, 3), each None where not given; None where box or labels cannot be used (and
-    are counted)."""
-    joints = camera = None
+class Labels(NamedTuple):
+    """What is known of a hand in an image, checked; None where not given."""
+
+    joints_3d: np.ndarray | None
+    """(21, 3) metres, camera frame."""
+    camera: np.ndarray | None
+    """(3, 3)."""
+    joints_2d: np.ndarray | None
+    """(21, 2) pixels of the image."""
+
+
+def usable_labels(hand: Hand, image: Image.Image, name: str, rejects: Rejects) -> Labels | None:
+    """The hand's labels; None where box or labels cannot be used (and are counted)."""
+    joints = camera = joints_2d = None
     if not is_box(hand.box):
         reason = "bad_box"
     elif not is_inside(hand.box, *image.size):
-        reason = "box_outside_image"
+        reason = hand.outside
     elif hand.joints_3d is not None and (joints := _checked_joints(hand.joints_3d)) is None:
         reason = "bad_joints"
     elif hand.camera is not None and (camera := _checked_camera(hand.camera)) is None:
         reason = "bad_camera"
+    elif hand.joints_2d is not None and (joints_2d := _numbers(hand.joints_2d, (21, 2))) is None:
+        reason = "bad_joints"
     else:
-        return joints, camera
+        return Labels(joints, camera, joints_2d)
     rejects.add(reason, name)
     return None
 

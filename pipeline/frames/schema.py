@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         pa.field("camera", pa.list_(pa.float32())),
         pa.field("split", pa.string(), nullable=False),
         pa.field("confidence", pa.float32()),
+        pa.field("joints_2d", pa.list_(pa.float32())),
     ]
 )
 """Columns of every shard.
@@ -45,36 +46,51 @@ joints_3d    21x3 row-major, metres, camera frame (x negated where mirrored), Fr
 camera       3x3 row-major, intrinsics of the crop; null where unknown
 split        "train" | "val" | "test"
 confidence   of the detection or annotation, 0 to 1; null where it has none
+joints_2d    21x2 row-major, pixels of the crop, FreiHAND order, of rows that are labelled in the image only; null elsewhere,
+             also where joints_3d and camera say where the joints are
 """
 
-LIST_LENGTHS = {"crop": 6, "joints_3d": 63, "camera": 9}
+LATER_COLUMNS = ("joints_2d",)
+"""Columns that shards of earlier versions do not have; all null there."""
+
+LIST_LENGTHS = {"crop": 6, "joints_3d": 63, "camera": 9, "joints_2d": 42}
 DIGEST_BITS = 128
 
 
 def rows_to_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows as an Arrow table with SCHEMA. Float lists may be numpy arrays of any shape (or None)."""
+    """Rows as an Arrow table with SCHEMA. Float lists may be numpy arrays of any shape (or None); LATER_COLUMNS may be absent."""
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for row in rows:
         for name, values in columns.items():
-            value = row[name]
+            value = row.get(name) if name in LATER_COLUMNS else row[name]
             if name in LIST_LENGTHS and value is not None:
                 value = np.asarray(value, dtype=np.float32).reshape(LIST_LENGTHS[name])
             values.append(value)
     return pa.table(columns, schema=SCHEMA)
 
 
+def with_later_columns(table: pa.Table, names: Iterable[str] = SCHEMA.names) -> pa.Table:
+    """Rows of a shard of any version: those LATER_COLUMNS of `names` that it lacks are appended, null."""
+    for name in LATER_COLUMNS:
+        if name in names and name not in table.column_names:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+    return table
+
+
 def digest(table: pa.Table) -> int:
     """Digest of a table's rows: the sum modulo 2**128 of each row's BLAKE2b-128 hash.
 
     It does not depend on the order of rows, and digests of parts add up to the digest of the whole (see add_digests).
-    Every column takes part.
+    Every column takes part, LATER_COLUMNS only where they hold something: rows of earlier versions keep their digests.
     """
     total = 0
-    for batch in table.select(SCHEMA.names).to_batches():
-        columns = [_encoded(batch.column(name)) for name in SCHEMA.names]
-        for cells in zip(*columns, strict=True):
+    first = [name for name in SCHEMA.names if name not in LATER_COLUMNS]
+    for batch in with_later_columns(table).select(SCHEMA.names).to_batches():
+        columns = [_encoded(batch.column(name)) for name in first]
+        later = [_encoded(batch.column(name)) for name in LATER_COLUMNS]
+        for cells, added in zip(zip(*columns, strict=True), zip(*later, strict=True), strict=True):
             row_hash = hashlib.blake2b(digest_size=DIGEST_BITS // 8)
-            for cell in cells:
+            for cell in (*cells, *(cell for cell in added if cell is not None)):
                 # The length keeps cell borders apart; a null differs from an empty value.
                 row_hash.update(b"\xff" if cell is None else len(cell).to_bytes(4, "little") + cell)
             total += int.from_bytes(row_hash.digest(), "little")

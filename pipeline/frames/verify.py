@@ -22,7 +22,15 @@ from pipeline.errors import StorageError
 from pipeline.frames.inspect_columns import name_hash
 from pipeline.frames.inspect_shards import map_shards, open_shard
 from pipeline.frames.manifest import Manifest, Shard, new_checksum, total_digest
-from pipeline.frames.schema import LIST_LENGTHS, SCHEMA, add_digests, digest, digest_to_hex
+from pipeline.frames.schema import (
+    LATER_COLUMNS,
+    LIST_LENGTHS,
+    SCHEMA,
+    add_digests,
+    digest,
+    digest_to_hex,
+    with_later_columns,
+)
 from pipeline.frames.stream import decode_frames
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import is_local, join, list_files, local_path, read_bytes, resolve
@@ -155,10 +163,13 @@ def _checksum(data: bytes) -> str:
 def _check_layout(file: pq.ParquetFile, shard: Shard, check: ShardCheck) -> bool:
     """Whether the columns have the types that a check of the rows needs."""
     schema = file.schema_arrow
-    if not schema.equals(SCHEMA):
+    expected = pa.schema(
+        [column for column in SCHEMA if column.name in schema.names or column.name not in LATER_COLUMNS]
+    )
+    if not schema.equals(expected):
         wrong = [
             name
-            for name in dict.fromkeys([*SCHEMA.names, *schema.names])
+            for name in dict.fromkeys([*expected.names, *schema.names])
             if name not in SCHEMA.names or name not in schema.names or not schema.field(name).equals(SCHEMA.field(name))
         ]
         check.problems.append(f"has another schema: columns {', '.join(wrong) or 'in another order'}")
@@ -182,7 +193,7 @@ def _check_rows(file: pq.ParquetFile, shard: Shard, image_size: int, decode: flo
     rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(shard.path.encode(), digest_size=8).digest()))
     for index in range(file.num_row_groups):
         try:
-            table = file.read_row_group(index)
+            table = with_later_columns(file.read_row_group(index))
             ids = table["frame_id"].to_pylist()
             names = [name or f"row {row} of row group {index}" for row, name in enumerate(ids)]
             digests.append(digest(table))

@@ -177,6 +177,13 @@ def _stage_lines(stage: StageRecord) -> list[str]:
 
 def _against_constant(metrics: Mapping[str, float], constant: Mapping[str, Any] | None) -> str:
     """What the errors are worth, in words."""
+    if "val_pa_epe_mm" not in metrics and "val_constant_epe_2d" in metrics:
+        mine, fixed = metrics["val_epe_2d"], metrics["val_constant_epe_2d"]
+        return (
+            f"Always answering one fixed hand in the crop has a mean error of {fixed:.1%} of the hand's size in the image on the "
+            f"same frames. This model, with {mine:.1%}, is {'better' if mine < fixed else '**no better**'} than that. Depth and "
+            "size of its 3D joints were not measured."
+        )
     if constant is None or "val_constant_pa_epe_mm" not in metrics:
         return (
             "What always answering one fixed hand would reach is not recorded with this model: its errors alone do not say "

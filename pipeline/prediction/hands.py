@@ -61,7 +61,7 @@ def hand_row(
     labels = usable_labels(hand, image, frame_id, rejects)
     if labels is None:
         return None
-    joints, labelled_camera = labels
+    joints, labelled_camera, _ = labels
     known = camera if camera is not None else labelled_camera
     mirrored = hand.hand == "left"
     matrix = crop_matrix(hand.box, plan.size, plan.margin, mirrored)

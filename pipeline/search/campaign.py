@@ -191,6 +191,7 @@ def _tuner(
         "validation": load_validation(base, manifest),
         "mean_bone_length": selection.mean_bone_length,
         "constant": selection.constant,
+        "constant_2d": selection.constant_2d,
         "frame_set_digest": manifest.digest,
     }
     trainable = tune.with_resources(

@@ -7,7 +7,7 @@ from ray import tune
 from pipeline.progress import Progress
 from pipeline.search.space import trial_settings
 from pipeline.tracking import Run, TrackingSettings, start_run
-from pipeline.training.finetune import FinetuneSettings
+from pipeline.training.finetune import FinetuneSettings, score_figures
 
 _OPEN: dict[str, "SearchMonitor"] = {}
 
@@ -40,7 +40,7 @@ class SearchMonitor:
         self._runs: dict[str, Run] = {}
         self._epochs: dict[str, float] = {}
         self._best = float("inf")
-        self._constant = float("inf")
+        self._figures: dict[str, float] = {}
         _OPEN[run_id] = self
 
     def callback(self) -> Any:
@@ -62,7 +62,7 @@ class SearchMonitor:
         }
         self._runs[trial_id].log_metrics(metrics, step=int(result["step"]))
         self._best = min(self._best, result["score"])
-        self._constant = result["val_constant_pa_epe_mm"]
+        self._figures = score_figures(result, self._best, "best ")
         self._epochs[trial_id] = result["epoch"]
         self._show()
 
@@ -80,7 +80,4 @@ class SearchMonitor:
         _OPEN.pop(self.run_id, None)
 
     def _show(self) -> None:
-        figures = {}
-        if self._best < float("inf"):
-            figures = {"best PA-EPE mm": round(self._best, 1), "constant pose mm": round(self._constant, 1)}
-        self.progress.update(round(sum(self._epochs.values())), trials=len(self._epochs), **figures)
+        self.progress.update(round(sum(self._epochs.values())), trials=len(self._epochs), **self._figures)

@@ -7,20 +7,22 @@ and for the workers of a Ray Train run (finetune_run.py).
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.config import Settings
 from pipeline.errors import DataError, SettingsError, TrainingError
+from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
 from pipeline.evaluation.metrics import pose_metrics
-from pipeline.evaluation.predict import predict
+from pipeline.evaluation.predict import bone_lengths, predict
 from pipeline.evaluation.yardsticks import Constant, skills
 from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.geometry import project, transform_camera
@@ -51,8 +53,9 @@ from pipeline.training.optim import (
 from pipeline.training.pose_loss import PoseLosses, PoseLossSettings, pose_losses
 from pipeline.views import ViewSettings, apply_views, generator_for, sample_views, view_matrix
 
-SCORE = "val_pa_epe_mm"
-"""What early stopping and the choice of the best checkpoint look at; lower is better."""
+SCORE, SCORE_2D = "val_pa_epe_mm", "val_epe_2d"
+"""What early stopping and the choice of the best checkpoint look at; lower is better. The second (sizes of the hand) where no
+validation frame has joints in 3D."""
 
 FINETUNE_VIEWS = ViewSettings(
     rotation_deg=45.0,
@@ -69,6 +72,7 @@ FINETUNE_VIEWS = ViewSettings(
 _VALIDATIONS = 20  # where their number is not given
 
 _VALIDATED = ("pa_epe_mm", "epe_mm", "mpjpe_mm", "auc", "pa_auc", "constant_pa_epe_mm", "constant_mpjpe_mm")
+_VALIDATED_2D = ("epe_2d", "epe_2d_crop_px", "pck_2d_10", "constant_epe_2d")
 
 SaveCheckpoint = Callable[[Path], None]
 """Writes the checkpoint of this moment into a local directory."""
@@ -156,7 +160,8 @@ class FinetuneData:
     """Frames per step; less than the setting where there are fewer labels."""
     validation: LabelledFrames
     mean_bone_length: dict[str, float]
-    constant: Constant
+    constant: Constant | None
+    constant_2d: np.ndarray | None
     frame_set_digest: str
 
 
@@ -166,7 +171,8 @@ def finetune(
     validation: LabelledFrames,
     *,
     mean_bone_length: dict[str, float],
-    constant: Constant,
+    constant: Constant | None,
+    constant_2d: np.ndarray | None = None,
     frame_set_digest: str = "",
     report: Report,
     resume: Path | None = None,
@@ -187,6 +193,7 @@ def finetune(
         validation=validation,
         mean_bone_length=mean_bone_length,
         constant=constant,
+        constant_2d=constant_2d,
         frame_set_digest=frame_set_digest,
     )
     return run_epochs(settings, data, device or torch.device("cpu"), report, resume=resume, notice=notice)
@@ -249,7 +256,14 @@ def worker_data(
 
     validation = load_validation(settings, manifest).share(rank, world_size)
     return FinetuneData(
-        batches, steps, batch_size, validation, selection.mean_bone_length, selection.constant, manifest.digest
+        batches=batches,
+        steps_per_epoch=steps,
+        batch_size=batch_size,
+        validation=validation,
+        mean_bone_length=selection.mean_bone_length,
+        constant=selection.constant,
+        constant_2d=selection.constant_2d,
+        frame_set_digest=manifest.digest,
     )
 
 
@@ -322,13 +336,12 @@ def run_epochs(
         if state["epoch"] % (settings.validate_every or 1) and state["epoch"] < settings.epochs:
             report(metrics, None)
             continue
-        metrics |= validate(model, data.validation, settings.views.size, data.constant)
-        metrics["score"] = metrics[SCORE]
+        metrics |= validate(model, data.validation, settings.views.size, data.constant, data.constant_2d)
+        metrics["score"] = metrics.get(SCORE, metrics[SCORE_2D])
         gained = metrics["score"] < state["best"]
         state["best"] = min(state["best"], metrics["score"])
         state["without_gain"] = 0 if gained else state["without_gain"] + 1
-        trainer.shown["PA-EPE mm"] = round(metrics["score"], 1)
-        trainer.shown["constant pose mm"] = round(metrics["val_constant_pa_epe_mm"], 1)
+        trainer.shown |= score_figures(metrics, metrics["score"])
         report(metrics, _saver(settings, model, optimiser, data, state, metrics))
     return {"score": state["best"], "epoch": state["epoch"], "stopped_early": stopped_early, "metrics": metrics}
 
@@ -384,18 +397,58 @@ def trains_encoder(settings: FinetuneSettings, epoch: int) -> bool:
     return settings.train_mode == "end-to-end" or (settings.train_mode == "staged" and epoch >= settings.head_epochs)
 
 
-def validate(model: PoseModel, data: LabelledFrames, view_size: int, constant: Constant) -> dict[str, float]:
-    """ "val_*" metrics on plain views, each hand's bone length given; averages over all workers' shares.
+def validate(
+    model: PoseModel,
+    data: LabelledFrames,
+    view_size: int,
+    constant: Constant | None,
+    constant_2d: np.ndarray | None = None,
+) -> dict[str, float]:
+    """ "val_*" metrics on plain views, each hand's bone length given; averages over all workers' frames.
 
-    Beside the model's errors are those of the constant, and the skill over it (see yardsticks.skills).
+    Beside the model's errors are those of the constants, and the skill over the one in 3D (see yardsticks.skills). Metrics in
+    3D are of the frames with joints in 3D, and left out where there are none; those in the image are of all frames.
     """
     _synchronise_buffers(model)
     batch = data.batch(slice(None))
-    predictions = predict(model, batch.frames, batch.camera, view_size, model.bone_length(batch.joints_3d))
-    metrics = pose_metrics(predictions.joints_3d, batch.joints_3d) | constant.errors_mm(batch.joints_3d)
-    values = torch.tensor([metrics[name] for name in _VALIDATED], device=model.mean_bone_length.device)
-    means = dict(zip(_VALIDATED, gather_values(values).mean(dim=0).tolist(), strict=True))
-    return {f"val_{name}": value for name, value in {**means, **skills(means)}.items()}
+    lengths = bone_lengths(model, batch.joints_3d, batch.has_3d)
+    predictions = predict(model, batch.frames, batch.camera, view_size, lengths)
+    target_2d = project(batch.joints_3d, batch.camera)
+    metrics = image_metrics(predictions.joints_2d, target_2d, torch.from_numpy(data.pixel_size))
+    if constant_2d is not None:
+        answer = torch.from_numpy(constant_2d * batch.frames.shape[-1]).expand(target_2d.shape)
+        metrics["constant_epe_2d"] = float(frame_errors_2d(answer, target_2d).mean())
+    if batch.has_3d.any():
+        target = batch.joints_3d[batch.has_3d]
+        metrics |= pose_metrics(predictions.joints_3d[batch.has_3d], target)
+        metrics |= {} if constant is None else constant.errors_mm(target)
+    device = model.mean_bone_length.device
+    means = _over_workers(metrics, _VALIDATED, int(batch.has_3d.sum()), device)
+    if "constant_pa_epe_mm" in means:
+        means |= skills(means)
+    means |= _over_workers(metrics, _VALIDATED_2D, len(target_2d), device)
+    return {f"val_{name}": value for name, value in means.items()}
+
+
+def score_figures(metrics: Mapping[str, float], score: float, which: str = "") -> dict[str, float]:
+    """For people: a score, and what a constant reaches on the same frames. metrics: of a validation. which: such as "best "."""
+    if SCORE in metrics:
+        label, unit, factor, constant = "PA-EPE", "mm", 1, "val_constant_pa_epe_mm"
+    else:
+        label, unit, factor, constant = "2D EPE", "% of the hand", 100, "val_constant_epe_2d"
+    figures = {f"{which}{label} {unit}": round(factor * score, 1)}
+    if constant in metrics:
+        figures[f"constant pose {unit}"] = round(factor * metrics[constant], 1)
+    return figures
+
+
+def _over_workers(
+    metrics: Mapping[str, float], names: Sequence[str], num: int, device: torch.device
+) -> dict[str, float]:
+    """Means of those metrics that are known over the `num` frames of each worker. The same on all workers."""
+    values = [(num * metrics[name], num) if num and name in metrics else (0.0, 0) for name in names]
+    totals, counts = gather_values(torch.tensor(values, dtype=torch.float64, device=device)).sum(0).T.tolist()
+    return {name: total / count for name, total, count in zip(names, totals, counts, strict=True) if count}
 
 
 class _Trainer:
@@ -457,7 +510,7 @@ class _Trainer:
         with self.autocast:
             output = self.network(images, camera)
         targets = self.model.targets(batch.joints_3d, camera)
-        losses = pose_losses(output, targets, camera, settings.views.size, settings.loss)
+        losses = pose_losses(output, targets, camera, settings.views.size, settings.loss, has_3d=batch.has_3d)
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         if settings.optimiser.gradient_clip is not None:
@@ -516,7 +569,7 @@ def _saver(
             # The encoder's settings are those of the weights, which `init` may have brought.
             "settings": {**recipe, "encoder": model.encoder.settings.model_dump(mode="json")},
             "frame_set_digest": data.frame_set_digest,
-            "constant": data.constant.to_json(),
+            **({} if data.constant is None else {"constant": data.constant.to_json()}),
             "metrics": metrics,
         }
         save_checkpoint(directory, model, {"optimiser": optimiser.state_dict(), **state}, meta)

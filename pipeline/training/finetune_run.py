@@ -117,6 +117,7 @@ def finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
         "num_labels": selection.num_frames,
         "num_clips": len(selection.clips),
         "num_unlabelled": selection.num_unlabelled,
+        "num_2d_only": selection.num_2d_only,
         "frame_set": settings.frame_set,
         "frame_set_digest": manifest.digest,
         "world_size": world_size,

@@ -5,12 +5,13 @@ larger one.
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from pydantic import Field
@@ -18,12 +19,19 @@ from torch import Tensor
 
 from pipeline.config import Settings
 from pipeline.errors import DataError
+from pipeline.evaluation.image_metrics import mean_joints_2d
 from pipeline.evaluation.yardsticks import Constant
 from pipeline.frames.manifest import Manifest
+from pipeline.frames.read_items import LABEL_COLUMNS
+from pipeline.frames.schema import with_later_columns
 from pipeline.frames.stream import load_frames, stream_batches
-from pipeline.geometry import BONE_NAMES, bone_joints
+from pipeline.geometry import BONE_NAMES, bone_joints, project, rays
 from pipeline.hands import NUM_JOINTS
+from pipeline.models.pose import CONVENTIONS, DEFAULT_BONE_LENGTH_M, default_camera
 from pipeline.storage import join, resolve
+
+PLANE_M = 0.5
+"""Depth of joints of which only the places in the image are known."""
 
 
 class LabelSettings(Settings):
@@ -43,9 +51,11 @@ class PoseBatch(NamedTuple):
     frames: Tensor
     """(B, 3, S, S) uint8."""
     joints_3d: Tensor
-    """(B, 21, 3) metres, camera frame, FreiHAND order."""
+    """(B, 21, 3) metres, camera frame, FreiHAND order; where only their places in the image are known, see `complete_labels`."""
     camera: Tensor
     """(B, 3, 3) of the crop, pixels."""
+    has_3d: Tensor
+    """(B,) bool: whether depth and size are known, or only where the joints project to."""
 
     def to(self, device: torch.device) -> "PoseBatch":
         """The batch on a device."""
@@ -62,6 +72,10 @@ class LabelledFrames:
     """(N, 21, 3) float32, metres."""
     camera: np.ndarray
     """(N, 3, 3) float32, of the crop."""
+    has_3d: np.ndarray
+    """(N,) bool, as in PoseBatch."""
+    pixel_size: np.ndarray
+    """(N,) float32, side of a pixel of the crop in pixels of the source."""
     frame_ids: list[str]
     hands: list[str]
     """"right" or "left", as seen in the source; left hands are stored mirrored."""
@@ -72,15 +86,13 @@ class LabelledFrames:
     def batch(self, rows: np.ndarray | slice) -> PoseBatch:
         """The rows as tensors of their own."""
         frames = torch.from_numpy(np.array(self.frames[rows])).permute(0, 3, 1, 2)  # channels-last, as decoded
-        joints, camera = np.array(self.joints_3d[rows]), np.array(self.camera[rows])
-        return PoseBatch(frames, torch.from_numpy(joints), torch.from_numpy(camera))
+        labels = (torch.from_numpy(np.array(values[rows])) for values in (self.joints_3d, self.camera, self.has_3d))
+        return PoseBatch(frames, *labels)
 
     def share(self, rank: int, world_size: int) -> "LabelledFrames":
         """The rows of one worker. Every worker gets as many; up to world_size - 1 rows are left out."""
         rows = slice(rank, len(self) // world_size * world_size, world_size)
-        return LabelledFrames(
-            self.frames[rows], self.joints_3d[rows], self.camera[rows], self.frame_ids[rows], self.hands[rows]
-        )
+        return LabelledFrames(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -90,11 +102,16 @@ class LabelSelection:
     clips: frozenset[str]
     num_frames: int
     num_unlabelled: int
-    """Frames left out because their clip has frames without joints or camera."""
+    """Frames left out because their clip has frames without labels."""
+    num_2d_only: int
+    """Chosen frames with joints in the image only."""
     mean_bone_length: dict[str, float]
-    """Mean length in metres of each reference bone (geometry.BONE_NAMES) over the chosen frames."""
-    constant: Constant
-    """The fixed hands that answer best for the chosen frames."""
+    """Mean length in metres of each reference bone (geometry.BONE_NAMES) over the chosen frames with joints in 3D; an adult's
+    where there are none."""
+    constant: Constant | None
+    """The fixed hands that answer best for the chosen frames with joints in 3D."""
+    constant_2d: np.ndarray = field(compare=False)
+    """(21, 2) see image_metrics.mean_joints_2d."""
 
 
 def select_labels(frame_set: str, split: str, labels: LabelSettings, manifest: Manifest) -> LabelSelection:
@@ -102,39 +119,44 @@ def select_labels(frame_set: str, split: str, labels: LabelSettings, manifest: M
 
     A clip counts as labelled when all of its frames are. Raises DataError when there are no or too few labels.
     """
-    rows, joints = _read_labels(frame_set, split, manifest)
-    labelled = {clip: np.concatenate(parts) for clip, parts in joints.items()}
-    usable = {clip: values for clip, values in labelled.items() if len(values) == rows[clip]}
-    total = sum(len(values) for values in usable.values())
+    clips = _read_labels(frame_set, split, manifest)
+    usable = {name: clip for name, clip in clips.items() if len(clip.joints_2d) == clip.num_rows}
+    total = sum(clip.num_rows for clip in usable.values())
     if not usable:
         raise DataError(
-            f"{frame_set}: no labelled clip in split '{split}' (joints_3d and camera are needed for all of its frames); "
-            f"the set has {manifest.counts_text()}"
+            f"{frame_set}: no labelled clip in split '{split}' (joints_3d and camera, or joints_2d, are needed for all of its "
+            f"frames); the set has {manifest.counts_text()}"
         )
     if labels.num is not None and labels.num > total:
         raise DataError(f"{frame_set}: labels.num = {labels.num}, but split '{split}' has {total} labelled frames")
     wanted = labels.num if labels.num is not None else round(labels.fraction * total)
-    chosen: dict[str, np.ndarray] = {}
+    chosen: dict[str, _Clip] = {}
     num_chosen = 0
-    for clip in sorted(usable, key=lambda name: _place(name, labels.seed)):
+    for name in sorted(usable, key=lambda name: _place(name, labels.seed)):
         if num_chosen >= max(1, wanted):
             break
-        chosen[clip] = usable[clip]
-        num_chosen += len(usable[clip])
-    poses = np.concatenate(list(chosen.values()))
+        chosen[name] = usable[name]
+        num_chosen += usable[name].num_rows
+    poses = _poses(chosen.values())
     return LabelSelection(
         clips=frozenset(chosen),
-        num_frames=len(poses),
-        num_unlabelled=sum(rows.values()) - total,
-        mean_bone_length=mean_bone_lengths(poses),
-        constant=Constant.of(torch.from_numpy(poses)),
+        num_frames=num_chosen,
+        num_unlabelled=sum(clip.num_rows for clip in clips.values()) - total,
+        num_2d_only=num_chosen - len(poses),
+        mean_bone_length=mean_bone_lengths(poses) if len(poses) else default_bone_lengths(),
+        constant=Constant.of(torch.from_numpy(poses)) if len(poses) else None,
+        constant_2d=mean_joints_2d(_joints_2d(chosen.values(), manifest)),
     )
 
 
 def read_poses(frame_set: str, split: str, manifest: Manifest) -> np.ndarray:
     """All labelled poses (N, 21, 3) of a split, metres, clip by clip; N may be 0. Only the label columns are read."""
-    _, joints = _read_labels(frame_set, split, manifest)
-    return np.concatenate([np.zeros((0, NUM_JOINTS, 3)), *(pose for poses in joints.values() for pose in poses)])
+    return _poses(_read_labels(frame_set, split, manifest).values())
+
+
+def read_joints_2d(frame_set: str, split: str, manifest: Manifest) -> np.ndarray:
+    """All labelled joints in the image (N, 21, 2) of a split, also of poses in 3D, in fractions of the crop's side; N may be 0."""
+    return _joints_2d(_read_labels(frame_set, split, manifest).values(), manifest)
 
 
 def mean_bone_lengths(joints_3d: np.ndarray) -> dict[str, float]:
@@ -144,6 +166,25 @@ def mean_bone_lengths(joints_3d: np.ndarray) -> dict[str, float]:
         start, end = bone_joints(bone)
         lengths[bone] = float(np.linalg.norm(joints_3d[:, end] - joints_3d[:, start], axis=-1).mean())
     return lengths
+
+
+def default_bone_lengths() -> dict[str, float]:
+    """As `mean_bone_lengths`, of an adult hand."""
+    return {CONVENTIONS[root].bone: length for root, length in DEFAULT_BONE_LENGTH_M.items()}
+
+
+def complete_labels(columns: Mapping[str, Tensor], side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels of crops of `side` pixels without gaps: (joints_3d (B, 21, 3), camera (B, 3, 3), has_3d (B,) bool).
+
+    columns: LABEL_COLUMNS, NaN where a row lacks a value. One with joints in the image only gets the default camera where it has none, and joints on a plane
+    half a metre before it, which project to those in the image: u and v are right, depth and size are made up.
+    """
+    joints_3d, camera, joints_2d = (columns[name] for name in LABEL_COLUMNS)
+    has_camera = camera.isfinite().all(2).all(1)
+    has_3d = has_camera & joints_3d.isfinite().all(2).all(1)
+    camera = torch.where(has_camera[:, None, None], camera, default_camera(len(camera), side))
+    plane = rays(joints_2d, camera) * PLANE_M
+    return torch.where(has_3d[:, None, None], joints_3d, plane), camera, has_3d
 
 
 def decoded_megabytes(num_frames: int, image_size: int) -> float:
@@ -160,14 +201,18 @@ def load_labelled(
 ) -> LabelledFrames:
     """Labelled frames of a split in memory, at most `limit` (drawn by row group).
 
-    Raises DataError naming frames without joints or camera.
+    Raises DataError naming frames without labels.
     """
-    columns = ("joints_3d", "camera", "frame_id", "hand")
+    columns = (*LABEL_COLUMNS, "crop", "frame_id", "hand")
     loaded = load_frames(frame_set, split=split, columns=columns, clips=clips, limit=limit, manifest=manifest)
+    labels = complete_labels(loaded.columns, manifest.image_size)
+    joints_3d, camera, has_3d = (values.numpy() for values in labels)
     return LabelledFrames(
         frames=loaded.frames.permute(0, 2, 3, 1).contiguous().numpy(),
-        joints_3d=loaded.columns["joints_3d"].numpy(),
-        camera=loaded.columns["camera"].numpy(),
+        joints_3d=joints_3d,
+        camera=camera,
+        has_3d=has_3d,
+        pixel_size=np.abs(np.linalg.det(loaded.columns["crop"][:, :, :2].numpy())) ** -0.5,
         frame_ids=[str(name) for name in loaded.columns["frame_id"]],
         hands=[str(name) for name in loaded.columns["hand"]],
     )
@@ -208,12 +253,13 @@ def stream_forever(
         seed=seed,
         start_epoch=first_epoch,
         num_epochs=2 * num_epochs + 2,
-        columns=("joints_3d", "camera"),
+        columns=LABEL_COLUMNS,
         clips=selection.clips,
         manifest=manifest,
     )
     for batch in stream:
-        yield PoseBatch(batch.frames, batch.columns["joints_3d"], batch.columns["camera"])
+        labels = complete_labels(batch.columns, manifest.image_size)
+        yield PoseBatch(batch.frames, *labels)
 
 
 def _place(clip: str, seed: int) -> bytes:
@@ -221,18 +267,59 @@ def _place(clip: str, seed: int) -> bytes:
     return hashlib.blake2b(f"{seed}/{clip}".encode(), digest_size=8).digest()
 
 
-def _read_labels(frame_set: str, split: str, manifest: Manifest) -> tuple[dict[str, int], dict[str, list[np.ndarray]]]:
-    """By clip: the number of its frames, and the joints (n, 21, 3) of those with joints and camera."""
-    rows: dict[str, int] = {}
-    joints: dict[str, list[np.ndarray]] = {}
+@dataclass
+class _Clip:
+    """Labels of a clip."""
+
+    num_rows: int = 0
+    """With labels and without."""
+    poses: list[np.ndarray] = field(default_factory=list)
+    """(21, 3) each, of rows with joints in 3D and camera."""
+    joints_2d: list[np.ndarray] = field(default_factory=list)
+    """(21, 2) each, pixels of the crop, of all labelled rows."""
+
+
+def _read_labels(frame_set: str, split: str, manifest: Manifest) -> dict[str, _Clip]:
+    """The labels of each clip."""
+    columns = ["clip_id", *LABEL_COLUMNS]
+    clips: dict[str, _Clip] = {}
     for shard in (s for s in manifest.shards if s.split == split):
         filesystem, path = resolve(join(frame_set, shard.path))
-        table = pq.read_table(path, columns=["clip_id", "joints_3d", "camera"], filesystem=filesystem)
-        complete = pa.compute.and_(table["joints_3d"].is_valid(), table["camera"].is_valid())
-        for clip in table["clip_id"].to_pylist():
-            rows[clip] = rows.get(clip, 0) + 1
-        labelled = table.filter(complete)
-        poses = labelled["joints_3d"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, 21, 3)
-        for clip, pose in zip(labelled["clip_id"].to_pylist(), poses, strict=True):
-            joints.setdefault(clip, []).append(pose[None])
-    return rows, joints
+        with pq.ParquetFile(filesystem.open_input_file(path)) as file:
+            table = with_later_columns(file.read(columns=columns), columns)
+        of_row = [clips.setdefault(name, _Clip()) for name in table["clip_id"].to_pylist()]
+        for clip in of_row:
+            clip.num_rows += 1
+        labels = {name: table[name].combine_chunks() for name in LABEL_COLUMNS}
+        in_3d = pc.and_(labels["joints_3d"].is_valid(), labels["camera"].is_valid())
+        in_2d = pc.and_(labels["joints_2d"].is_valid(), pc.invert(in_3d))
+        poses, cameras = (
+            _values(labels[name].filter(in_3d)).reshape(-1, n, 3)
+            for name, n in (("joints_3d", NUM_JOINTS), ("camera", 3))
+        )
+        projected = project(torch.tensor(poses), torch.tensor(cameras)).numpy()
+        for row, pose, points in zip(np.flatnonzero(in_3d), poses, projected, strict=True):
+            of_row[row].poses.append(pose)
+            of_row[row].joints_2d.append(points)
+        for row, points in zip(
+            np.flatnonzero(in_2d), _values(labels["joints_2d"].filter(in_2d)).reshape(-1, NUM_JOINTS, 2), strict=True
+        ):
+            of_row[row].joints_2d.append(points)
+    return clips
+
+
+def _values(lists: pa.ListArray) -> np.ndarray:
+    """The numbers of all lists, one after the other."""
+    values: np.ndarray = lists.flatten().to_numpy(zero_copy_only=False)
+    return values
+
+
+def _poses(clips: Iterable[_Clip]) -> np.ndarray:
+    """(N, 21, 3) of all rows with joints in 3D."""
+    return np.array([pose for clip in clips for pose in clip.poses]).reshape(-1, NUM_JOINTS, 3)
+
+
+def _joints_2d(clips: Iterable[_Clip], manifest: Manifest) -> np.ndarray:
+    """(N, 21, 2) of all labelled rows, in fractions of the crop's side."""
+    joints = np.array([points for clip in clips for points in clip.joints_2d]).reshape(-1, NUM_JOINTS, 2)
+    return joints / manifest.image_size

@@ -70,28 +70,36 @@ def pose_losses(
     side: int,
     settings: PoseLossSettings,
     valid: Tensor | None = None,
+    has_3d: Tensor | None = None,
 ) -> PoseLosses:
     """Losses of a batch of views with `side` pixels and cameras (B, 3, 3).
 
-    valid: see `mean_l1`; the root's depth and the losses in 3D need a label of every joint.
+    valid: see `mean_l1`; the root's depth and the losses in 3D need a label of every joint. has_3d: (B,) bool, rows of which
+    more is known than u and v, so that all losses look at them; None: all. A loss without any row is 0.
     """
     predicted, true = output.joints_25d, targets.joints_25d
+    rows = torch.ones_like(true[:, 0, 0]) if has_3d is None else has_3d.to(true)
+    # What is made up may be a bone without length, to which any depth is infinite.
+    targets = targets._replace(root_depth=torch.where(rows > 0, targets.root_depth, 1.0))
     loss_2d = mean_l1(predicted[..., :2], true[..., :2], valid) * (REFERENCE_SIDE / side)
-    loss_depth = mean_l1(predicted[..., 2:], true[..., 2:], valid)
-    loss_root = (output.root_depth - targets.root_depth).abs().mean()
+    depth_valid = rows[:, None].expand(true.shape[:2]) if valid is None else valid * rows[:, None]
+    loss_depth = mean_l1(predicted[..., 2:], true[..., 2:], depth_valid)
+    loss_root = _mean_of_rows((output.root_depth - targets.root_depth).abs(), rows)
     total = settings.weight_2d * loss_2d + settings.weight_depth * loss_depth + settings.weight_root * loss_root
     loss_3d = loss_aligned = torch.zeros_like(loss_root)
     if settings.weight_3d or settings.weight_aligned:
         # The true depth of the root, for both: errors of the bone equation are the refinement's to mend.
         found, wanted = (from_25d(pose, 1.0, camera, root_depth=targets.root_depth) for pose in (predicted, true))
-        loss_3d = _mean_distance(found - found[:, :1], wanted - wanted[:, :1])
-        loss_aligned = aligned_distance(found, wanted)
+        loss_3d = _mean_distance(found - found[:, :1], wanted - wanted[:, :1], rows)
+        loss_aligned = aligned_distance(found, wanted, rows)
         total = total + settings.weight_3d * loss_3d + settings.weight_aligned * loss_aligned
     return PoseLosses(total, loss_2d, loss_depth, loss_root, loss_3d, loss_aligned)
 
 
-def aligned_distance(predicted: Tensor, true: Tensor) -> Tensor:
+def aligned_distance(predicted: Tensor, true: Tensor, rows: Tensor | None = None) -> Tensor:
     """Scalar: mean distance of joints (B, 21, 3) after the predicted ones were moved, scaled and turned onto the true ones.
+
+    rows: (B,) weights of the hands; None counts all alike.
 
     The alignment is taken as a constant: it is the best one already, so to first order the squared error does not change
     with it, and a gradient through a singular value decomposition is not finite where two of the values agree.
@@ -103,8 +111,13 @@ def aligned_distance(predicted: Tensor, true: Tensor) -> Tensor:
         size, true_size = (torch.linalg.matrix_norm(joints, keepdim=True).clamp_min(1e-6) for joints in (found, wanted))
         turn, overlap = procrustes_turn(found / size, wanted / true_size)
         scale = overlap * true_size / size
-    return _mean_distance(scale * (predicted @ turn), true)
+    return _mean_distance(scale * (predicted @ turn), true, torch.ones_like(true[:, 0, 0]) if rows is None else rows)
 
 
-def _mean_distance(predicted: Tensor, true: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(predicted - true, dim=-1).mean()
+def _mean_distance(predicted: Tensor, true: Tensor, rows: Tensor) -> Tensor:
+    return _mean_of_rows(torch.linalg.vector_norm(predicted - true, dim=-1).mean(-1), rows)
+
+
+def _mean_of_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Scalar: mean of values (B,) weighted by rows (B,); 0 without any weight."""
+    return (values * rows).sum() / rows.sum().clamp_min(1.0)

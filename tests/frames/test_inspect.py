@@ -102,6 +102,40 @@ def test_columns_against_numpy(frames):
     assert 0 < total.jpeg_bytes < total.num_bytes == sum(shard.num_bytes for shard in manifest.shards)
 
 
+def test_joints_in_the_image_are_labels(tmp_path):
+    """Of every second row; the first shard is of an earlier version, without a column for them."""
+    uri = str(tmp_path)
+    write_tiny_set(uri, splits={"train": 128}, wobble=0.003)
+    in_3d = [measure_shard(uri, shard, 32, 4, 1.5) for shard in read_manifest(uri).shards]
+    manifest = write_tiny_set(
+        uri, splits={"train": 128}, wobble=0.003, in_2d=lambda number: number >= 64 and number % 2 == 1
+    )
+    path = tmp_path / manifest.shards[0].path
+    pq.write_table(pq.read_table(path).drop_columns("joints_2d"), path, row_group_size=16)
+    for shard, same in zip(manifest.shards, in_3d, strict=True):
+        found = measure_shard(uri, shard, 32, 4, 1.5)
+        assert (found.num_labelled, found.num_labelled_2d) == (64, 0 if shard is manifest.shards[0] else 32)
+        assert found.joints_inside.tolist() == same.joints_inside.tolist()
+        assert found.num_all_joints_inside == same.num_all_joints_inside
+        assert found.depth_m.num == 64 - found.num_labelled_2d
+    card = inspect(InspectSettings(frame_set=uri, output=str(tmp_path / "card"), views=SMALL)).card
+    assert card is not None
+    assert card["sources"]["tiny"]["labelled_2d_only_fraction"] == 0.25
+
+
+def test_card_of_labels_in_the_image_only(tmp_path):
+    uri = str(tmp_path / "frames")
+    write_tiny_set(uri, splits={"train": 8}, in_2d=lambda number: True)
+    found = inspect(InspectSettings(frame_set=uri, output=str(tmp_path / "card"), verify=True, views=SMALL))
+    parsed = Page(found.page)
+    assert "Labels of 8 random labelled rows" in parsed.text
+    assert "Bone lengths" not in parsed.text
+    assert "nan" not in parsed.text.lower().split()
+    assert found.card is not None
+    source = found.card["sources"]["tiny"]
+    assert (source["labelled_fraction"], source["labelled_2d_only_fraction"], source["depth_m"]["num"]) == (1, 1, 0)
+
+
 def test_many_shards_are_added_up_pairwise():
     """Each clip is sorted a few times, however many shards there are."""
 
@@ -199,7 +233,7 @@ def test_card_of_unlabelled_frames_without_times(tmp_path):
     assert found.card["sources"]["tiny"]["group_gap_s"] == {"num": 0, "num_unusable": 0}
     text = Page(found.page).text
     assert "1 sampled crops do not decode" in text
-    assert "No row has joints and a camera" in text
+    assert "No row has joints" in text
     assert "Steps between group frames" in text
     assert "Not checked" in text
 

@@ -5,6 +5,7 @@ from pipeline.errors import DataError
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.mine import (
     MineSettings,
+    _KeypointReader,
     mine,
     nearest_of_other_videos,
     normalised_poses,
@@ -48,6 +49,16 @@ def test_nearest_neighbour_by_a_naive_loop(monkeypatch):
 
 def test_two_hands_of_a_video_are_one_video():
     assert video_of("source/a/b#1") == video_of("source/a/b") == "source/a/b"
+
+
+def test_joints_in_the_image_serve_like_projected_ones(tmp_path):
+    poses = []
+    for name, in_2d in (("a", lambda number: False), ("b", lambda number: number % 2 == 0)):
+        shard = write_tiny_set(str(tmp_path / name), splits={"train": 16}, in_2d=in_2d).shards[0]
+        read = _KeypointReader(MineSettings(frame_set=str(tmp_path / name)))
+        poses.append(read({"path": np.array([shard.path]), "row_group": np.array([0])})["keypoints"])
+    assert np.isfinite(poses[0]).all()
+    np.testing.assert_allclose(poses[1], poses[0], rtol=1e-4)
 
 
 def expected_partners(uri):

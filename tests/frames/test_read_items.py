@@ -92,6 +92,35 @@ def test_rows_with_missing_fields_are_named_and_replaced(frames):
     assert [batch.columns["frame_id"] for batch in batches[13:]] == [batch.columns["frame_id"] for batch in rest]
 
 
+@pytest.mark.usefixtures("in_process")
+def test_rows_need_labels_of_one_kind(tmp_path):
+    """Also where one shard is of an earlier version, without the column of joints in the image."""
+    uri = str(tmp_path)
+    manifest = write_tiny_set(uri, splits={"train": 256}, image_size=16, in_2d=lambda number: number >= 64)
+    rewritten(uri, manifest.shards[0], lambda table: table.drop_columns("joints_2d"))
+
+    def change(table):
+        joints = table["joints_2d"].to_pylist()
+        joints[3], joints[4], joints[5] = None, [1.0] * 41, [float("inf")] * 42
+        return with_column(table, "joints_2d", joints)
+
+    rewritten(uri, manifest.shards[1], change)
+    columns = ("joints_3d", "camera", "joints_2d", "frame_id")
+    batches, problems = read_all(uri, columns=columns, max_bad_fraction=0.1, drop_last=False)
+    assert Counter(bad.reason for bad in problems) == {
+        "no joints_3d with a camera, and no joints_2d": 1,
+        "joints_2d has 41 numbers": 1,
+        "joints_2d is not finite": 1,
+    }
+    for batch in batches:
+        in_3d = batch.columns["joints_3d"].isfinite().all((1, 2)) & batch.columns["camera"].isfinite().all((1, 2))
+        assert bool((in_3d ^ batch.columns["joints_2d"].isfinite().all((1, 2))).all())
+    with pytest.raises(DataError, match="no joints_3d"):
+        read_all(uri, columns=("joints_3d", "camera"))
+    with pytest.raises(DataError, match="no joints_2d"):
+        read_all(uri, columns=("joints_2d",))
+
+
 def damaged_text(uri, shard):
     """A byte of a frame id that no text has."""
     path = Path(uri, shard.path)

@@ -89,6 +89,16 @@ def test_a_sound_set(frames):
     assert json.loads(json.dumps(found.to_json()))["sound"] is True
 
 
+def test_shards_of_earlier_versions_are_sound(frames):
+    """They lack columns that came later, and keep their digests."""
+    digest_before = read_manifest(str(frames)).digest
+    publish(frames, rewrite(frames, FIRST, pq.read_table(frames / FIRST).drop_columns("joints_2d")))
+    assert check(frames).is_sound
+    assert read_manifest(str(frames)).digest == digest_before
+    write_plainly(pq.read_table(frames / FIRST).drop_columns("confidence"), frames / FIRST)
+    assert "has another schema: columns confidence" in check(frames).damaged[FIRST]
+
+
 def test_a_share_of_the_jpegs(frames):
     assert 20 < check(frames, decode=0.5).num_decoded < 100
     assert check(frames, decode=0.0).num_decoded == 0

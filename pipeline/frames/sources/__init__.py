@@ -17,12 +17,14 @@ def open_source(settings: SourceSettings) -> Source:
     from pipeline.frames.sources.ho3d import Ho3d
     from pipeline.frames.sources.image_folder import image_folder
     from pipeline.frames.sources.interhand import InterHand
+    from pipeline.frames.sources.labelled_images import LabelledImages
     from pipeline.frames.sources.labelled_video import LabelledVideo
     from pipeline.frames.sources.youtube3d import YouTube3d
 
     kinds: dict[str, Callable[[SourceSettings], Source]] = {
         "labelled_video": LabelledVideo,
         "detected_video": DetectedVideo,
+        "labelled_images": LabelledImages,
         "boxed_images": BoxedImages,
         "image_folder": image_folder,
         "coco": Coco,

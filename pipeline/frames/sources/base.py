@@ -23,6 +23,7 @@ from pipeline.storage import absolute, is_file, list_sizes, size
 Kind = Literal[
     "labelled_video",
     "detected_video",
+    "labelled_images",
     "boxed_images",
     "image_folder",
     "coco",
@@ -37,12 +38,26 @@ _MAX_REJECT_FRACTION = {"detected_video": 0.9, "image_folder": 0.9, "youtube3d":
 missing joints, and DexYCB's sequences begin before the hand comes in."""
 PARTS = {"freihand": ("training", "evaluation"), "interhand": ("train", "val", "test"), "ho3d": ("train", "evaluation")}
 """Kinds of which `part` chooses among published parts; the first is the default."""
-_WITH_RATE = ("boxed_images", "image_folder", "interhand", "ho3d", "dexycb")
+_WITH_RATE = ("labelled_images", "boxed_images", "image_folder", "interhand", "ho3d", "dexycb")
 _UNORDERED = ("coco", "freihand")
-_ANNOTATED = ("coco", "youtube3d")
-_SECTIONS = ("image_folder", "coco", "freihand", "youtube3d", "dexycb")
+_ANNOTATED = ("labelled_images", "coco", "youtube3d")
+_SECTIONS = ("labelled_images", "image_folder", "coco", "freihand", "youtube3d", "dexycb")
 
 FreiHandVersion = Literal["gs", "hom", "sample", "auto"]
+
+
+class LabelledImagesSettings(Settings):
+    """Of kind labelled_images."""
+
+    clips: Literal["folder", "image"] = "folder"
+    """What stays together in a split, of images whose entry names no clip: folder, for frames of video in a folder each; image,
+    for unrelated photographs."""
+    joint_order: Literal["freihand", "ait", "mano", "interhand"] = "freihand"
+    """Order of the 21 joints (pipeline/hands.py): freihand (also OpenPose, MediaPipe, COCO-WholeBody, DexYCB), mano, ..."""
+    unit: Literal["m", "mm"] = "m"
+    """Of joints_3d: metres or millimetres."""
+    first_pixel: Literal["corner", "centre"] = "corner"
+    """What (0, 0) is for joints_2d and camera: the image's corner, or the centre of its first pixel, as OpenCV calibrates."""
 
 
 class ImageFolderSettings(Settings):
@@ -103,7 +118,7 @@ class SourceSettings(Settings):
 
     kind: Kind
     """labelled_video: videos with a <stem>.labels.json beside each; detected_video: videos, hands found with MediaPipe (pip
-    install equihand[detect]); boxed_images: folders of images and one boxes file; image_folder: folders of images alone;
+    install equihand[detect]); labelled_images: images and one file of joints in 3D or 2D; boxed_images: folders of images and one boxes file; image_folder: folders of images alone;
     coco: images and a file of boxes in COCO's or COCO-WholeBody's format; freihand, youtube3d, interhand, ho3d, dexycb:
     these data sets as published (see docs/sources.md)."""
     uri: str
@@ -116,7 +131,7 @@ class SourceSettings(Settings):
     boxes: str | None = None
     """boxed_images only: URI of the boxes file."""
     annotations: str | None = None
-    """coco and youtube3d: URI of the annotations file (JSON)."""
+    """labelled_images, coco and youtube3d: URI of the annotations file (JSON)."""
     fps: float | None = Field(default=None, gt=0)
     """Frames a second to take, at most; none takes them all. Not together with `stride`."""
     stride: int = Field(default=1, ge=1)
@@ -124,7 +139,9 @@ class SourceSettings(Settings):
     image_rate: float | None = Field(default=None, gt=0)
     """Sources of still images only: images a second in a folder; none leaves timestamps empty."""
     default_hand: Literal["right", "left"] = "right"
-    """boxed_images, coco, whole images: the hand where nothing says which. Left hands are stored mirrored."""
+    """labelled_images, boxed_images, coco, whole images: the hand where nothing says which. Left hands are stored mirrored."""
+    labelled_images: LabelledImagesSettings = LabelledImagesSettings()
+    """labelled_images only."""
     image_folder: ImageFolderSettings = ImageFolderSettings()
     """image_folder only."""
     coco: CocoSettings = CocoSettings()
@@ -239,6 +256,8 @@ class Unit:
     """What the source's `open` has to know; boxed_images: [{"file", "boxes", "hands"}] of the folder."""
     split_key: str | None = None
     """Units of the same key go to the same split (the cameras of one recording, say); None: the name."""
+    split: str | None = None
+    """The split that the source gives it; None: as the settings say."""
     length: int | None = None
     """Frames of a video, or images of a folder, as far as is known, of which ranges can be read for themselves; None: only the
     whole unit can."""
@@ -272,6 +291,12 @@ class Hand:
     confidence: float | None = None
     margin: float | None = None
     """Side of the crop in boxes; None: as the settings say."""
+    joints_2d: Any = None
+    """(21, 2) pixels of the image, FreiHAND order, or None. Where joints_3d and camera are known, it is not needed."""
+    name: str | None = None
+    """Under which it is counted where box or labels cannot be used; None: its frame id."""
+    outside: str = "box_outside_image"
+    """Why it is left out where more than half of its box lies outside the image (rejects.REASONS)."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ def boxed_hands(
 
 def image_name(unit: Unit, index: int) -> str:
     """The name under which an image of a unit is counted."""
-    return f"{unit.name}/{entry_of(unit, index)['file']}"
+    entry = entry_of(unit, index)
+    return str(entry.get("name") or f"{unit.name}/{entry['file']}")
 
 
 def entry_of(unit: Unit, index: int) -> dict[str, Any]:

@@ -44,10 +44,19 @@ def labelled_hand(track: int, hand: str, joints: Any, camera: np.ndarray, name: 
     if not np.isfinite(camera).all():
         rejects.add("bad_camera", name)
         return None
-    pixels = points @ camera.T
-    pixels = pixels[:, :2] / pixels[:, 2:]
-    (x0, y0), (x1, y1) = pixels.min(0).tolist(), pixels.max(0).tolist()
-    return Hand(track, hand, (x0, y0, x1, y1), points, camera)
+    return Hand(track, hand, tight_box(project(points, camera)), points, camera)
+
+
+def project(joints: np.ndarray, camera: np.ndarray) -> np.ndarray:
+    """(21, 2) pixels of joints (21, 3) in the camera's frame."""
+    pixels = joints @ camera.T
+    return pixels[:, :2] / pixels[:, 2:]
+
+
+def tight_box(points: np.ndarray) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 around points (21, 2)."""
+    (x0, y0), (x1, y1) = points.min(0).tolist(), points.max(0).tolist()
+    return x0, y0, x1, y1
 
 
 def read_all(uris: Sequence[str]) -> Iterator[bytes | None]:
