@@ -27,8 +27,12 @@ def run(settings: EvaluateJob, progress: Progress = SILENT) -> dict[str, Any]:
                 progress.note(sentence)
         if outcome["probes"]:
             progress.table("Probes of frozen features", *probe_table(outcome))
-        for note in dict.fromkeys(note for model in outcome["models"].values() for note in model["notes"]):
-            progress.note(note)
+        notes: dict[str, list[str]] = {}
+        for name, model in outcome["models"].items():
+            for note in model["notes"]:
+                notes.setdefault(note, []).append(name)
+        for note, names in notes.items():
+            progress.note(note if len(names) == len(outcome["models"]) else f"{', '.join(names)}: {note}")
         if settings.output:
             progress.note(f"report: {settings.output}/report.html")
     return outcome

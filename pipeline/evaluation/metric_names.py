@@ -74,18 +74,17 @@ PROBE_METRICS: dict[str, MetricName] = {
         "ridge PA-EPE", "mm", True, 1, "ridge regression from frozen features to the pose, after Procrustes alignment"
     ),
     "constant_pa_epe_mm": MetricName(
-        "constant PA-EPE",
+        "fixed hand PA-EPE",
         "mm",
         None,
         1,
         "of always answering one fixed hand, the Procrustes mean of the training poses",
     ),
-    "pa_skill": MetricName("PA skill", "", False, 2, "share of the constant's PA-EPE that the regression removes"),
+    "pa_skill": MetricName("PA skill", "", False, 2, "share of the fixed hand's PA-EPE that the regression removes"),
     "epe_mm": MetricName("ridge EPE", "mm", True, 1, "the regression's root-relative error"),
-    "constant_epe_mm": MetricName("constant EPE", "mm", None, 1, "that of the best fixed hand"),
-    "skill": MetricName("skill", "", False, 2, "share of the constant's root-relative error that is removed"),
+    "constant_epe_mm": MetricName("fixed hand EPE", "mm", None, 1, "that of the best fixed hand"),
     "retrieval_pa_epe_mm": MetricName(
-        "neighbour PA-EPE", "mm", True, 1, "error of the pose of the training frame with the nearest features"
+        "nearest PA-EPE", "mm", True, 1, "error of the pose of the training frame with the nearest features"
     ),
     "retrieval_random_pa_epe_mm": MetricName("any pose", "mm", None, 1, "PA-EPE of training poses taken blindly"),
     "equivariance_cosine": MetricName(

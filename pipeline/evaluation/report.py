@@ -90,8 +90,9 @@ def _moment(text: str) -> str:
 
 
 def _differences(verdict: Verdict) -> Markup | None:
-    comparisons = [*verdict.against_constant, *verdict.between_models]
-    rows = {f"{c.model} against {c.baseline}": (c.percent, c.interval_percent) for c in comparisons}
+    named = [(f"{c.model} against one fixed hand", c) for c in verdict.against_constant]
+    named += [(f"{c.model} against {c.baseline}", c) for c in verdict.between_models]
+    rows = {name: (c.percent, c.interval_percent) for name, c in named}
     return difference_chart(rows) if rows else None
 
 

@@ -422,7 +422,7 @@ class TestVerdict:
         page = Page(build_report(ReportData(verdict=result)))
         assert "No better than one fixed hand" in page.text
         assert page.text.index(first) < page.text.index(between)
-        assert "pretrained against constant pose" in page.text
+        assert "pretrained against one fixed hand" in page.text
 
     def test_not_clearly_better_is_not_better(self) -> None:
         result = verdict(24.8, 27.0)
