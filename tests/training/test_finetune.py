@@ -1,5 +1,6 @@
 """The fine-tuning loop in one process: it learns, resumes exactly, freezes what it should, and stops when it must."""
 
+import json
 import math
 from pathlib import Path
 
@@ -22,13 +23,16 @@ from pipeline.training.finetune import (
     in_memory,
     learning_rate_groups,
     load_validation,
+    score_figures,
     trains_encoder,
+    validate,
     with_epochs,
     worker_data,
 )
-from pipeline.training.labelled import load_labelled
+from pipeline.training.labelled import load_labelled, read_joints_2d
 from pipeline.training.pose_loss import PoseLossSettings, pose_losses
 from tests.tiny_sets import write_tiny_set
+from tests.training.gloo import process_group
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,7 @@ def train(settings: FinetuneSettings, folder: Path, resume: Path | None = None):
         load_validation(settings, manifest),
         mean_bone_length=selection.mean_bone_length,
         constant=selection.constant,
+        constant_2d=selection.constant_2d,
         frame_set_digest=manifest.digest,
         report=recorder,
         resume=resume,
@@ -291,3 +296,78 @@ def test_losses_are_zero_for_the_truth_and_weighted_as_published():
     losses = pose_losses(moved, targets, camera, 64, published)
     assert losses.loss_2d.item() == pytest.approx(4.0, rel=1e-4)  # 2 px of 64 are 4 px of 128
     assert losses.total.item() == pytest.approx(4.0 + 5 * 0.5 + 2.0, rel=1e-4)
+
+
+def test_learns_from_joints_in_the_image_alone(tmp_path):
+    """There is no error in 3D to judge by: the error in the image does it."""
+    uri = str(tmp_path / "set")
+    write_tiny_set(uri, splits={"train": 64, "val": 12}, image_size=48, in_2d=lambda number: True)
+    outcome, recorder = train(tiny_settings(uri, epochs=12, optimiser={"learning_rate": 3e-3}), tmp_path)
+    first, last = recorder.metrics[0], recorder.metrics[-1]
+    assert last["val_epe_2d"] < first["val_epe_2d"] / 2
+    assert last["val_epe_2d"] < last["val_constant_epe_2d"]
+    assert outcome["score"] == min(metrics["val_epe_2d"] for metrics in recorder.metrics)
+    assert not any(name in last for name in ("val_pa_epe_mm", "val_pa_skill", "val_constant_pa_epe_mm"))
+    assert [last[f"loss_{name}"] for name in ("depth", "root", "3d", "aligned")] == [0] * 4
+    assert score_figures(last, outcome["score"], "best ").keys() == {
+        "best 2D EPE % of the hand",
+        "constant pose % of the hand",
+    }
+    loaded = load_pose_model(str(recorder.checkpoints[-1]))
+    assert loaded.constant is None
+    assert float(loaded.model.mean_bone_length) == pytest.approx(0.032)
+
+
+def test_learns_from_a_mixture(tmp_path):
+    """Half of the clips without depth; judged in 3D, by the frames that have it."""
+    uri = str(tmp_path / "set")
+    write_tiny_set(uri, splits={"train": 64, "val": 12}, image_size=48, in_2d=lambda number: number % 8 < 4)
+    outcome, recorder = train(tiny_settings(uri, epochs=12, optimiser={"learning_rate": 3e-3}), tmp_path)
+    first, last = recorder.metrics[0], recorder.metrics[-1]
+    assert last["val_epe_2d"] < first["val_epe_2d"] / 2
+    assert last["loss_depth"] < first["loss_depth"]
+    assert outcome["score"] == min(metrics["val_pa_epe_mm"] for metrics in recorder.metrics)
+    assert load_pose_model(str(recorder.checkpoints[-1])).constant is not None
+
+
+def test_labels_in_3d_and_in_the_image_give_the_same_error_there(tmp_path):
+    names = {"a": lambda number: False, "b": lambda number: True, "c": lambda number: number % 2 == 0}
+    model = PoseModel(build_encoder(EncoderSettings(width=8)))
+    found = {}
+    for name, in_2d in names.items():
+        uri = str(tmp_path / name)
+        manifest = write_tiny_set(uri, splits={"val": 12}, image_size=48, in_2d=in_2d)
+        data = load_labelled(uri, "val", manifest)
+        found[name] = validate(model, data, 32, None, read_joints_2d(uri, "val", manifest).mean(0))
+    for name in ("val_epe_2d", "val_epe_2d_crop_px", "val_pck_2d_10", "val_constant_epe_2d"):
+        assert [found[each][name] for each in "bc"] == pytest.approx([found["a"][name]] * 2, rel=1e-4)
+    assert "val_epe_mm" in found["a"]
+    assert "val_epe_mm" in found["c"]
+    assert "val_epe_mm" not in found["b"]
+
+
+def _validate_share(rank: int, uri: str, port: int, folder: str) -> None:
+    torch.manual_seed(0)
+    model = PoseModel(build_encoder(EncoderSettings(width=8)))
+    manifest = read_manifest(uri)
+    data = load_labelled(uri, "val", manifest)
+    constant = Constant.of(torch.from_numpy(data.joints_3d[data.has_3d]))
+    mean = read_joints_2d(uri, "val", manifest).mean(0)
+    if rank < 0:
+        Path(folder, "whole.json").write_text(json.dumps(validate(model, data, 32, constant, mean)))
+        return
+    with process_group(rank, 2, port):
+        found = validate(model, data.share(rank, 2), 32, constant, mean)
+        Path(folder, f"{rank}.json").write_text(json.dumps(found))
+
+
+def test_workers_weigh_their_frames_alike(tmp_path, free_port):
+    """One of them has all three frames with joints in 3D, the other none: the figures are those of one worker with all."""
+    uri = str(tmp_path / "set")
+    write_tiny_set(uri, splits={"val": 12}, image_size=48, wobble=0.01, in_2d=lambda number: number not in (2, 4, 8))
+    torch.multiprocessing.spawn(_validate_share, (uri, free_port, str(tmp_path)), nprocs=2)
+    _validate_share(-1, uri, free_port, str(tmp_path))
+    whole, *shares = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "0", "1"))
+    assert whole["val_pa_epe_mm"] > 0
+    for share in shares:
+        assert share == pytest.approx(whole, rel=1e-5)

@@ -4,16 +4,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pipeline.errors import DataError
 from pipeline.frames.manifest import read_manifest
+from pipeline.geometry import project
+from pipeline.models.pose import default_camera
 from pipeline.storage import join
 from pipeline.training.labelled import (
     LabelSettings,
+    complete_labels,
     decoded_megabytes,
     load_labelled,
     mean_bone_lengths,
     memory_epoch,
+    read_joints_2d,
     read_poses,
     select_labels,
 )
@@ -108,3 +113,67 @@ def test_shares_are_disjoint_and_equal(frame_set):
 
 def test_memory_estimate():
     assert decoded_megabytes(6500, 160) == pytest.approx(499.2)
+
+
+def test_labels_in_the_image_become_a_plane_that_projects_to_them():
+    """With the row's own camera where it has one; rows in 3D stay as they are."""
+    generator = torch.Generator().manual_seed(0)
+    joints_3d = 0.05 * torch.randn(4, 21, 3, generator=generator) + torch.tensor([0.0, 0.0, 0.6])
+    camera = torch.tensor([[70.0, 0, 30], [0, 75, 36], [0, 0, 1]]).repeat(4, 1, 1)
+    joints_2d = torch.rand(4, 21, 2, generator=generator) * 64
+    nan = float("nan")
+    known = {"joints_3d": joints_3d.clone(), "camera": camera.clone(), "joints_2d": joints_2d.clone()}
+    known["joints_2d"][0] = nan
+    known["joints_3d"][1:], known["camera"][2:] = nan, nan
+    known["joints_3d"][3] = joints_3d[3]  # without a camera it has no place in the image
+    filled, cameras, has_3d = complete_labels(known, 64)
+    assert has_3d.tolist() == [True, False, False, False]
+    assert torch.equal(filled[0], joints_3d[0])
+    assert torch.equal(cameras[:2], camera[:2])
+    assert torch.equal(cameras[2:], default_camera(2, 64))
+    torch.testing.assert_close(project(filled, cameras)[1:], joints_2d[1:], atol=1e-4, rtol=0)
+    assert (filled[1:, :, 2] == 0.5).all()
+
+
+def test_sets_with_labels_in_the_image(tmp_path):
+    """Of the first of two shards all, of the second every other clip; the same joints as in 3D."""
+    uri, whole = str(tmp_path / "set"), str(tmp_path / "whole")
+    manifest = write_tiny_set(uri, splits={"train": 128}, image_size=32, in_2d=lambda n: n < 64 or n % 8 < 4)
+    write_tiny_set(whole, splits={"train": 128}, image_size=32)
+    selection, in_3d = choose(uri), choose(whole)
+    assert (selection.num_frames, selection.num_2d_only, selection.num_unlabelled) == (128, 96, 0)
+    assert selection.clips == in_3d.clips
+    assert selection.constant is not None
+    assert selection.constant.num_poses == 32
+    np.testing.assert_allclose(selection.constant_2d, in_3d.constant_2d, atol=1e-6)
+    assert read_poses(uri, "train", manifest).shape == (32, 21, 3)
+    joints = [read_joints_2d(each, "train", read_manifest(each)) for each in (uri, whole)]
+    np.testing.assert_allclose(*joints, atol=1e-6)
+    loaded, complete = (load_labelled(each, "train", read_manifest(each)) for each in (uri, whole))
+    assert loaded.has_3d.sum() == 32
+    assert complete.has_3d.all()
+    points = [project(torch.from_numpy(d.joints_3d), torch.from_numpy(d.camera)) for d in (loaded, complete)]
+    torch.testing.assert_close(*points, atol=1e-4, rtol=1e-4)
+    assert np.array_equal(loaded.joints_3d[loaded.has_3d], complete.joints_3d[loaded.has_3d])
+    assert (loaded.pixel_size == 1).all()
+    shares = [loaded.share(rank, 2) for rank in range(2)]
+    assert [len(share.has_3d) for share in shares] == [64, 64]
+    assert sum(share.has_3d.sum() for share in shares) == 32
+
+
+def test_a_set_without_depth_has_an_adults_bones(tmp_path):
+    write_tiny_set(str(tmp_path), splits={"train": 16}, image_size=32, in_2d=lambda number: True)
+    selection = choose(str(tmp_path))
+    assert (selection.num_frames, selection.num_2d_only, selection.constant) == (16, 16, None)
+    assert selection.mean_bone_length == {"middle": 0.032, "wrist-index": 0.095}
+
+
+def test_the_side_of_a_pixel_of_mirrored_and_shrunk_crops(tmp_path):
+    manifest = write_tiny_set(str(tmp_path), splits={"train": 4}, image_size=32)
+    path = join(str(tmp_path), manifest.shards[0].path)
+    table = pq.read_table(path)
+    crops = [[-2.0, 0, 32, 0, 2, 0], [0.25, 0, 5, 0, 0.25, 0], [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 1, 0]]
+    field = table.schema.field("crop")
+    table = table.set_column(table.schema.names.index("crop"), field, pa.array(crops, field.type))
+    pq.write_table(table, path, row_group_size=16)
+    assert load_labelled(str(tmp_path), "train", manifest).pixel_size.tolist() == [0.5, 4.0, 1.0, 1.0]

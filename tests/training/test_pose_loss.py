@@ -103,3 +103,39 @@ def test_the_aligned_loss_has_finite_gradients_where_hands_coincide_or_collapse(
         aligned_distance(predicted, joints).backward()
         assert predicted.grad is not None
         assert predicted.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("some", [[True, False, True, False, False], [False] * 5])
+def test_rows_without_depth_teach_their_places_in_the_image_only(some):
+    """The losses in 3D are those of the other rows alone, and 0 without any; made-up depths, even infinite ones, do nothing."""
+    joints, camera = hands_in_view()
+    has_3d = torch.tensor(some)
+    model = PoseModel(build_encoder(EncoderSettings(width=8)), PoseSettings(refine_root=False))
+    targets = model.targets(joints, camera)
+    noise = torch.randn(5, 21, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    predicted = (targets.joints_25d + 0.1 * noise).requires_grad_()
+    root = (targets.root_depth + noise[:, 0, 0]).requires_grad_()
+    made_up = targets._replace(
+        joints_25d=torch.where(
+            has_3d[:, None, None], targets.joints_25d, targets.joints_25d * torch.tensor([1.0, 1, 9])
+        ),
+        root_depth=torch.where(has_3d, targets.root_depth, torch.inf),
+    )
+    output = PoseOutput(predicted, root, joints)
+    found = pose_losses(output, made_up, camera, 64, PoseLossSettings(), has_3d=has_3d)
+    every = pose_losses(output, targets, camera, 64, PoseLossSettings())
+    assert found.loss_2d.item() == pytest.approx(every.loss_2d.item())
+    if any(some):
+        rows = [PoseOutput(*(t[has_3d] for t in output)), type(targets)(*(t[has_3d] for t in targets)), camera[has_3d]]
+        alone = pose_losses(*rows, 64, PoseLossSettings())
+        for name in ("loss_depth", "loss_root", "loss_3d", "loss_aligned"):
+            assert getattr(found, name).item() == pytest.approx(getattr(alone, name).item()), name
+    else:
+        assert [loss.item() for loss in found[2:]] == [0] * 4
+    found.total.backward()
+    assert predicted.grad is not None
+    assert root.grad is not None
+    assert predicted.grad.isfinite().all()
+    assert (predicted.grad[~has_3d][..., 2] == 0).all()
+    assert (predicted.grad[~has_3d][..., :2] != 0).all()
+    assert (root.grad[~has_3d] == 0).all()
