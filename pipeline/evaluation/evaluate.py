@@ -159,10 +159,10 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
             probed[name] = probes.of_pose_model(loaded)
         key = "pa_epe_mm" if data.has_3d.any() else "epe_2d"
         label, metrics = metric_name(key), evaluations[-1].metrics
-        shown = {label.label: metrics[key], CONSTANT: metrics.get(f"constant_{key}")}
+        figures = {label.label: metrics[key], CONSTANT: metrics.get(f"constant_{key}")}
         progress.advance(
             len(data),
-            **{f"{name} {label.unit}": round(v, label.decimals) for name, v in shown.items() if v is not None},
+            **{f"{name} {label.unit}": round(v, label.decimals) for name, v in figures.items() if v is not None},
         )
     for name, uri in settings.encoders.items():
         assert probes is not None
