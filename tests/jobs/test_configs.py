@@ -8,6 +8,7 @@ import pytest
 
 from jobs.ingest import IngestJob
 from jobs.pretrain import PretrainJob
+from jobs.synthesize import SynthesizeJob
 from pipeline.config import load
 from pipeline.frames.sources import SourceSettings, open_source
 from pipeline.training.optim import peak_learning_rate
@@ -35,3 +36,13 @@ def test_ingest(path):
 def test_every_kind_of_source_has_settings_to_start_from():
     kinds = {load(IngestJob, ["--config", str(path)]).source.kind for path in CONFIGS.glob("ingest_*.yaml")}
     assert kinds == set(get_args(SourceSettings.model_fields["kind"].annotation))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("synthesize*.yaml")), ids=lambda path: path.stem)
+def test_synthesis(path):
+    settings = load(SynthesizeJob, ["--config", str(path), "--out", "clips"])
+    assert f"--config jobs/configs/{path.name}" in path.read_text()
+    if path.stem != "synthesize":
+        assert settings.look == "varied"
+        assert settings.viewpoint == path.stem.removeprefix("synthesize_").replace("varied", "anywhere")
+        assert settings.imaging.jpeg > 0  # sections that are given in part keep the rest of the look

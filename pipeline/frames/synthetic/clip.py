@@ -24,7 +24,7 @@ from pipeline.frames.synthetic.appearance import (
 )
 from pipeline.frames.synthetic.background import BackgroundSettings, sample_background, vary_background
 from pipeline.frames.synthetic.bodies import Body
-from pipeline.frames.synthetic.imaging import Imaging, ImagingSettings, sample_imaging
+from pipeline.frames.synthetic.imaging import Imaging, ImagingSettings, rising, sample_imaging
 from pipeline.frames.synthetic.mesh import load_dressed_mesh
 from pipeline.frames.synthetic.model import (
     bone_transforms,
@@ -120,9 +120,7 @@ class ClipSettings(Settings):
     @pydantic.field_validator("fill")
     @classmethod
     def _rising(cls, fill: tuple[float, float]) -> tuple[float, float]:
-        if fill[0] > fill[1]:
-            raise ValueError("give the smaller share first")
-        return fill
+        return rising(fill)
 
 
 def _over_preset(preset: Any, value: Any) -> Any:

@@ -1,15 +1,26 @@
 """What a camera makes of a picture: blur, noise, contrast, and the loss of JPEG."""
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import numpy as np
+import pydantic
 import simplejpeg
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from pipeline.config import Settings
+
+Quality = Annotated[int, Field(ge=1, le=100)]
+Number = TypeVar("Number", int, float)
+
+
+def rising(ends: tuple[Number, Number]) -> tuple[Number, Number]:
+    """The ends of a range, for validators. Raises ValueError where the first is above the second."""
+    if ends[0] > ends[1]:
+        raise ValueError("give the lower end first")
+    return ends
 
 
 class ImagingSettings(Settings):
@@ -29,8 +40,13 @@ class ImagingSettings(Settings):
     """How much contrast and saturation vary: standard deviation of their logarithms."""
     jpeg: float = Field(default=0.0, ge=0, le=1)
     """Share of clips whose frames have been JPEG files before."""
-    jpeg_quality: tuple[int, int] = (25, 95)
+    jpeg_quality: tuple[Quality, Quality] = (25, 95)
     """Range of the quality of those files."""
+
+    @pydantic.field_validator("jpeg_quality")
+    @classmethod
+    def _rising(cls, quality: tuple[int, int]) -> tuple[int, int]:
+        return rising(quality)
 
 
 class Imaging(NamedTuple):

@@ -99,13 +99,13 @@ def sample_held_object(
         centre = knuckles + rng.uniform(0.3, 1) * (tips - knuckles) + rng.uniform(0.02, 0.3) * outwards
         room = float(np.linalg.norm(fingers - centre, axis=-1).min(1).mean()) - _FLESH
         radius = rng.uniform(0.04, 0.3)
-        if not radius - 0.04 < room < radius + 0.03:  # in touch, and at most a little of the object within the flesh
+        if not radius - 0.05 < room < radius:  # in touch, and at most a little of the object within the flesh
             continue
         kind = rng.integers(3)
         if kind == 0:
             vertices, faces = cylinder(rng.uniform(0.3, 1.0), radius)
         elif kind == 1:
-            vertices, faces = box(radius * np.array([rng.uniform(1, 4), *rng.uniform(0.5, 1, 2)]))
+            vertices, faces = box(radius * np.array([rng.uniform(1, 4), *rng.uniform(0.7, 1, 2)]))
         else:
             vertices, faces = ellipsoid(radius * np.array([rng.uniform(1, 2), 1, 1]))
         along = np.array([0.3, 1.0, 0.0]) + 0.35 * rng.standard_normal(3)  # as the fingers' grip lies

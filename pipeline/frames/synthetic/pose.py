@@ -89,7 +89,7 @@ MORE_GESTURES = {
     "pinky_up": gesture((74, 76, 74, 0), (93, 95, 93, 4), None, (3, -3, -2, -18), (-4, -27, -10, 43, 52)),
     "horns_and_thumb": gesture((0, 78, 78, 0), (4, 98, 98, 6), None, (8, -3, -2, -20), _OUT),
     "hitchhike": gesture((70, 72, 72, 70), (80, 84, 84, 78), None, _CLOSED, (-14, 14, -8, -6, -12)),
-    "fist_thumb_at_side": gesture((80, 82, 82, 80), (100, 102, 104, 98), None, _CLOSED, (-12, -12, -8, 2, 2)),
+    "fist_thumb_at_side": gesture((76, 78, 78, 76), (94, 96, 96, 92), None, _CLOSED, (-14, -6, -8, 0, 0)),
     # Finger-spelling: hands bent and folded in many ways.
     "curved": gesture((30, 32, 34, 36), (45, 48, 50, 48), (25, 26, 26, 26), _CLOSED, (22, 4, 8, 8, 12)),
     "flat_thumb_in": gesture((-2, -2, -2, -2), (2, 2, 2, 2), 2, _CLOSED, (6, -36, -6, 45, 55)),

@@ -16,6 +16,8 @@ FOREARM_FAR_END = np.array([-2.55, 0.33, -0.04])
 """A point near the sleeve's far end, at rest, in hand lengths."""
 
 _CANDIDATES, _ROUNDS = 8, 100
+_FITTINGS = 6
+"""Rounds of moving the camera until the joints fill the picture as wanted, fingers that point at it included."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,16 @@ def sample_viewpoint(
     for _ in range(_ROUNDS):
         orientations = sample_orientations(rng, name, _CANDIDATES, arm_direction.mean(0))
         rotation = orientations[:, None] @ wobble_rotation  # (C, T, 3, 3)
-        seen = np.einsum("ctij,tkj->ctki", rotation[:, :, :2], relative).reshape(_CANDIDATES, -1, 2)
-        low, high = seen.min(1), seen.max(1)
-        middle = (low + high) / 2 * hand_length
-        distance = (high - low).max(1) * hand_length * focal / (filled * image_size)
+        turned = np.einsum("ctij,tkj->ctki", rotation, relative) * hand_length
+        distance = np.ptp(turned[..., :2], axis=(1, 2)).max(1) * focal / (filled * image_size)
+        middle = np.zeros((_CANDIDATES, 2))
+        for _ in range(_FITTINGS):
+            depth = distance[:, None] * (1 + drift[None, :, 2])
+            across = turned[..., :2] - middle[:, None, None]
+            seen = across / np.maximum(turned[..., 2:] + depth[..., None, None], 0.05) * (focal / image_size)
+            low, high = seen.min((1, 2)), seen.max((1, 2))
+            middle += (low + high) / 2 * (distance * image_size / focal)[:, None]
+            distance *= np.sqrt((high - low).max(1) / filled)  # the whole step overshoots where fingers are near
         shift = drift[None, :, :2] * (distance * image_size / focal)[:, None, None] - middle[:, None]
         depth = distance[:, None] * (1 + drift[None, :, 2])
         translation = np.concatenate([shift, depth[..., None]], -1)  # (C, T, 3)

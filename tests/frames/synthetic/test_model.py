@@ -23,7 +23,15 @@ from pipeline.frames.synthetic.model import (
     skin,
     subject_shape,
 )
-from pipeline.frames.synthetic.pose import GESTURES, MAX_PENETRATION, penetration, pose_track, random_poses, valid_poses
+from pipeline.frames.synthetic.pose import (
+    GESTURES,
+    MAX_PENETRATION,
+    MORE_GESTURES,
+    penetration,
+    pose_track,
+    random_poses,
+    valid_poses,
+)
 
 MODEL = load_hand_model()
 
@@ -103,8 +111,12 @@ def test_the_hand_stays_and_the_forearm_moves_with_the_wrist():
     assert elbow[2] < -0.5  # the hand bends palmwards, so the forearm is on the palm's side
 
 
-def test_poses_obey_the_limits():
-    poses = random_poses(np.random.default_rng(0), 500)
+VARIETIES = ["gestures", "varied"]
+
+
+@pytest.mark.parametrize("variety", VARIETIES)
+def test_poses_obey_the_limits(variety):
+    poses = random_poses(np.random.default_rng(0), 500, variety)
     assert poses.shape == (500, NUM_POSE_PARAMETERS)
     assert (poses >= LOW_DEG).all()
     assert (poses <= HIGH_DEG).all()
@@ -126,18 +138,23 @@ def test_penetration_tells_a_fist_from_a_finger_through_another():
     crossed[POSE_INDEX["index_splay"]] = -20  # far beyond the limit, through the middle finger
     flat, through = penetration(posed_joints(np.stack([GESTURES["flat"], crossed])))
     assert flat < MAX_PENETRATION < through
-    for name, pose in GESTURES.items():
+    for name, pose in (GESTURES | MORE_GESTURES).items():
         assert penetration(posed_joints(pose[None])) < 2 * MAX_PENETRATION, name
 
 
-def test_valid_poses_do_not_penetrate():
-    poses = valid_poses(np.random.default_rng(2), 40, MODEL, *subject(5))
+@pytest.mark.parametrize("variety", VARIETIES)
+def test_valid_poses_do_not_penetrate(variety):
+    vertices, heads = subject(5)
+    poses = valid_poses(np.random.default_rng(2), 40, MODEL, vertices, heads, variety)
+    assert poses.shape == (40, NUM_POSE_PARAMETERS)
     assert (penetration(posed_joints(poses, subject(5))) < MAX_PENETRATION).all()
 
 
-def test_tracks_are_smooth_and_within_limits():
+@pytest.mark.parametrize("variety", VARIETIES)
+def test_tracks_are_smooth_and_within_limits(variety):
     times = np.arange(90) / 60
-    poses = pose_track(np.random.default_rng(3), times, MODEL, *subject(2))
+    vertices, heads = subject(2)
+    poses = pose_track(np.random.default_rng(3), times, MODEL, vertices, heads, variety)
     assert (poses >= LOW_DEG).all()
     assert (poses <= HIGH_DEG).all()
     assert np.abs(np.diff(poses, axis=0)).max() < 12  # degrees in a sixtieth of a second
