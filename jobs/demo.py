@@ -47,7 +47,7 @@ class DemoJob(Settings):
     """Passes over the training frames without labels."""
     num_labels: int = Field(default=600, ge=40)
     """Labelled frames to fine-tune on."""
-    finetune_frames: int = Field(default=30_000, ge=100)
+    finetune_frames: int = Field(default=24_000, ge=100)
     """Labelled frames that each fine-tuning sees, repeats counted."""
     seed: int = Field(default=5, ge=0)
     """Seed of rendering, training and search."""
@@ -107,7 +107,8 @@ def _steps(
                 "source": {"kind": "labelled_video", "uri": f"{root}/clips", "name": "synthetic"},
                 "output": f"{root}/frames",
                 "image_size": 96,
-                "group_size": 3,
+                # All frames of a clip side by side: same hand, light and background, so that only the pose tells them apart.
+                "group_size": 6,
                 "group_stride_s": 0.5,
                 "splits": {"train": 0.8, "val": 0.08, "test": 0.12},
                 "rows_per_shard": 1024,
