@@ -352,7 +352,8 @@ def build_model(settings: FinetuneSettings, mean_bone_length: dict[str, float]) 
     if model is None:
         encoder: Encoder = load_encoder(settings.init)[0] if settings.init else build_encoder(settings.encoder)
         model = PoseModel(encoder, settings.head)
-    model.mean_bone_length.fill_(mean_bone_length[model.convention.bone])
+    # Labels without depth have no size: it stays that of the initial model, or an adult's.
+    model.mean_bone_length.fill_(mean_bone_length.get(model.convention.bone, model.mean_bone_length))
     return model
 
 

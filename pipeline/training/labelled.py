@@ -27,7 +27,7 @@ from pipeline.frames.schema import with_later_columns
 from pipeline.frames.stream import load_frames, stream_batches
 from pipeline.geometry import BONE_NAMES, bone_joints, project, rays
 from pipeline.hands import NUM_JOINTS
-from pipeline.models.pose import CONVENTIONS, DEFAULT_BONE_LENGTH_M, default_camera
+from pipeline.models.pose import default_camera
 from pipeline.storage import join, resolve
 
 PLANE_M = 0.5
@@ -106,8 +106,8 @@ class LabelSelection:
     num_2d_only: int
     """Chosen frames with joints in the image only."""
     mean_bone_length: dict[str, float]
-    """Mean length in metres of each reference bone (geometry.BONE_NAMES) over the chosen frames with joints in 3D; an adult's
-    where there are none."""
+    """Mean length in metres of each reference bone (geometry.BONE_NAMES) over the chosen frames with joints in 3D; empty where
+    there are none."""
     constant: Constant | None
     """The fixed hands that answer best for the chosen frames with joints in 3D."""
     constant_2d: np.ndarray = field(compare=False)
@@ -143,7 +143,7 @@ def select_labels(frame_set: str, split: str, labels: LabelSettings, manifest: M
         num_frames=num_chosen,
         num_unlabelled=sum(clip.num_rows for clip in clips.values()) - total,
         num_2d_only=num_chosen - len(poses),
-        mean_bone_length=mean_bone_lengths(poses) if len(poses) else default_bone_lengths(),
+        mean_bone_length=mean_bone_lengths(poses) if len(poses) else {},
         constant=Constant.of(torch.from_numpy(poses)) if len(poses) else None,
         constant_2d=mean_joints_2d(_joints_2d(chosen.values(), manifest)),
     )
@@ -166,11 +166,6 @@ def mean_bone_lengths(joints_3d: np.ndarray) -> dict[str, float]:
         start, end = bone_joints(bone)
         lengths[bone] = float(np.linalg.norm(joints_3d[:, end] - joints_3d[:, start], axis=-1).mean())
     return lengths
-
-
-def default_bone_lengths() -> dict[str, float]:
-    """As `mean_bone_lengths`, of an adult hand."""
-    return {CONVENTIONS[root].bone: length for root, length in DEFAULT_BONE_LENGTH_M.items()}
 
 
 def complete_labels(columns: Mapping[str, Tensor], side: int) -> tuple[Tensor, Tensor, Tensor]:

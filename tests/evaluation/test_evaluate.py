@@ -22,6 +22,7 @@ from pipeline.evaluation.evaluate import (
     judge,
     probe_table,
 )
+from pipeline.evaluation.image_metrics import image_metrics
 from pipeline.evaluation.metrics import pose_metrics
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.yardsticks import Constant, random_poses
@@ -34,7 +35,7 @@ from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.storage import exists, join, read_bytes, read_json
 from pipeline.tracking import TrackingSettings, existing_run
 from pipeline.training.checkpoints import save_checkpoint
-from pipeline.training.labelled import load_labelled, read_poses
+from pipeline.training.labelled import load_labelled, read_joints_2d, read_poses
 from pipeline.views import ViewSettings, apply_views, identity_views, view_matrix
 from tests.tiny_sets import write_tiny_set
 
@@ -362,3 +363,90 @@ def test_bad_input_is_named(frame_set, tmp_path):
     write_tiny_set(unlabelled, splits={"test": 8}, image_size=48, labelled=False)
     with pytest.raises(DataError, match="no joints_3d"):
         evaluate(EvaluateSettings(models={"a": uri}, frame_set=unlabelled))
+
+
+def test_sets_without_depth_are_measured_in_the_image(tmp_path):
+    """Errors, yardsticks, verdict and pictures, all of them in the image; the same figures as for the set in 3D."""
+    uri, whole = str(tmp_path / "set"), str(tmp_path / "whole")
+    for each, in_2d in ((uri, lambda number: True), (whole, lambda number: False)):
+        write_tiny_set(each, splits={"train": 40, "test": 24}, image_size=48, wobble=0.01, in_2d=in_2d)
+    models = {name: random_checkpoint(tmp_path / name, seed) for seed, name in enumerate(("ours", "scratch"))}
+    changes = {"baseline": "scratch", "num_cases": 2, "output": str(tmp_path / "out"), "save_predictions": True}
+    arguments = [
+        *(f"--models.{name}={model}" for name, model in models.items()),
+        "--frame_set",
+        uri,
+        "--track",
+        "false",
+    ]
+    for name, value in changes.items():
+        arguments += [f"--{name}", str(value)]
+    outcome = run(load(EvaluateJob, arguments))
+    in_3d = evaluate(evaluation_settings(models, whole, num_cases=1))
+
+    train, test = (torch.from_numpy(read_joints_2d(uri, split, read_manifest(uri))) for split in ("train", "test"))
+    constant = image_metrics(48 * train.mean(0).expand(test.shape), 48 * test, torch.ones(24))["epe_2d"]
+    assert outcome["yardsticks"]["constant pose"]["metrics"]["epe_2d"] == pytest.approx(constant, rel=1e-5)
+    for name in models:
+        found = outcome["models"][name]["metrics"]
+        assert not any(key.endswith("_mm") for key in found)
+        assert found["epe_2d_skill"] == pytest.approx(1 - found["epe_2d"] / constant, rel=1e-4)
+        for key in ("epe_2d", "epe_2d_px", "pck_2d_10", "auc_2d", "constant_epe_2d", "epe_2d_skill"):
+            assert found[key] == pytest.approx(in_3d["models"][name]["metrics"][key], rel=1e-3), key
+    for name in ("constant pose", "random training pose"):
+        assert in_3d["yardsticks"][name]["metrics"]["pck_2d_10"] == pytest.approx(
+            outcome["yardsticks"][name]["metrics"]["pck_2d_10"]
+        )
+    assert outcome["probes"] == {}
+    assert len(outcome["models"]["ours"]["notes"]) == 1
+    against = outcome["verdict"]["against_constant"][0]
+    assert (against["metric"], against["unit"]) == ("2D EPE", "% of the hand")
+    assert against["baseline_value"] == pytest.approx(100 * constant, rel=1e-5)
+    assert "of the hand" in outcome["conclusions"][0]
+
+    columns, rows = comparison_table(outcome)
+    assert columns[:3] == ["model", "2D EPE (hand sizes)", "2D skill"]
+    assert [row[0] for row in rows] == ["ours", "scratch", "constant pose", "random training pose"]
+    assert [section["title"] for section in outcome["results"]["overlays"]] == ["Good", "Median", "Worst"]
+    page = read_bytes(join(str(tmp_path / "out"), "report.html")).decode()
+    assert "2D EPE" in page
+    assert "Error by finger" not in page
+    table = pq.read_table(io.BytesIO(read_bytes(join(str(tmp_path / "out"), "predictions", "ours.parquet"))))
+    assert table["pa_epe_mm"].null_count == 24
+    assert np.mean(table["epe_2d"].to_pylist()) == pytest.approx(outcome["models"]["ours"]["metrics"]["epe_2d"])
+
+
+def test_mixed_sets_are_measured_both_ways(tmp_path):
+    """In 3D the frames that have it; in the image all of them."""
+    uri, whole = str(tmp_path / "set"), str(tmp_path / "whole")
+    for each, in_2d in ((uri, lambda number: number % 3 == 0), (whole, lambda number: False)):
+        write_tiny_set(each, splits={"test": 24}, image_size=48, wobble=0.01, in_2d=in_2d)
+    data, complete = (load_labelled(each, "test", read_manifest(each)) for each in (uri, whole))
+    assert data.has_3d.sum() == 16
+    joints = torch.from_numpy(complete.joints_3d)
+    evaluation = evaluate_model("off", LoadedPoseModel(Oracle(joints, error_m=0.021), 32, {}), data)
+    assert evaluation.metrics["num_samples"] == 16
+    assert evaluation.metrics["epe_mm"] == pytest.approx(1.0, abs=1e-2)
+    assert (len(evaluation.errors_mm), len(evaluation.errors_2d)) == (16, 24)
+    other = evaluate_model("off", LoadedPoseModel(Oracle(joints, error_m=0.021), 32, {}), complete)
+    np.testing.assert_allclose(evaluation.errors_mm, other.errors_mm[data.has_3d], rtol=1e-4)
+    np.testing.assert_allclose(evaluation.errors_2d[data.has_3d], other.errors_2d[data.has_3d], rtol=1e-2)
+    models = {name: random_checkpoint(tmp_path / name, seed) for seed, name in enumerate(("ours", "scratch"))}
+    outcome = evaluate(evaluation_settings(models, uri, baseline="scratch", num_cases=2, output=str(tmp_path / "out")))
+    assert outcome["verdict"]["between_models"][0]["num_frames"] == 16
+    assert any("16 of 24 frames have joints in 3D" in note for note in outcome["models"]["ours"]["notes"])
+    shown = [
+        name
+        for overlay in outcome["results"]["overlays"]
+        for name in overlay["picture"]["caption"].split(": ")[1].split(", ")
+    ]
+    in_3d = {name for name, known in zip(data.frame_ids, data.has_3d, strict=True) if known}
+    assert set(shown) <= in_3d
+
+
+def test_probes_need_joints_in_3d(tmp_path):
+    uri = str(tmp_path / "set")
+    write_tiny_set(uri, splits={"train": 16, "test": 8}, image_size=48, in_2d=lambda number: number >= 1)
+    settings = evaluation_settings({"a": random_checkpoint(tmp_path / "a", 0)}, uri, probe={"enabled": True})
+    with pytest.raises(DataError, match="split 'train' has 1 frames with joints in 3D and the evaluated one 0"):
+        evaluate(settings)

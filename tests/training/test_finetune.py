@@ -318,6 +318,15 @@ def test_learns_from_joints_in_the_image_alone(tmp_path):
     assert float(loaded.model.mean_bone_length) == pytest.approx(0.032)
 
 
+def test_labels_in_the_image_leave_the_size_of_the_initial_model(frame_set, tmp_path):
+    uri = str(tmp_path / "set")
+    write_tiny_set(uri, splits={"train": 16, "val": 8}, image_size=48, in_2d=lambda number: True)
+    _, first = train(tiny_settings(frame_set, epochs=1), tmp_path / "first")
+    _, second = train(tiny_settings(uri, epochs=1, init=str(first.checkpoints[-1])), tmp_path / "second")
+    lengths = [load_pose_model(str(each.checkpoints[-1])).model.mean_bone_length for each in (first, second)]
+    assert lengths[0] == lengths[1] != pytest.approx(0.032)
+
+
 def test_learns_from_a_mixture(tmp_path):
     """Half of the clips without depth; judged in 3D, by the frames that have it."""
     uri = str(tmp_path / "set")

@@ -161,11 +161,11 @@ def test_sets_with_labels_in_the_image(tmp_path):
     assert sum(share.has_3d.sum() for share in shares) == 32
 
 
-def test_a_set_without_depth_has_an_adults_bones(tmp_path):
+def test_a_set_without_depth_has_no_sizes(tmp_path):
     write_tiny_set(str(tmp_path), splits={"train": 16}, image_size=32, in_2d=lambda number: True)
     selection = choose(str(tmp_path))
     assert (selection.num_frames, selection.num_2d_only, selection.constant) == (16, 16, None)
-    assert selection.mean_bone_length == {"middle": 0.032, "wrist-index": 0.095}
+    assert selection.mean_bone_length == {}
 
 
 def test_the_side_of_a_pixel_of_mirrored_and_shrunk_crops(tmp_path):
