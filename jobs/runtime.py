@@ -140,7 +140,7 @@ def run_job(
 
     chatter_to: log file that receives all that libraries print, so that only the job's own words reach the terminal.
     argv: arguments without the program's name; None takes the process's own.
-    Exit codes: 0 done, 1 failed, 2 bad settings, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad settings, 3 not finished in the time given, 130 interrupted.
     """
     from jobs.terminal import TerminalProgress
 

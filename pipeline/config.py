@@ -4,7 +4,7 @@ Settings models live beside the code that they configure; this file only loads, 
 
     settings = load(PretrainJob, ["--config", "run.yaml", "--optimiser.learning_rate", "1e-3"])
 
-Values given on the command line win over the file, the file wins over defaults.
+Values given on the command line win over the file, the file wins over a preset, and that over defaults.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import difflib
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import pydantic
 import yaml
@@ -29,6 +29,9 @@ class Settings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+    presets: ClassVar[Mapping[str, Path]] = {}
+    """Settings files, by the value of the setting `preset` that `load` reads them for."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -66,6 +69,10 @@ def load(
     arguments = vars(parser.parse_args(_normalised(argv, flags)))
     config_file = arguments.pop("config")
     values = _read_yaml(config_file) if config_file else {}
+    preset = arguments.get("preset") or values.get("preset")
+    presets = getattr(settings_type, "presets", {})
+    if preset in presets:
+        values = merged(_read_yaml(str(presets[preset])), values)
     for path, text in arguments.items():
         if text is not None:
             _assign(values, path, _parse_value(text))
@@ -96,6 +103,15 @@ def flatten_values(values: dict[str, Any]) -> dict[str, Any]:
             yield prefix, value
 
     return dict(walk("", values))
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with the changes in their places; a mapping is changed key by key, everything else replaced."""
+    result = dict(values)
+    for name, change in changes.items():
+        old = result.get(name)
+        result[name] = merged(old, change) if isinstance(old, Mapping) and isinstance(change, Mapping) else change
+    return result
 
 
 class _OneLineParser(argparse.ArgumentParser):

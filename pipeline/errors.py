@@ -31,3 +31,9 @@ class DataError(EquihandError):
 
 class TrainingError(EquihandError):
     """Training cannot go on (for example a loss that is not a number)."""
+
+
+class UnfinishedError(EquihandError):
+    """The time that was given is over; the same command goes on."""
+
+    exit_code = 3

@@ -34,6 +34,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 _RUN_ID_TAG = "equihand.run_id"
 _MAX_PARAM_LENGTH = 500
+_MAX_PARAMS_AT_ONCE = 100  # MLflow refuses more in one request
 _NOT_IN_NAMES = re.compile(r"[^\w./ -]", re.ASCII)
 
 
@@ -143,7 +144,8 @@ def start_run(
         params = [
             Param(_allowed(key), str(value)[:_MAX_PARAM_LENGTH]) for key, value in flatten(resolved_settings).items()
         ]
-        client.log_batch(handle.mlflow_run_id, params=params)
+        for start in range(0, len(params), _MAX_PARAMS_AT_ONCE):
+            client.log_batch(handle.mlflow_run_id, params=params[start : start + _MAX_PARAMS_AT_ONCE])
         handle.log_text("settings.yaml", to_yaml(resolved_settings))
         return handle
     except (MlflowException, OSError) as error:

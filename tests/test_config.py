@@ -1,4 +1,4 @@
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from pydantic import Field
@@ -36,6 +36,25 @@ def test_command_line_wins_over_file_wins_over_defaults(tmp_path):
     job = load(Job, ["--config", str(path), "--optimiser.learning_rate", "1e-2", "--limit=none"])
     assert (job.uri, job.epochs, job.optimiser.learning_rate, job.optimiser.name) == ("s3://a/b", 7, 0.01, "sgd")
     assert job.limit is None
+
+
+def test_a_preset_is_a_file_that_all_others_win_over(tmp_path):
+    path, file = tmp_path / "job.yaml", tmp_path / "preset.yaml"
+    file.write_text("uri: s3://preset\nepochs: 9\noptimiser: {learning_rate: 0.5, name: sgd}\n")
+    path.write_text("epochs: 7\noptimiser: {learning_rate: 0.25}\n")
+
+    class WithPreset(Job):
+        presets: ClassVar = {"fast": file}
+        preset: Literal["fast"] | None = None
+        """A file to begin with."""
+
+    job = load(WithPreset, ["--preset", "fast", "--config", str(path), "--optimiser.learning_rate", "0.125"])
+    assert (job.preset, job.uri, job.epochs) == ("fast", "s3://preset", 7)
+    assert (job.optimiser.learning_rate, job.optimiser.name) == (0.125, "sgd")
+    path.write_text("preset: fast\n")
+    assert load(WithPreset, ["--config", str(path)]).epochs == 9
+    with pytest.raises(SettingsError, match="'preset' = 'slow': input should be 'fast'"):
+        load(WithPreset, ["--preset", "slow", "--uri", "x"])
 
 
 def test_lists_switches_mappings_and_negative_numbers():

@@ -28,12 +28,16 @@ def line_chart(
     ranked: bool = False,
     smooth: bool = False,
     level: tuple[str, float] | None = None,
+    spread: Mapping[str, Sequence[tuple[float, float, float]]] = {},
+    references: Mapping[str, Points] = {},
 ) -> Markup:
     """Lines over a common axis.
 
     series: {name: [(x, y), ...]}; at least one of them has a point. dots: mark every point. ranked: the series are
     many, the best first; it alone is strong. smooth: curves of many points get their moving average, the raw curve faint
-    behind. level: name of a value to compare with, and the value: a dashed line across.
+    behind. level: name of a value to compare with, and the value: a dashed line across. spread: {name: [(x, lowest, highest)]},
+    upright bars of a series. references: lines to compare with, thin, with their names on them; they need an axis that holds
+    them.
     """
     points = [p for line in series.values() for p in line if all(map(math.isfinite, p))]
     x_axis = x_axis or linear_axis(
@@ -46,6 +50,13 @@ def line_chart(
         y = frame.y(level[1])
         body.append(svg.line(_MARGIN_LEFT, y, width - _MARGIN_RIGHT, y, "level"))
         body.append(svg.text(width - _MARGIN_RIGHT, y - 5, f"{level[0]}: {number(level[1])}", "name", "end"))
+    for name, line in references.items():
+        body.append(
+            Markup('<path class="line reference" data-name="{}" d="{}"><title>{}</title></path>').format(
+                name, frame.path(line), name
+            )
+        )
+        body.append(svg.text(frame.x(line[-1][0]), frame.y(line[-1][1]) - 4, name, "tick halo", "end"))
     styles = {name: _rank_style(i) if ranked else f"s{i % 6} d{i % 6}" for i, name in enumerate(series)}
     # The last line drawn lies on top: the best of a ranking, the first of the others.
     for name, line in reversed(list(series.items())):
@@ -57,6 +68,10 @@ def line_chart(
             Markup('<path class="line {}" data-name="{}" d="{}"><title>{}</title></path>').format(
                 styles[name], name, frame.path(thin(drawn)), name
             )
+        )
+        body.extend(
+            svg.line(frame.x(x), frame.y(low), frame.x(x), frame.y(high), f"line {styles[name]} spread")
+            for x, low, high in spread.get(name, ())
         )
         if dots or len(finite) == 1:
             body.extend(
@@ -219,8 +234,11 @@ class _Frame:
         """The page's script reads values back from the drawing through these ranges."""
         left, top, right, bottom = _MARGIN_LEFT, _MARGIN_TOP, self.width - _MARGIN_RIGHT, self.height - _MARGIN_BOTTOM
         ends = (self.x_axis.low, self.x_axis.high, self.y_axis.low, self.y_axis.high)
-        data = Markup(' data-x="{}" data-plot="{}" data-range="{}"').format(
-            x_label, f"{left} {top} {right} {bottom}", " ".join(f"{end:.8g}" for end in ends)
+        data = Markup(' data-x="{}" data-plot="{}" data-range="{}" data-log="{}"').format(
+            x_label,
+            f"{left} {top} {right} {bottom}",
+            " ".join(f"{end:.8g}" for end in ends),
+            "x" * self.x_axis.log + "y" * self.y_axis.log,
         )
         return svg.drawing(self.width, self.height, title, description, body, "plot", data)
 

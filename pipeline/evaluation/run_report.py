@@ -60,7 +60,7 @@ def gather_report(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         run_ids={kind: result["run_id"] for kind, result in found.items()},
         verdict=verdict,
-        environment=_environment(),
+        environment=environment(),
         stages=list(stages),
         frame_sets=[_frame_set(frame_set)],
         views=_views(pretrain_run, settings["pretrain"]) if pretrain_run else None,
@@ -83,7 +83,8 @@ def _result(uri: str, kind: str) -> dict[str, Any]:
     return result
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """This machine."""
     return Environment(
         num_cpus=os.cpu_count(),
         memory_gb=round(psutil.virtual_memory().total / 2**30, 1),

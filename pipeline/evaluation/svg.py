@@ -12,6 +12,8 @@ from markupsafe import Markup
 
 Points = Sequence[tuple[float, float]]
 
+_LOG_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8))
+_MIN_LOG_TICKS = 4
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -23,9 +25,13 @@ class Axis:
     high: float
     ticks: list[float]
     log: bool = False
+    names: list[str] | None = None
+    """What stands at the ticks; none: their numbers."""
 
     def labels(self) -> list[str]:
         """What stands at the ticks: all with the same decimals; powers of ten where the axis is logarithmic."""
+        if self.names is not None:
+            return self.names
         if self.log:
             return [f"10{str(round(math.log10(tick))).translate(_SUPERSCRIPTS)}" for tick in self.ticks]
         same = (d for d in range(4) if all(math.isclose(round(t, d), t, abs_tol=1e-9) for t in self.ticks))
@@ -62,6 +68,21 @@ def log_axis(values: Sequence[float]) -> Axis:
     """A logarithmic axis; all values must be positive."""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     return Axis(10.0**low, 10.0 ** max(high, low + 1), [10.0**e for e in range(low, max(high, low + 1) + 1)], log=True)
+
+
+def close_log_axis(values: Sequence[float]) -> Axis:
+    """A logarithmic axis that ends just beyond the values, with round numbers as ticks; all values must be positive."""
+    room = 1.04
+    low, high = min(values) / room, max(values) * room
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in _LOG_STEPS:
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= _MIN_LOG_TICKS:
+            break
+    else:
+        ticks = [tick for tick in linear_axis([low, high], 4).ticks if low <= tick <= high]
+    return Axis(low, high, ticks, log=True, names=[number(tick) for tick in ticks])
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -12,6 +12,7 @@ large number.
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.frames.manifest import Shard, new_checksum
 from pipeline.frames.rows import Row
-from pipeline.frames.schema import SCHEMA, SPLITS, digest, digest_to_hex, rows_to_table, with_later_columns
+from pipeline.frames.schema import SCHEMA, SPLITS, add_digests, digest, digest_to_hex, rows_to_table, with_later_columns
 from pipeline.storage import is_local, join, read_range, resolve, size
 
 BUFFER_BYTES = 64 * 2**20
@@ -86,6 +87,15 @@ def write_shard(
         table["group_id"].to_pylist(), np.random.default_rng([seed, SPLITS.index(split), number]), row_group_size
     )
     table = table.select(SCHEMA.names).take(pa.array(order))
+    starts = accumulate(row_groups, initial=0)
+    parts = (table.slice(start, num_rows) for start, num_rows in zip(starts, row_groups, strict=False))
+    return write_row_groups(uri, path, work_uri, source, split, parts)
+
+
+def write_row_groups(
+    uri: str, path: str, work_uri: str, source: str, split: str, row_groups: Iterable[pa.Table]
+) -> Shard:
+    """Write the shard <uri>/<path>, each table as one row group. work_uri: see `write_shard`."""
     shard_uri = join(uri, path)
     written_uri = join(work_uri, f"{uuid.uuid4().hex}.tmp") if is_local(uri) else shard_uri
     with (
@@ -93,10 +103,11 @@ def write_shard(
         pa.PythonFile(copy := _Checksummed(stream), mode="w") as file,
         pq.ParquetWriter(file, SCHEMA, **_PARQUET) as writer,
     ):
-        start = 0
-        for num_rows in row_groups:
-            writer.write_table(table.slice(start, num_rows), row_group_size=num_rows)
-            start += num_rows
+        counts, digests = [], []
+        for table in row_groups:
+            writer.write_table(table, row_group_size=table.num_rows)
+            counts.append(table.num_rows)
+            digests.append(digest(table))
     if written_uri != shard_uri:
         filesystem, final = resolve(shard_uri)
         filesystem.create_dir(final.rpartition("/")[0], recursive=True)
@@ -105,10 +116,10 @@ def write_shard(
         path=path,
         source=source,
         split=split,
-        num_rows=table.num_rows,
+        num_rows=sum(counts),
         num_bytes=size(shard_uri),
-        row_groups=row_groups,
-        digest=digest_to_hex(digest(table)),
+        row_groups=counts,
+        digest=digest_to_hex(add_digests(digests)),
         checksum=copy.checksum.hexdigest(),
     )
 

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -66,6 +67,9 @@ class ObjectiveSettings(Settings):
     points and inverts the whole similarity transform; `reference` repeats the published code's translation units, for
     comparisons."""
 
+    undone: tuple[Literal["rotation", "translation"], ...] = ("rotation", "translation")
+    """Which transforms `peclr` undoes; fewer than both for ablations. Scale needs none: the last normalisation removes it."""
+
     temperature: float = Field(default=0.5, gt=0)
     """NT-Xent temperature. 0.5 is the paper's; 0.1 weights hard negatives more, which helps where frames of one clip
     share a batch."""
@@ -91,6 +95,14 @@ class ObjectiveSettings(Settings):
     def needs_relations(self) -> bool:
         """Whether it asks which clip a frame is from."""
         return self.positives.kind != "same-frame" or self.negatives.same_clip != "keep"
+
+    @model_validator(mode="after")
+    def _undoes_what_it_can(self) -> "ObjectiveSettings":
+        if self.inverse == "similarity" and set(self.undone) != {"rotation", "translation"}:
+            raise ValueError(
+                "inverse 'similarity' undoes the whole transform; leave undone at rotation and translation"
+            )
+        return self
 
     @model_validator(mode="after")
     def _other_frames_need_a_contrast(self) -> "ObjectiveSettings":
@@ -123,4 +135,8 @@ def latent(
     translation = views.translation
     if settings.inverse == "reference":
         translation = reference_translation(translation, views.scale, crop_side, view_size)
-    return undo_transform(projections, views.angle, translation)
+    return undo_transform(
+        projections,
+        views.angle if "rotation" in settings.undone else torch.zeros_like(views.angle),
+        translation if "translation" in settings.undone else torch.zeros_like(translation),
+    )

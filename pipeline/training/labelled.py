@@ -132,7 +132,7 @@ def select_labels(frame_set: str, split: str, labels: LabelSettings, manifest: M
     wanted = labels.num if labels.num is not None else round(labels.fraction * total)
     chosen: dict[str, _Clip] = {}
     num_chosen = 0
-    for name in sorted(usable, key=lambda name: _place(name, labels.seed)):
+    for name in sorted(usable, key=lambda name: clip_place(name, labels.seed)):
         if num_chosen >= max(1, wanted):
             break
         chosen[name] = usable[name]
@@ -257,8 +257,8 @@ def stream_forever(
         yield PoseBatch(batch.frames, *labels)
 
 
-def _place(clip: str, seed: int) -> bytes:
-    """A clip's place in the order drawn by seed."""
+def clip_place(clip: str, seed: int) -> bytes:
+    """A clip's place in the order drawn by seed, of which fractions take the first."""
     return hashlib.blake2b(f"{seed}/{clip}".encode(), digest_size=8).digest()
 
 

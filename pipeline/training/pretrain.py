@@ -8,10 +8,12 @@ in contrast.py, how a batch larger than the memory gets through the network in g
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -55,6 +57,15 @@ from pipeline.training.supply import BadFrames, Startup, one_ahead
 from pipeline.training.sync_norm import synchronise_batch_norm
 from pipeline.views import ViewSettings, generator_for
 
+SaveCheckpoint = Callable[[Path], None]
+"""Writes the checkpoint of this moment into a local directory."""
+
+Report = Callable[[dict[str, Any], SaveCheckpoint | None], None]
+"""Receives the metrics of an interval, and where a checkpoint is due also the means to save it."""
+
+Notice = Callable[[int, dict[str, float]], None]
+"""Receives the frames seen so far, and the newest figures."""
+
 
 class CheckpointSettings(Settings):
     """When checkpoints are written and which are kept."""
@@ -67,8 +78,8 @@ class CheckpointSettings(Settings):
     """How many checkpoints are kept: the best ones, and always the newest."""
 
 
-class PretrainSettings(Settings):
-    """A pretraining run."""
+class PretrainRecipe(Settings):
+    """What is pretrained, on what, and how."""
 
     frame_set: FrameSets
     """URI of the frame set to learn from, or a list of several with weights, [{uri: A, weight: 3}, {uri: B, weight: 1}]: their
@@ -108,12 +119,9 @@ class PretrainSettings(Settings):
     optimiser: OptimiserSettings = OptimiserSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     probe: ProbeSettings = ProbeSettings()
-    workers: WorkerSettings = WorkerSettings()
-    run: RunSettings = RunSettings()
-    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
-    def _views_fit(self) -> "PretrainSettings":
+    def _views_fit(self) -> Self:
         if self.views.size < 16:
             raise ValueError(f"setting 'views.size' = {self.views.size}: must be at least 16 for a ResNet")
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
@@ -123,15 +131,19 @@ class PretrainSettings(Settings):
         return self
 
 
+class PretrainSettings(PretrainRecipe):
+    """A pretraining run: what is pretrained, and where."""
+
+    workers: WorkerSettings = WorkerSettings()
+    run: RunSettings = RunSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+
 def pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[str, Any]:
     """Run pretraining on a Ray cluster (needs a running Ray); the result is also in <storage>/<run_id>/result.json."""
     preflight(*uris_of(settings.frame_set))
-    sets = open_frame_sets(settings.frame_set, settings.split)
-    steps = _steps_per_epoch(settings, sets)
-    _check_positives(settings, sets)
-    if settings.init is not None:
-        load_encoder(settings.init)
-    OnlineProbe.check(settings.probe, sets[0].uri)
+    sets = check_recipe(settings, settings.workers.num_workers)
+    steps = steps_of_epoch(settings, sets, settings.workers.num_workers)
     run_id = settings.run.run_id or new_run_id("pretrain")
     _, finished = open_run(settings, settings.run, run_id)
     if finished is not None:
@@ -158,8 +170,20 @@ def pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[st
     )
 
 
-def _steps_per_epoch(settings: PretrainSettings, sets: Sequence[FrameSet]) -> int:
-    rows, workers = total_rows(sets, settings.split), settings.workers.num_workers
+def check_recipe(settings: PretrainRecipe, workers: int) -> list[FrameSet]:
+    """The opened frame sets. Raises an EquihandError before any long work where data, weights or settings do not fit."""
+    sets = open_frame_sets(settings.frame_set, settings.split)
+    steps_of_epoch(settings, sets, workers)
+    _check_positives(settings, sets)
+    if settings.init is not None:
+        load_encoder(settings.init)
+    OnlineProbe.check(settings.probe, sets[0].uri)
+    return sets
+
+
+def steps_of_epoch(settings: PretrainRecipe, sets: Sequence[FrameSet], workers: int) -> int:
+    """Optimiser steps of an epoch. Raises SettingsError where the frames make not one batch."""
+    rows = total_rows(sets, settings.split)
     steps = steps_per_epoch(sets, settings.split, settings.batch_size, workers, drop_last=True)
     if steps == 0:
         raise SettingsError(
@@ -169,7 +193,7 @@ def _steps_per_epoch(settings: PretrainSettings, sets: Sequence[FrameSet]) -> in
     return steps
 
 
-def _check_positives(settings: PretrainSettings, sets: Sequence[FrameSet]) -> None:
+def _check_positives(settings: PretrainRecipe, sets: Sequence[FrameSet]) -> None:
     positives = settings.objective.positives
     for each in sets:
         if positives.kind == "temporal" and each.manifest.group_size < 2:
@@ -196,30 +220,78 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(
         settings.workers.threads or (1 if device.type == "cuda" else max(1, (os.cpu_count() or 1) // local_workers))
     )
+
+    def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
+        if save is None:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            save(Path(directory))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
+
+    def notice(num_frames: int, figures: dict[str, float]) -> None:
+        config["board"].post("train", num_frames, **figures)
+
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint is not None else nullcontext() as directory:
+        return run_epochs(
+            settings,
+            sets,
+            device,
+            report,
+            folder=config["folder"],
+            rank=rank,
+            world_size=world_size,
+            resume=Path(directory) if directory is not None else None,
+            notice=notice,
+            mark=startup.mark,
+        )
+
+
+def run_epochs(
+    settings: PretrainRecipe,
+    sets: Sequence[FrameSet],
+    device: torch.device,
+    report: Report,
+    *,
+    folder: str,
+    rank: int = 0,
+    world_size: int = 1,
+    resume: Path | None = None,
+    notice: Notice | None = None,
+    mark: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """The training loop of one worker, in whatever process (needs a running Ray, which reads the frames).
+
+    report gets metrics every `log_every` steps and at each epoch's end, averages over all workers and the same on each;
+    where a checkpoint is due also "score", and on rank 0 a function that saves it. folder: URI for pictures and lists of bad
+    frames. resume: a checkpoint directory of this same run. notice: on rank 0, after every step, the frames seen by all
+    workers. mark: called with the name of each part of the start as it is done.
+    Returns the run's last metrics, or {"error": text} where training cannot go on, the same on all workers.
+    """
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.benchmark = True
-
-    epoch_steps = _steps_per_epoch(settings, sets)
-    saved = _saved_state()
+    epoch_steps = steps_of_epoch(settings, sets, world_size)
+    saved = _saved_state(resume)
     # The first batch is read, and Ray Data started, while the network is built.
     with one_ahead(_stream(settings, sets, rank, world_size, saved.step, epoch_steps), device) as batches:
         settings, model, optimiser = _built(settings, saved, device)
         network = _distributed(model, settings, device, world_size)
         steps = Steps(network, optimiser, settings, device, rank, world_size, epoch_steps)
         probe = OnlineProbe(settings.probe, sets[0].uri, settings.views, device) if rank == 0 else None
-        startup.mark("model")
-        metrics: dict[str, Any] = {}
+        mark("model")
+        metrics: dict[str, Any] = {"step": saved.step, "epoch": saved.step / epoch_steps}
         probed = saved.probed
-        bad = BadFrames(config["folder"], rank)
+        bad = BadFrames(folder, rank)
         for batch, waited in _timed(batches):
-            startup.mark("first_batch")
+            mark("first_batch")
             steps.run(batch, waited)
-            startup.mark("first_step")
+            mark("first_step")
             bad.add(batch.problems)
             last_of_epoch = batch.step == epoch_steps - 1
-            if rank == 0:
+            if rank == 0 and notice is not None:
                 done = (batch.epoch * epoch_steps + batch.step + 1) * settings.batch_size * world_size
-                config["board"].post("train", done, **steps.figures())
+                notice(done, steps.figures())
             if not (last_of_epoch or (steps.number % settings.log_every == 0) or _due(settings, steps.number)):
                 continue
             logged, problem = steps.interval_metrics()
@@ -239,7 +311,7 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
                 if epochs_done == 1 or last:
                     pictures["views.png"] = view_pairs_picture(*steps.examples())
             for name, data in pictures.items():
-                write_bytes(join(config["folder"], "pictures", name), data)
+                write_bytes(join(folder, "pictures", name), data)
             if pictures:
                 metrics["pictures"] = sorted(pictures)
             if (last_of_epoch and (epochs_done % settings.checkpoint.every_epochs == 0 or last)) or _due(
@@ -247,12 +319,13 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
             ):
                 # The best checkpoint is the one with the best probe; without a probe, the one with the lowest loss.
                 metrics["score"] = probed.get("probe_pa_epe_mm", metrics["loss"])
-                _report_checkpoint(metrics, model, optimiser, settings, sets, probed, rank)
+                save = _saver(metrics, model, optimiser, settings, sets, probed)
+                report(metrics, save if rank == 0 else None)
             else:
-                ray.train.report(metrics)
+                report(metrics, None)
     return {
         "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)} | probed,
-        "frame_set": config["settings"]["frame_set"],
+        "frame_set": settings.model_dump(mode="json")["frame_set"],
         "frame_set_digest": digest_of(sets),
         "frame_sets": describe(sets, settings.split),
         "world_size": world_size,
@@ -266,7 +339,7 @@ class Steps:
         self,
         network: nn.Module,
         optimiser: torch.optim.Optimizer,
-        settings: PretrainSettings,
+        settings: PretrainRecipe,
         device: torch.device,
         rank: int,
         world_size: int,
@@ -374,12 +447,12 @@ def _timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
         yield batch, time.perf_counter() - started
 
 
-def _due(settings: PretrainSettings, step: int) -> bool:
+def _due(settings: PretrainRecipe, step: int) -> bool:
     every = settings.checkpoint.every_steps
     return every is not None and step % every == 0
 
 
-def _distributed(model: PretrainModel, settings: PretrainSettings, device: torch.device, world_size: int) -> nn.Module:
+def _distributed(model: PretrainModel, settings: PretrainRecipe, device: torch.device, world_size: int) -> nn.Module:
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network: nn.Module = model
     if settings.sync_batch_norm and world_size > 1:
@@ -403,22 +476,18 @@ class _Saved:
     optimiser: dict[str, Any] | None = None
 
 
-def _saved_state() -> _Saved:
-    import ray.train
+def _saved_state(directory: Path | None) -> _Saved:
     from safetensors.torch import load_file
 
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+    if directory is None:
         return _Saved()
-    with checkpoint.as_directory() as directory:
-        weights = load_file(os.path.join(directory, "model.safetensors"))
-        state = read_trainer_state(directory)
-    return _Saved(state["step"], state["probed"], weights, state["optimiser"])
+    state = read_trainer_state(directory)
+    return _Saved(state["step"], state["probed"], load_file(directory / "model.safetensors"), state["optimiser"])
 
 
 def _built(
-    settings: PretrainSettings, saved: _Saved, device: torch.device
-) -> tuple[PretrainSettings, PretrainModel, torch.optim.Optimizer]:
+    settings: PretrainRecipe, saved: _Saved, device: torch.device
+) -> tuple[PretrainRecipe, PretrainModel, torch.optim.Optimizer]:
     """The model and its optimiser, as they were saved; and the settings, with the architecture of initial weights."""
     initial = load_encoder(settings.init)[0] if settings.init is not None else None
     if initial is not None:
@@ -435,11 +504,13 @@ def _built(
 
 
 def _stream(
-    settings: PretrainSettings, sets: Sequence[FrameSet], rank: int, world_size: int, step: int, epoch_steps: int
+    settings: PretrainRecipe, sets: Sequence[FrameSet], rank: int, world_size: int, step: int, epoch_steps: int
 ) -> Iterator[Batch]:
-    """This worker's batches from a step of the run on."""
+    """This worker's batches from a step of the run on; none where it was the last."""
     positives = settings.objective.positives
     first_epoch, first_step = divmod(step, epoch_steps)
+    if first_epoch >= settings.epochs:
+        return iter(())
     return stream_batches(
         sets,
         split=settings.split,
@@ -458,21 +529,15 @@ def _stream(
     )
 
 
-def _report_checkpoint(
+def _saver(
     metrics: dict[str, Any],
     model: PretrainModel,
     optimiser: torch.optim.Optimizer,
-    settings: PretrainSettings,
+    settings: PretrainRecipe,
     sets: Sequence[FrameSet],
     probed: dict[str, float],
-    rank: int,
-) -> None:
-    import ray.train
-
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as directory:
+) -> SaveCheckpoint:
+    def save(directory: Path) -> None:
         save_checkpoint(
             directory,
             model,
@@ -487,4 +552,5 @@ def _report_checkpoint(
                 "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)},
             },
         )
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
+
+    return save

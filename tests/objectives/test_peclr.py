@@ -129,3 +129,22 @@ def test_perfectly_equivariant_projection(inverse, smallest):
     assert cosines.mean() > smallest
     if inverse == "similarity":
         assert cosines.min() > smallest
+
+
+@pytest.mark.parametrize("inverse", ["exact-units", "reference"])
+@pytest.mark.parametrize("undone", [(), ("rotation",), ("translation",), ("rotation", "translation")])
+def test_a_part_of_the_transforms_is_undone(inverse, undone):
+    """For ablations; the other part is left in, as if the view did not have it."""
+    projections = torch.randn(6, 20, generator=generator_for(0), dtype=torch.float64)
+    views = sample_views(ViewSettings.preset("peclr"), 6, generator_for(1))
+    settings = ObjectiveSettings(inverse=inverse, undone=undone)
+    known = views._replace(
+        angle=views.angle * ("rotation" in undone), translation=views.translation * ("translation" in undone)
+    )
+    expected = latent(projections, known, ObjectiveSettings(inverse=inverse))
+    torch.testing.assert_close(latent(projections, views, settings), expected)
+
+
+def test_the_whole_inverse_is_not_taken_apart():
+    with pytest.raises(ValueError, match="'similarity' undoes the whole transform"):
+        ObjectiveSettings(inverse="similarity", undone=("rotation",))

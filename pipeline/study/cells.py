@@ -1,0 +1,224 @@
+"""What a worker does: one pretraining, or one fine-tuning with its tests, from the last checkpoint on.
+
+Each is a single process with its own device. So cells need no start of a process group, and a machine with few cores or
+one GPU is used best by running several of them.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import hands
+from pipeline.errors import TrainingError
+from pipeline.evaluation.frozen import encode
+from pipeline.evaluation.metrics import MM, joint_errors
+from pipeline.evaluation.predict import predict
+from pipeline.evaluation.probes import fit_ridge
+from pipeline.evaluation.yardsticks import random_poses
+from pipeline.frames.manifest import read_manifest
+from pipeline.geometry import procrustes_align
+from pipeline.models.encoder import build_encoder
+from pipeline.models.weights import load_encoder, load_pose_model
+from pipeline.storage import delete, join, write_json
+from pipeline.study.grid import finetuning_for_frames
+from pipeline.study.kept import Kept, OutOfTime
+from pipeline.training import finetune, pretrain
+from pipeline.training.finetune import FinetuneSettings
+from pipeline.training.labelled import LabelledFrames, load_labelled, select_labels
+from pipeline.training.pretrain import PretrainRecipe
+from pipeline.views import ViewSettings
+
+Notice = Callable[[int], None]
+"""Receives the frames seen so far."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell runs and what it leaves."""
+
+    key: str
+    folder: str
+    """URI of the study."""
+    deadline: float | None
+    """Seconds since 1970 after which the cell stops at its next checkpoint."""
+    threads: int
+    use_gpu: bool
+
+    @property
+    def work(self) -> str:
+        """URI of what is kept while the cell is under way; of a pretraining also afterwards."""
+        return join(self.folder, "work", self.key)
+
+    @property
+    def result(self) -> str:
+        """URI of the file that says that the cell is done."""
+        return join(self.folder, "cells", f"{self.key}.json")
+
+    def device(self) -> torch.device:
+        """Prepares this process."""
+        torch.set_num_threads(self.threads)
+        return torch.device("cuda" if self.use_gpu else "cpu")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors on the test frames, mm, summed up by clip: after Procrustes alignment, and with wrists in one place."""
+
+    pa_epe: list[float]
+    root_relative_epe: list[float]
+
+    @classmethod
+    def of_joints(cls, aligned: Tensor, relative: Tensor, clip_of: np.ndarray) -> "Errors":
+        """From joint errors (N, 21) in metres of N frames; clip_of: (N,) their clips' numbers."""
+
+        def sums(errors: Tensor) -> list[float]:
+            return [round(value, 4) for value in np.bincount(clip_of, weights=errors.mean(-1).numpy() * MM).tolist()]
+
+        return cls(sums(aligned), sums(relative))
+
+    @classmethod
+    def of(cls, predicted: Tensor, true: Tensor, clip_of: np.ndarray) -> "Errors":
+        """From joints (N, 21, 3), metres. The alignment is the official FreiHAND scorer's, for models, probes and
+        constants alike."""
+        predicted, true = predicted.double(), true.double()
+        aligned = procrustes_align(predicted, true, allow_reflection=True)
+        return cls.of_joints(joint_errors(aligned, true), joint_errors(_rooted(predicted), _rooted(true)), clip_of)
+
+
+def pretrain_cell(place: Place, recipe: PretrainRecipe, notice: Notice) -> dict[str, Any]:
+    """Pretrain an arm; {"stopped": True} where its time was over.
+
+    The result, also in the cell's file: "encoder" (URI), "frames" seen, "unlabelled_frames", "wall_s", "history".
+    """
+    device = place.device()
+    sets = pretrain.check_recipe(recipe, workers=1)
+    kept = Kept(place.work, place.deadline)
+
+    def report(metrics: dict[str, Any], save: pretrain.SaveCheckpoint | None) -> None:
+        if save is not None:
+            kept.keep(save, metrics, last=metrics["epoch"] >= recipe.epochs)
+
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            done = pretrain.run_epochs(
+                recipe,
+                sets,
+                device,
+                report,
+                folder=place.work,
+                resume=kept.fetch_newest(directory),
+                notice=lambda frames, _: notice(frames),
+            )
+    except OutOfTime:
+        return {"stopped": True}
+    if "error" in done:
+        raise TrainingError(done["error"])
+    return _finished(
+        place,
+        {
+            "kind": "pretrain",
+            "encoder": join(place.work, str(kept.newest)),
+            "frames": recipe.epochs * pretrain.steps_of_epoch(recipe, sets, 1) * recipe.batch_size,
+            "unlabelled_frames": sum(each.manifest.rows_in(recipe.split) for each in sets),
+            "wall_s": round(kept.wall_s, 1),
+            "history": kept.history,
+        },
+    )
+
+
+def finetune_cell(
+    place: Place,
+    settings: FinetuneSettings,
+    frames: int,
+    validations: int,
+    test_split: str,
+    probe_frames: int,
+    notice: Notice,
+) -> dict[str, Any]:
+    """Fine-tune for about so many frames and test the best model; {"stopped": True} where the time was over.
+
+    The result, also in the cell's file: "clips" (names of the test clips), "clip_frames", and the `Errors` on them of
+    "model", "probe" (ridge regression from what it started from), "constant", and "random" (training poses taken
+    blindly); "frames" seen, "labelled_frames", "wall_s", "history".
+    """
+    device = place.device()
+    manifest = read_manifest(settings.frame_set)
+    selection = select_labels(settings.frame_set, settings.split, settings.labels, manifest)
+    settings = finetuning_for_frames(settings, frames, validations, selection.num_frames)
+    data = finetune.worker_data(settings, manifest, selection, 0, 1)
+    kept = Kept(place.work, place.deadline)
+
+    def report(metrics: dict[str, float], save: finetune.SaveCheckpoint | None) -> None:
+        if save is not None:
+            kept.keep(save, metrics, last=metrics["epoch"] >= settings.epochs)
+
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            finetune.run_epochs(
+                settings,
+                data,
+                device,
+                report,
+                resume=kept.fetch_newest(directory),
+                notice=lambda frames, _: notice(frames),
+            )
+    except OutOfTime:
+        return {"stopped": True}
+    test = load_labelled(settings.frame_set, test_split, manifest)
+    clips, clip_of = np.unique([name.rsplit("/", 1)[0] for name in test.frame_ids], return_inverse=True)
+    true = torch.from_numpy(test.joints_3d)
+    with tempfile.TemporaryDirectory() as directory:
+        predicted = _predicted(str(kept.fetch_best(directory)), test, device)
+    some = load_labelled(settings.frame_set, settings.split, manifest, clips=selection.clips, limit=probe_frames)
+    result = _finished(
+        place,
+        {
+            "kind": "finetune",
+            "clips": clips.tolist(),
+            "clip_frames": np.bincount(clip_of).tolist(),
+            "model": asdict(Errors.of(predicted, true, clip_of)),
+            "probe": asdict(Errors.of(_probed(settings, some, test, device), true, clip_of)),
+            "constant": asdict(Errors.of_joints(*selection.constant.errors(true), clip_of)),
+            "random": asdict(Errors.of(random_poses(torch.from_numpy(some.joints_3d), len(true)), true, clip_of)),
+            "frames": settings.epochs * data.steps_per_epoch * data.batch_size,
+            "labelled_frames": selection.num_frames,
+            "wall_s": round(kept.wall_s, 1),
+            "history": kept.history,
+        },
+    )
+    delete(place.work)
+    return result
+
+
+def _predicted(checkpoint: str, test: LabelledFrames, device: torch.device) -> Tensor:
+    """Joints (N, 21, 3), metres; each hand's reference bone is given, as FreiHAND gives it."""
+    loaded = load_pose_model(checkpoint)
+    model, batch = loaded.model.to(device), test.batch(slice(None))
+    return predict(model, batch.frames, batch.camera, loaded.view_size, model.bone_length(batch.joints_3d)).joints_3d
+
+
+def _probed(settings: FinetuneSettings, train: LabelledFrames, test: LabelledFrames, device: torch.device) -> Tensor:
+    """Joints (N, 21, 3), wrist at zero, by ridge regression from features of what fine-tuning started from."""
+    torch.manual_seed(settings.seed)  # from scratch: the very weights that fine-tuning drew
+    encoder = load_encoder(settings.init)[0] if settings.init else build_encoder(settings.encoder)
+    encoder = encoder.to(device).eval()
+    views = ViewSettings(size=settings.views.size)
+    features = [encode(encoder, part.batch(slice(None)).frames, views, device) for part in (train, test)]
+    targets = _rooted(torch.from_numpy(train.joints_3d)).flatten(1)
+    return fit_ridge(features[0], targets).predict(features[1]).view(-1, hands.NUM_JOINTS, 3)
+
+
+def _rooted(joints: Tensor) -> Tensor:
+    return joints - joints[:, hands.WRIST : hands.WRIST + 1]
+
+
+def _finished(place: Place, result: dict[str, Any]) -> dict[str, Any]:
+    """Write the cell's file: from now on it is done."""
+    result = {"key": place.key, **result}
+    write_json(place.result, result)
+    return result

@@ -1,0 +1,221 @@
+"""Runs a study: what its cells need, then the cells on the cluster, each once, then results and report.
+
+    <storage>/<run_id>/settings.yaml
+    <storage>/<run_id>/subsets/         frame sets of a share of the unlabelled clips
+    <storage>/<run_id>/cells/KEY.json   a finished cell
+    <storage>/<run_id>/work/KEY/        checkpoints of a cell under way, and the encoders of finished pretrainings
+    <storage>/<run_id>/results.parquet  written after every fine-tuning
+    <storage>/<run_id>/report.html, table.md
+
+A key stands for everything that decides a cell's result. So a study that was stopped in any way goes on, one whose
+grids have grown runs what is new, and one whose settings have changed runs what they changed.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.config import to_yaml
+from pipeline.errors import DataError, SettingsError, TrainingError, UnfinishedError
+from pipeline.evaluation.run_report import environment
+from pipeline.frames.manifest import read_manifest
+from pipeline.frames.mine import MineSettings, mine
+from pipeline.frames.mixing import FrameSet, FrameSetShare, open_frame_sets, uris_of
+from pipeline.models.weights import load_encoder
+from pipeline.progress import SILENT, Progress
+from pipeline.storage import absolute, join, list_files, preflight, read_bytes, read_json, write_bytes
+from pipeline.study.findings import Finding
+from pipeline.study.grid import Arm, Cell, arm_recipe, for_frames, identity
+from pipeline.study.plan import Work, minutes, plan_table, works_of
+from pipeline.study.report import write_report
+from pipeline.study.results import About, Results, Row, rows_of
+from pipeline.study.schedule import Say, Schedule, value_of
+from pipeline.study.settings import StudySettings
+from pipeline.study.subsets import write_subset
+from pipeline.tracking import ending, start_run
+from pipeline.training.board import progress_board
+from pipeline.training.labelled import LabelSettings, select_labels
+from pipeline.training.launch import new_run_id
+from pipeline.training.pretrain import PretrainRecipe, check_recipe
+
+Show = Callable[[str, Sequence[str], Sequence[Sequence[object]]], None]
+"""Receives a table: title, column titles, rows."""
+
+
+def run_study(
+    settings: StudySettings,
+    progress: Progress = SILENT,
+    say: Say = lambda line: None,
+    show: Show = lambda title, columns, rows: None,
+    deadline: float | None = None,
+) -> dict[str, Any]:
+    """Run what is left of a study (needs a running Ray); {"run_id", "folder", "report", "num_cells", "findings"}.
+
+    say, show: receive lines and the table of the plan. deadline: seconds since 1970 at which to stop, at the next
+    checkpoints. Raises UnfinishedError then, TrainingError where cells failed; results and report of what is done are
+    written all the same.
+    """
+    run_id = settings.run.run_id or new_run_id("study")
+    study = Study(settings, run_id)
+    show(*plan_table(settings, study.works, study.results))
+    write_bytes(join(study.folder, "settings.yaml"), to_yaml(settings).encode())
+    parent = start_run(settings.tracking, run_id, "study", settings, {"frame_set": settings.finetune.frame_set})
+    with ending(parent.finish):
+        study.prepare(progress)
+        total = sum(work.frames for work in study.works)
+        with progress_board(progress, "study", total, "frames") as board:
+            failed = Schedule(study, parent, board, say, deadline).run()
+        found = study.report()
+        parent.log_bytes("report.html", study.read("report.html"))
+        parent.log_bytes("results.parquet", study.read("results.parquet"))
+    if failed:
+        key, reason = next(iter(failed.items()))
+        raise TrainingError(
+            f"study '{run_id}': {len(failed)} cells failed, such as {key}: {reason}; the same command tries them again"
+        )
+    left = study.left()
+    if left:
+        raise UnfinishedError(
+            f"study '{run_id}' is not finished: {len(left)} of {len(study.works)} cells are left, about "
+            f"{minutes(settings, left):.0f} minutes, the next is {left[0].words()}; the same command goes on"
+        )
+    return {
+        "run_id": run_id,
+        "folder": study.folder,
+        "report": join(study.folder, "report.html"),
+        "num_cells": len(study.works),
+        "findings": [{"title": each.title, "outcome": each.outcome, "sentence": each.sentence} for each in found],
+    }
+
+
+class Study:
+    """A study under way."""
+
+    def __init__(self, settings: StudySettings, run_id: str) -> None:
+        """Checks everything that can be checked before any long work."""
+        self.settings, self.run_id = settings, run_id
+        self.folder = join(absolute(settings.run.storage), run_id)
+        labelled_uri = settings.finetune.frame_set
+        if not labelled_uri:
+            raise SettingsError("setting 'finetune.frame_set' is required: the URI of a labelled frame set")
+        preflight(labelled_uri, *(uris_of(settings.pretrain.frame_set) if settings.pretrain.frame_set else []))
+        preflight(settings.run.storage, write=True)
+        self.labelled = FrameSet(labelled_uri, read_manifest(labelled_uri))
+        for split in (settings.finetune.validation_split, settings.test_split):
+            if self.labelled.manifest.rows_in(split) == 0:
+                raise DataError(
+                    f"{labelled_uri}: split '{split}' is empty; the set has {self.labelled.manifest.counts_text()}"
+                )
+        fewest = LabelSettings(fraction=min(share for grid in settings.grids for share in grid.labels))
+        select_labels(labelled_uri, settings.finetune.split, fewest, self.labelled.manifest)
+        self.unlabelled = open_frame_sets(settings.pretrain.frame_set or labelled_uri, settings.pretrain.split)
+        self.works = works_of(settings, identity(self.unlabelled), identity([self.labelled]))
+        self.results: dict[str, dict[str, Any]] = {}
+        there = set(list_files(join(self.folder, "cells"), ".json"))
+        for work in self.works:
+            uri = join(self.folder, "cells", f"{work.key}.json")
+            if uri in there:
+                self.results[work.key] = read_json(uri)
+
+    def left(self) -> list[Work]:
+        """What is not done."""
+        return [work for work in self.works if work.key not in self.results]
+
+    def read(self, name: str) -> bytes:
+        """A file of the study."""
+        return read_bytes(join(self.folder, name))
+
+    def prepare(self, progress: Progress) -> None:
+        """The frame sets of smaller shares, and mined pairs, that the cells to come need."""
+        import ray
+
+        arms = [work.arm for work in self.left() if work.cell is None]
+        subsets = {
+            (each.uri, self._subset(each, arm.unlabelled, arm.seed)): (arm.unlabelled, arm.seed)
+            for arm in arms
+            if arm.unlabelled < 1
+            for each in self.unlabelled
+        }
+        task = ray.remote(num_cpus=1)(write_subset)
+        progress.start("subsets", len(subsets), "frame sets")
+        waiting = [
+            task.remote(uri, target, self.settings.pretrain.split, share, seed)
+            for (uri, target), (share, seed) in subsets.items()
+        ]
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            value_of(done[0])
+            progress.advance()
+        progress.finish()
+        mined: set[str] = set()
+        for arm in arms:
+            positives = arm_recipe(self.settings, arm).objective.positives
+            for each in self.unlabelled if positives.kind == "similar" else []:
+                uri = self._subset(each, arm.unlabelled, arm.seed)
+                if uri not in mined:
+                    mined.add(uri)
+                    mine(
+                        MineSettings(
+                            frame_set=uri,
+                            name=positives.pairs,
+                            splits=(self.settings.pretrain.split,),  # type: ignore[arg-type]
+                            keypoints=self.settings.similar_keypoints,
+                            detector=self.settings.detector,
+                        ),
+                        progress,
+                    )
+        for name in {arm.encoder for arm in arms}:
+            if (init := self.settings.encoders[name].init) is not None:
+                load_encoder(init)
+        for arm in arms:
+            check_recipe(self.pretraining(arm).model_copy(update={"init": None}), workers=1)
+
+    def row(self, work: Work) -> Row:
+        """A finished fine-tuning as a row of the results."""
+        return rows_of(self.settings, [self._done(work)])[0]
+
+    def report(self) -> list[Finding]:
+        """Write the results and the report of what is done; its findings."""
+        self.write_results()
+        return write_report(self.folder)
+
+    def write_results(self) -> None:
+        """All finished fine-tunings as one table."""
+        done = [self._done(work) for work in self.works if work.cell is not None and work.key in self.results]
+        first = done[0][1] if done else {"clips": [], "clip_frames": []}
+        settings, manifest = self.settings, self.labelled.manifest
+        about = About(
+            title=settings.title,
+            findings=settings.findings.model_dump(mode="json"),
+            grids=[{"name": grid.name, "axis": grid.axis} for grid in settings.grids],
+            clips=first["clips"],
+            clip_frames=first["clip_frames"],
+            frame_set=self.labelled.uri,
+            frame_set_digest=manifest.digest,
+            test_split=settings.test_split,
+            finetune_frames=settings.finetune_frames,
+            num_cells=sum(work.cell is not None for work in self.works),
+            settings=to_yaml(settings),
+            machine=environment().model_dump(mode="json"),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        Results(about, rows_of(settings, done)).write(join(self.folder, "results.parquet"))
+
+    def _done(self, work: Work) -> tuple[Cell, dict[str, Any], dict[str, Any] | None]:
+        """A finished fine-tuning with its result and that of its pretraining."""
+        assert work.cell is not None
+        return work.cell, self.results[work.key], self.results[work.after] if work.after else None
+
+    def _subset(self, each: FrameSet, share: float, seed: int) -> str:
+        """URI of a share of a frame set."""
+        if share == 1:
+            return each.uri
+        return join(self.folder, "subsets", f"{each.manifest.digest[:12]}-u{share:g}-s{seed}")
+
+    def pretraining(self, arm: Arm) -> PretrainRecipe:
+        """How an arm is pretrained, and on what."""
+        recipe = arm_recipe(self.settings, arm)
+        sets = [(self._subset(each, arm.unlabelled, arm.seed), each.weight) for each in self.unlabelled]
+        shares = [FrameSetShare(uri=uri, weight=weight) for uri, weight in sets]
+        recipe = recipe.model_copy(update={"frame_set": shares if len(shares) > 1 else shares[0].uri})
+        return for_frames(recipe, arm.frames, open_frame_sets(recipe.frame_set, recipe.split))

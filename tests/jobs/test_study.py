@@ -1,0 +1,136 @@
+"""The job as people run it: presets, plan, the smoke study killed by force and gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.study import StudyJob
+from pipeline.config import load
+from pipeline.errors import SettingsError
+from pipeline.study.grid import cells_of
+from pipeline.study.plan import minutes, works_of
+from pipeline.study.results import Results
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = sorted(StudyJob.presets)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_load_and_the_decisive_cells_come_first(name):
+    settings = load(StudyJob, ["--preset", name])
+    text = StudyJob.presets[name].read_text()
+    assert f"--preset {name}" in text
+    judged = settings.findings
+    first = settings.grids[0]
+    assert first.axis == "methods"
+    assert {"scratch", judged.ours, *judged.invariant} <= set(first.methods)
+    assert judged.labels in first.labels
+    over_frames = next(grid for grid in settings.grids if grid.axis == "unlabelled")
+    assert len(over_frames.unlabelled) >= 3
+    assert max(over_frames.unlabelled) == 1
+    assert judged.labels in over_frames.labels
+    cells = cells_of(settings)
+    assert all(first.name in cell.grids for cell in cells[: len(first.methods) * len(first.seeds)])
+    if name == "smoke":
+        assert not judged.claims
+    else:
+        assert judged.claims
+        assert len(first.seeds) >= 3
+        assert len(over_frames.seeds) >= 3
+        assert max(over_frames.unlabelled) / min(over_frames.unlabelled) >= 8
+        every = {label for grid in settings.grids if grid.axis == "labels" for label in grid.labels}
+        assert every == {0.01, 0.02, 0.05, 0.1, 0.25, 1.0}
+
+
+@pytest.mark.parametrize(("name", "most"), [("laptop", 170), ("gpu", 24)])
+def test_presets_keep_to_their_time_by_their_own_estimate(name, most):
+    settings = load(StudyJob, ["--preset", name])
+    assert minutes(settings, works_of(settings, "", "")) <= most
+
+
+def test_settings_win_over_files_and_files_over_presets(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {"preset": "smoke", "finetune_frames": 99, "pretrain": {"batch_size": 8}, "methods": {"new": {}}}
+        )
+    )
+    settings = load(StudyJob, ["--config", str(path), "--finetune_frames", "55"])
+    assert (settings.preset, settings.finetune_frames, settings.pretrain.batch_size) == ("smoke", 55, 8)
+    assert settings.pretrain.views.size == 32  # of the preset
+    assert {"new", "peclr"} <= set(settings.methods)
+    assert load(StudyJob, ["--config", str(path), "--preset", "laptop"]).pretrain.views.size == 64
+    with pytest.raises(SettingsError, match="'preset' = 'lap': input should be 'smoke', 'laptop', 'gpu' or 'paper'"):
+        load(StudyJob, ["--preset", "lap", "--grids", "[]"])
+
+
+def run(folder: Path, *arguments: str) -> subprocess.Popen:
+    """A small part of the smoke study: two pretrainings, one of them on half of the clips, one with mined pairs."""
+    grid = {"frames": [1120], "labels": [0.5], "seeds": [0]}
+    grids = [
+        {**grid, "name": "Head to head", "axis": "methods", "methods": ["scratch", "peclr"]},
+        {**grid, "name": "Unlabelled", "axis": "unlabelled", "methods": ["similar"], "unlabelled": [0.5]},
+    ]
+    command = [
+        *(sys.executable, "-m", "jobs.study", "--preset", "smoke"),
+        *("--render.num_clips", "40", "--grids", json.dumps(grids), "--pretrain.checkpoint.every_steps", "5"),
+        *("--run.storage", str(folder), "--tracking.uri", f"sqlite:///{folder}/mlflow.db", *arguments),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    log = open(folder / "log", "ab")  # noqa: SIM115 (the process keeps it)
+    return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
+
+
+def states(folder: Path) -> dict[str, dict]:
+    """Of the cells that have a checkpoint and are not done, by key."""
+    found = {}
+    for path in (folder / "study-smoke/work").glob("*/state.json"):
+        if not (folder / f"study-smoke/cells/{path.parent.name}.json").exists():
+            found[path.parent.name] = json.loads(path.read_text())
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_a_study_killed_by_force_goes_on_where_it_was(tmp_path):
+    job = run(tmp_path)
+    before: dict[str, dict] = {}
+    while not any("pretrain" in key for key in before):
+        assert job.poll() is None, (tmp_path / "log").read_text()[-2000:]
+        time.sleep(0.05)
+        before = states(tmp_path)
+    job.send_signal(signal.SIGKILL)
+    job.wait(30)
+    time.sleep(3)  # Ray's processes end with their driver
+    before = states(tmp_path)
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "study-smoke/cells").glob("*")}
+    frames = (tmp_path / "study-smoke/frames/manifest.json").stat().st_mtime_ns
+
+    job = run(tmp_path)
+    assert job.wait(400) == 0, (tmp_path / "log").read_text()[-2000:]
+    cells = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "study-smoke/cells").glob("*")}
+    assert len(cells) == 5
+    assert (
+        done.items()
+        <= {f"{k}.json": (tmp_path / f"study-smoke/cells/{k}.json").stat().st_mtime_ns for k in cells}.items()
+    )
+    assert (tmp_path / "study-smoke/frames/manifest.json").stat().st_mtime_ns == frames
+    for key, state in before.items():
+        history = cells[key]["history"]
+        assert history[: len(state["history"])] == state["history"]  # what was done was not done again
+        assert [entry["step"] for entry in history] == sorted({entry["step"] for entry in history})
+    results = Results.read(str(tmp_path / "study-smoke/results.parquet"))
+    assert [row.method for row in results.rows[:3]] == ["scratch", "peclr", "similar"]
+    assert "No claim" in (tmp_path / "study-smoke/report.html").read_text()
+
+    report = tmp_path / "study-smoke/report.html"
+    report.unlink()
+    assert run(tmp_path, "--report_only", "true").wait(120) == 0
+    assert "No claim" in report.read_text()
