@@ -174,6 +174,7 @@ def finetune_cell(
     true = torch.from_numpy(test.joints_3d)
     with tempfile.TemporaryDirectory() as directory:
         predicted = _predicted(str(kept.fetch_best(directory)), test, device)
+    assert selection.constant is not None, "a study's labels are in 3D"
     some = load_labelled(settings.frame_set, settings.split, manifest, clips=selection.clips, limit=probe_frames)
     result = _finished(
         place,

@@ -75,8 +75,8 @@ def difference(ours: Runs, others: Runs, clip_frames: Sequence[int], metric: Met
     seeds = sorted(ours.keys() & others.keys())
     if not seeds:
         return None
-    tables = [np.array([arm[seed].clip_errors(metric) for seed in seeds], dtype=float) for arm in (ours, others)]
-    return compare(*tables, clip_frames)
+    one, other = (np.array([arm[seed].clip_errors(metric) for seed in seeds], dtype=float) for arm in (ours, others))
+    return compare(one, other, clip_frames)
 
 
 def against_constant(results: Results, arm: Runs, metric: Metric) -> Difference | None:

@@ -160,7 +160,7 @@ def transforms(recipe: PretrainRecipe) -> tuple[str, str]:
         "rotation": views.rotation_deg > 0,
         "translation": views.translation > 0,
     }
-    undone = set(objective.undone) if objective.name == "peclr" else set()
+    undone: set[str] = set(objective.undone) if objective.name == "peclr" else set()
     if objective.name == "peclr" and objective.inverse == "similarity":
         undone.add("scale")
     regressed = ", ".join(objective.regresses)
@@ -171,7 +171,7 @@ def transforms(recipe: PretrainRecipe) -> tuple[str, str]:
 def describe(recipe: PretrainRecipe) -> str:
     """The objective in a few words, for tables."""
     objective = recipe.objective
-    words = [objective.name]
+    words: list[str] = [objective.name]
     if objective.name == "peclr":
         words.append(objective.inverse)
     if objective.positives.kind != "same-frame":

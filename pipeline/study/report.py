@@ -48,7 +48,9 @@ def build_report(results: Results) -> str:
             (
                 each,
                 _BADGES[each.outcome],
-                difference_chart(each.difference.percent, each.difference.interval) if each.difference else None,
+                difference_chart({"": (each.difference.percent, each.difference.interval)})
+                if each.difference
+                else None,
             )
             for each in found
         ],

@@ -234,7 +234,7 @@ def _errors(result: Mapping[str, Any], source: str) -> dict[str, Any]:
     return values
 
 
-def _against_constant(result: Mapping[str, Any], source: str) -> dict[str, float]:
+def _against_constant(result: Mapping[str, Any], source: str) -> dict[str, Any]:
     model, constant = _errors(result, source), _errors(result, "constant")
     values = {}
     for name in ("pa", "root_relative"):

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import merged
-from pipeline.evaluation.yardsticks import Constant
 from pipeline.frames.manifest import read_manifest
 from pipeline.study.cells import Place, finetune_cell, pretrain_cell
 from pipeline.training.finetune import FinetuneSettings
@@ -121,7 +120,8 @@ def test_what_a_finetuning_measures(frame_set, tmp_path):
     assert result["clip_frames"] == [4] * 6
     assert result["labelled_frames"] == 32
     true = torch.from_numpy(test.joints_3d)
-    constant: Constant = select_labels(frame_set, "train", settings.labels, manifest).constant
+    constant = select_labels(frame_set, "train", settings.labels, manifest).constant
+    assert constant is not None
     expected = constant.errors_mm(true)
     assert sum(result["constant"]["pa_epe"]) / 24 == pytest.approx(expected["constant_pa_epe_mm"], rel=1e-4)
     assert sum(result["constant"]["root_relative_epe"]) / 24 == pytest.approx(expected["constant_mpjpe_mm"], rel=1e-4)

@@ -142,6 +142,7 @@ def test_budgets_in_frames_become_epochs(tmp_path):
         batch = min(64, num_labels)
         seen = tuned.epochs * (num_labels // batch) * batch
         assert is_same_budget(seen, 36_000)
+        assert tuned.validate_every is not None
         assert 8 <= tuned.epochs / tuned.validate_every <= 20 or tuned.epochs < 10
     assert not is_same_budget(40_000, 36_000)
 

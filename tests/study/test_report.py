@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def results() -> Results:
             continue
         for labels, factor in ((0.01, 1.3), (1.0, 0.8)):
             better = 1.0 if row.method in (CONSTANT, RANDOM) else factor
-            values = {
+            values: dict[str, Any] = {
                 name: getattr(row, name) * better if getattr(row, name) is not None else None
                 for name in ("pa_epe_mm", "root_relative_epe_mm", "probe_pa_epe_mm", "probe_root_relative_epe_mm")
             }
@@ -89,15 +90,21 @@ def test_every_chart_shows_the_constant_and_chance(results):
     assert all("from scratch" in chart or "random encoder" in chart for chart in over_length)
 
 
+def found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    assert match is not None
+    return match[1]
+
+
 def test_points_lie_where_their_numbers_are(results):
     """A mean read back from a drawn line through the ranges that the page's script uses."""
     html = build_report(results)
     chart = next(
         c for c in re.findall(r'<svg class="chart plot".*?</svg>', html, re.DOTALL) if "PA-EPE over the labels" in c
     )
-    left, top, right, bottom = map(float, re.search(r'data-plot="([^"]*)"', chart)[1].split())
-    x0, x1, y0, y1 = map(float, re.search(r'data-range="([^"]*)"', chart)[1].split())
-    line = re.search(r'data-name="peclr" d="M([^"]*)"', chart)[1]
+    left, top, right, bottom = map(float, found(r'data-plot="([^"]*)"', chart).split())
+    x0, x1, y0, y1 = map(float, found(r'data-range="([^"]*)"', chart).split())
+    line = found(r'data-name="peclr" d="M([^"]*)"', chart)
     points = [tuple(map(float, pair.split())) for pair in line.split("L")]
     x = [x0 * (x1 / x0) ** ((px - left) / (right - left)) for px, _ in points]
     y = [y0 * (y1 / y0) ** ((bottom - py) / (bottom - top)) for _, py in points]

@@ -147,8 +147,8 @@ def test_sets_with_labels_in_the_image(tmp_path):
     assert selection.constant.num_poses == 32
     np.testing.assert_allclose(selection.constant_2d, in_3d.constant_2d, atol=1e-6)
     assert read_poses(uri, "train", manifest).shape == (32, 21, 3)
-    joints = [read_joints_2d(each, "train", read_manifest(each)) for each in (uri, whole)]
-    np.testing.assert_allclose(*joints, atol=1e-6)
+    mixed, complete_2d = (read_joints_2d(each, "train", read_manifest(each)) for each in (uri, whole))
+    np.testing.assert_allclose(mixed, complete_2d, atol=1e-6)
     loaded, complete = (load_labelled(each, "train", read_manifest(each)) for each in (uri, whole))
     assert loaded.has_3d.sum() == 32
     assert complete.has_3d.all()

@@ -126,8 +126,8 @@ def test_rows_without_depth_teach_their_places_in_the_image_only(some):
     every = pose_losses(output, targets, camera, 64, PoseLossSettings())
     assert found.loss_2d.item() == pytest.approx(every.loss_2d.item())
     if any(some):
-        rows = [PoseOutput(*(t[has_3d] for t in output)), type(targets)(*(t[has_3d] for t in targets)), camera[has_3d]]
-        alone = pose_losses(*rows, 64, PoseLossSettings())
+        known = PoseOutput(*(t[has_3d] for t in output)), PoseTargets(*(t[has_3d] for t in targets))
+        alone = pose_losses(*known, camera[has_3d], 64, PoseLossSettings())
         for name in ("loss_depth", "loss_root", "loss_3d", "loss_aligned"):
             assert getattr(found, name).item() == pytest.approx(getattr(alone, name).item()), name
     else:
