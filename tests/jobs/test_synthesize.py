@@ -6,7 +6,7 @@ from jobs import synthesize
 from jobs.synthesize import SynthesizeJob, run
 from pipeline import storage
 from pipeline.config import load
-from pipeline.errors import SettingsError, StorageError
+from pipeline.errors import DataError, SettingsError, StorageError
 from pipeline.frames.synthetic.video import complete_clips, synthesize_clips
 
 
@@ -65,6 +65,19 @@ def test_an_unwritable_folder_is_found_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="not a folder"):
         run(job(tmp_path / "file" / "clips"))
+
+
+def test_a_folder_without_photographs_is_found_before_the_work(tmp_path, without_ray):
+    with pytest.raises(DataError, match="no photographs here"):
+        run(job(tmp_path / "out", background={"photographs": str(tmp_path)}))
+    assert not (tmp_path / "out").exists() or complete_clips(str(tmp_path / "out")) == set()
+
+
+def test_more_varied_clips_can_be_added(tmp_path, without_ray):
+    assert run(job(tmp_path, look="varied", imaging={"noise": 0.1}))["rendered"] == 2
+    assert run(job(tmp_path, look="varied", imaging={"noise": 0.1}, num_clips=3))["rendered"] == 1
+    with pytest.raises(SettingsError, match=r"imaging\.noise was 0\.1 and is now 0\.05"):
+        run(job(tmp_path, look="varied", num_clips=3))
 
 
 def test_renders_in_parallel_to_object_storage(ray_cluster, s3, tmp_path):

@@ -25,6 +25,7 @@ from pipeline.frames.synthetic.appearance import (
 from pipeline.frames.synthetic.background import BackgroundSettings, sample_background, vary_background
 from pipeline.frames.synthetic.bodies import Body
 from pipeline.frames.synthetic.imaging import Imaging, ImagingSettings, rising, sample_imaging
+from pipeline.frames.synthetic.looks import over_look
 from pipeline.frames.synthetic.mesh import load_dressed_mesh
 from pipeline.frames.synthetic.model import (
     bone_transforms,
@@ -45,34 +46,7 @@ from pipeline.frames.synthetic.pose import Variety, pose_track, smooth_noise
 from pipeline.frames.synthetic.sleeve import sample_sleeve, tuck_in
 from pipeline.frames.synthetic.viewpoint import sample_viewpoint
 
-Share = Annotated[float, Field(gt=0.1, le=1.0)]
-
-LOOKS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "varied": {
-        "poses": "varied",
-        "skin": "wide",
-        "fill": [0.5, 0.95],
-        "off_centre": 0.06,
-        "light": {
-            "side_light": 0.2,
-            "backlight": 0.12,
-            "colour": 0.25,
-            "exposure_stops": 0.9,
-            "white_balance": 0.1,
-        },
-        "background": {"collage": 0.6},
-        "occluders": {"second_hand": 0.15, "held_object": 0.15, "obstacle": 0.1},
-        "imaging": {
-            "motion_blur": 0.3,
-            "defocus": 0.6,
-            "noise": 0.05,
-            "tone": 0.15,
-            "jpeg": 0.5,
-        },
-    },
-}
-"""What `look` makes of the settings that are not given."""
+Share = Annotated[float, Field(ge=0.3, le=1.0)]  # of smaller hands, one would see where the arm ends
 
 
 class ClipSettings(Settings):
@@ -112,19 +86,12 @@ class ClipSettings(Settings):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _with_look(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        preset = LOOKS.get(str(values.get("look")), {})
-        return {**preset, **{name: _over_preset(preset.get(name), value) for name, value in values.items()}}
+        return over_look(values) if isinstance(values, dict) else values
 
     @pydantic.field_validator("fill")
     @classmethod
     def _rising(cls, fill: tuple[float, float]) -> tuple[float, float]:
         return rising(fill)
-
-
-def _over_preset(preset: Any, value: Any) -> Any:
-    return {**preset, **value} if isinstance(preset, dict) and isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)

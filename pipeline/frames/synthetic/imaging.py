@@ -12,6 +12,9 @@ from torch import Tensor
 
 from pipeline.config import Settings
 
+_STEPS = 11
+"""Moments while the shutter is open, of which a blurred picture is the mean."""
+
 Quality = Annotated[int, Field(ge=1, le=100)]
 Number = TypeVar("Number", int, float)
 
@@ -93,6 +96,11 @@ def through_jpeg(pictures: Tensor, quality: int) -> Tensor:
     return torch.from_numpy(decoded).permute(0, 3, 1, 2).contiguous().to(pictures.device)
 
 
+def longest_shift(image_size: int) -> int:
+    """Pixels; faster motion is drawn as if it were as fast as this."""
+    return math.ceil(0.1 * image_size)
+
+
 def smear(pixel: Tensor, colour: Tensor, shift: Tensor, size: int, num_frames: int) -> Tensor:
     """A moving surface while the shutter is open.
 
@@ -118,17 +126,8 @@ def smear(pixel: Tensor, colour: Tensor, shift: Tensor, size: int, num_frames: i
     return torch.cat([colours * coverage, coverage[None]])
 
 
-_STEPS = 11
-"""Moments while the shutter is open."""
-
-
 def _gaussian_matrix(size: int, deviation: float) -> Tensor:
     """(size, size): weights of neighbours; rows sum to one, so borders are not dark."""
     places = torch.arange(size, dtype=torch.float32)
     weights = torch.exp(-0.5 * ((places[:, None] - places) / deviation) ** 2)
     return weights / weights.sum(1, keepdim=True)
-
-
-def longest_shift(image_size: int) -> int:
-    """Pixels; faster motion is drawn as if it were as fast as this."""
-    return math.ceil(0.1 * image_size)

@@ -154,6 +154,7 @@ def test_a_look_fills_in_what_is_not_given(tmp_path):
     ("arguments", "message"),
     [
         (["--fill", "[0.6, 1.02]"], "setting 'fill.1' = 1.02: input should be less than or equal to 1"),
+        (["--fill", "[0.2, 0.6]"], "setting 'fill.0' = 0.2: input should be greater than or equal to 0.3"),
         (["--fill", "[0.8, 0.6]"], "setting 'fill' = [0.8, 0.6]: give the lower end first"),
         (["--imaging.jpeg_quality", "[90, 30]"], "give the lower end first"),
         (["--imaging.jpeg_quality", "[0, 30]"], "setting 'imaging.jpeg_quality.0' = 0"),
