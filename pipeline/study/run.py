@@ -71,7 +71,8 @@ def run_study(
     if failed:
         key, reason = next(iter(failed.items()))
         raise TrainingError(
-            f"study '{run_id}': {len(failed)} cells failed, such as {key}: {reason}; the same command tries them again"
+            f"study '{run_id}': {len(failed)} of {len(study.works)} cells failed, such as {key}: {reason}; the same command "
+            "tries them again"
         )
     left = study.left()
     if left:
