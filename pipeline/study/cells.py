@@ -25,7 +25,7 @@ from pipeline.geometry import procrustes_align
 from pipeline.models.encoder import build_encoder
 from pipeline.models.weights import load_encoder, load_pose_model
 from pipeline.storage import delete, join, write_json
-from pipeline.study.grid import finetuning_for_frames
+from pipeline.study.grid import for_labels
 from pipeline.study.kept import Kept, OutOfTime
 from pipeline.training import finetune, pretrain
 from pipeline.training.finetune import FinetuneSettings
@@ -134,13 +134,12 @@ def pretrain_cell(place: Place, recipe: PretrainRecipe, notice: Notice) -> dict[
 def finetune_cell(
     place: Place,
     settings: FinetuneSettings,
-    frames: int,
     validations: int,
     test_split: str,
     probe_frames: int,
     notice: Notice,
 ) -> dict[str, Any]:
-    """Fine-tune for about so many frames and test the best model; {"stopped": True} where the time was over.
+    """Fine-tune and test the best model; {"stopped": True} where the time was over. settings: with a budget in frames.
 
     The result, also in the cell's file: "clips" (names of the test clips), "clip_frames", and the `Errors` on them of
     "model", "probe" (ridge regression from what it started from), "constant", and "random" (training poses taken
@@ -149,7 +148,7 @@ def finetune_cell(
     device = place.device()
     manifest = read_manifest(settings.frame_set)
     selection = select_labels(settings.frame_set, settings.split, settings.labels, manifest)
-    settings = finetuning_for_frames(settings, frames, validations, selection.num_frames)
+    settings = for_labels(settings, validations, selection.num_frames)
     data = finetune.worker_data(settings, manifest, selection, 0, 1)
     kept = Kept(place.work, place.deadline)
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import SettingsError
 from pipeline.frames.mixing import FrameSet, digest_of
 from pipeline.study.settings import SCRATCH, StudySettings, recipe_of
-from pipeline.training.finetune import FinetuneSettings, batch_and_steps
+from pipeline.training.finetune import FinetuneSettings, with_epochs
 from pipeline.training.pretrain import PretrainRecipe, steps_of_epoch
 
 VERSION = 1
@@ -90,7 +90,6 @@ def cell_key(settings: StudySettings, cell: Cell, arm_name: str | None, labelled
     deciding = {
         "version": VERSION,
         "recipe": cell_recipe(settings, cell, None).model_dump(mode="json", exclude=_NOT_DECIDING_FINETUNE),
-        "frames": settings.finetune_frames,
         "validations": settings.validations,
         "test": [settings.test_split, settings.probe_frames],
         "labelled": [labelled, cell.labels],
@@ -140,13 +139,10 @@ def is_same_budget(frames: int, others: int) -> bool:
     return max(frames, others) <= (1 + 2 * _BUDGET_TOLERANCE) * min(frames, others)
 
 
-def finetuning_for_frames(
-    settings: FinetuneSettings, frames: int, validations: int, num_labels: int
-) -> FinetuneSettings:
-    """The settings with as many epochs of so many labels as see about so many frames, and about so many validations."""
-    batch_size, steps = batch_and_steps(settings, num_labels, 1)
-    epochs = max(1, round(frames / (batch_size * steps)))
-    return settings.model_copy(update={"epochs": epochs, "validate_every": max(1, epochs // validations)})
+def for_labels(settings: FinetuneSettings, validations: int, num_labels: int) -> FinetuneSettings:
+    """The settings with as many epochs of so many labels as their budget in frames is, and about so many validations."""
+    settings = with_epochs(settings, num_labels, 1)
+    return settings.model_copy(update={"validate_every": max(1, round(settings.epochs / validations))})
 
 
 def transforms(recipe: PretrainRecipe) -> tuple[str, str]:

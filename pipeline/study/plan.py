@@ -46,7 +46,7 @@ def works_of(settings: StudySettings, unlabelled: str, labelled: str) -> list[Wo
             seconds = speed.cell_s + arm.frames * relative_cost(settings, arm, True) / speed.pretrain
             works.setdefault(before, Work(before, arm, None, None, arm.frames, seconds, cell.grids[0]))
         key = cell_key(settings, cell, before, labelled)
-        frames = settings.finetune_frames
+        frames = settings.finetune.frames
         seconds = speed.cell_s + frames * relative_cost(settings, arm, False) / speed.finetune
         works[key] = Work(key, arm, cell, before, frames, seconds, cell.grids[0])
     return list(works.values())

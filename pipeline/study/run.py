@@ -34,7 +34,7 @@ from pipeline.study.settings import StudySettings
 from pipeline.study.subsets import write_subset
 from pipeline.tracking import ending, start_run
 from pipeline.training.board import progress_board
-from pipeline.training.labelled import LabelSettings, select_labels
+from pipeline.training.labelled import LabelSettings, read_poses, select_labels
 from pipeline.training.launch import new_run_id
 from pipeline.training.pretrain import PretrainRecipe, check_recipe
 
@@ -108,7 +108,12 @@ class Study:
                     f"{labelled_uri}: split '{split}' is empty; the set has {self.labelled.manifest.counts_text()}"
                 )
         fewest = LabelSettings(fraction=min(share for grid in settings.grids for share in grid.labels))
-        select_labels(labelled_uri, settings.finetune.split, fewest, self.labelled.manifest)
+        chosen = select_labels(labelled_uri, settings.finetune.split, fewest, self.labelled.manifest)
+        num_tested = len(read_poses(labelled_uri, settings.test_split, self.labelled.manifest))
+        if chosen.num_2d_only or num_tested < self.labelled.manifest.rows_in(settings.test_split):
+            raise DataError(
+                f"{labelled_uri}: has frames without joints in 3D, in which the errors of a study are measured"
+            )
         self.unlabelled = open_frame_sets(settings.pretrain.frame_set or labelled_uri, settings.pretrain.split)
         self.works = works_of(settings, identity(self.unlabelled), identity([self.labelled]))
         self.results: dict[str, dict[str, Any]] = {}
@@ -194,7 +199,7 @@ class Study:
             frame_set=self.labelled.uri,
             frame_set_digest=manifest.digest,
             test_split=settings.test_split,
-            finetune_frames=settings.finetune_frames,
+            finetune_frames=settings.finetune.frames,
             num_cells=sum(work.cell is not None for work in self.works),
             settings=to_yaml(settings),
             machine=environment().model_dump(mode="json"),

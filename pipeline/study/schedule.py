@@ -101,7 +101,6 @@ class Schedule:
         return remote(_finetune).remote(
             place,
             cell_recipe(settings, work.cell, encoder),
-            settings.finetune_frames,
             settings.validations,
             settings.test_split,
             settings.probe_frames,
@@ -155,14 +154,13 @@ def _pretrain(place: Place, recipe: PretrainRecipe, board: BoardHandle) -> dict[
 def _finetune(
     place: Place,
     settings: FinetuneSettings,
-    frames: int,
     validations: int,
     test_split: str,
     probe_frames: int,
     board: BoardHandle,
 ) -> dict[str, Any]:
     return finetune_cell(
-        place, settings, frames, validations, test_split, probe_frames, lambda seen: board.post(place.key, seen)
+        place, settings, validations, test_split, probe_frames, lambda frames: board.post(place.key, frames)
     )
 
 

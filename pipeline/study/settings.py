@@ -27,7 +27,7 @@ _PRETRAIN_DECIDED = {
     "init": "encoders",
 }
 _FINETUNE_DECIDED = {
-    "epochs": "finetune_frames",
+    "epochs": "finetune.frames",
     "validate_every": "validations",
     "seed": "grids.seeds",
     "labels": "grids.labels",
@@ -48,6 +48,8 @@ class StudyFinetune(FinetuneSettings):
 
     frame_set: str = ""
     """URI of the labelled frame set, with clips to train, to validate and to test on."""
+    frames: int = Field(default=36_000, ge=1)
+    """Frames seen by every fine-tuning, repeats counted, whether its labels are many or few."""
 
 
 class StudyEncoder(EncoderSettings):
@@ -148,8 +150,6 @@ class StudySettings(Settings):
 
     pretrain: StudyPretrain = StudyPretrain()
     finetune: StudyFinetune = StudyFinetune()
-    finetune_frames: int = Field(default=36_000, ge=1)
-    """Frames seen by every fine-tuning, whether its labels are many or few."""
     validations: int = Field(default=10, ge=1)
     """Validations, each with a checkpoint, of every fine-tuning; the best one is tested."""
     test_split: str = "test"

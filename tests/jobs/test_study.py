@@ -59,11 +59,11 @@ def test_settings_win_over_files_and_files_over_presets(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
         yaml.safe_dump(
-            {"preset": "smoke", "finetune_frames": 99, "pretrain": {"batch_size": 8}, "methods": {"new": {}}}
+            {"preset": "smoke", "finetune": {"frames": 99}, "pretrain": {"batch_size": 8}, "methods": {"new": {}}}
         )
     )
-    settings = load(StudyJob, ["--config", str(path), "--finetune_frames", "55"])
-    assert (settings.preset, settings.finetune_frames, settings.pretrain.batch_size) == ("smoke", 55, 8)
+    settings = load(StudyJob, ["--config", str(path), "--finetune.frames", "55"])
+    assert (settings.preset, settings.finetune.frames, settings.pretrain.batch_size) == ("smoke", 55, 8)
     assert settings.pretrain.views.size == 32  # of the preset
     assert {"new", "peclr"} <= set(settings.methods)
     assert load(StudyJob, ["--config", str(path), "--preset", "laptop"]).pretrain.views.size == 64

@@ -100,7 +100,12 @@ def test_a_pretraining_killed_after_its_last_checkpoint_trains_no_further(frame_
 def test_finetuning_in_pieces_equals_finetuning_at_once(frame_set, tmp_path):
     def run(folder: str, deadline: float | None) -> dict:
         return finetune_cell(
-            place(tmp_path / folder, deadline=deadline), finetuning(frame_set), 160, 5, "test", 20, lambda _: None
+            place(tmp_path / folder, deadline=deadline),
+            finetuning(frame_set, frames=160),
+            5,
+            "test",
+            20,
+            lambda _: None,
         )
 
     whole = run("whole", None)
@@ -112,8 +117,8 @@ def test_finetuning_in_pieces_equals_finetuning_at_once(frame_set, tmp_path):
 
 
 def test_what_a_finetuning_measures(frame_set, tmp_path):
-    settings = finetuning(frame_set)
-    result = finetune_cell(place(tmp_path), settings, 64, 1, "test", 20, lambda _: None)
+    settings = finetuning(frame_set, frames=64)
+    result = finetune_cell(place(tmp_path), settings, 1, "test", 20, lambda _: None)
     manifest = read_manifest(frame_set)
     test = load_labelled(frame_set, "test", manifest)
     assert result["clips"] == sorted({name.rsplit("/", 1)[0] for name in test.frame_ids})
@@ -138,8 +143,8 @@ def test_the_probe_is_of_what_finetuning_starts_from(frame_set, tmp_path):
     encoder = pretrain_cell(place(tmp_path, "pre"), recipe(frame_set), lambda _: None)["encoder"]
 
     def probe(key: str, frames: int, init: str | None) -> list[float]:
-        settings = finetuning(frame_set, init=init)
-        return finetune_cell(place(tmp_path, key), settings, frames, 1, "test", 32, lambda _: None)["probe"]["pa_epe"]
+        settings = finetuning(frame_set, init=init, frames=frames)
+        return finetune_cell(place(tmp_path, key), settings, 1, "test", 32, lambda _: None)["probe"]["pa_epe"]
 
     assert probe("a", 32, encoder) == probe("b", 96, encoder)
     assert probe("c", 32, None) == probe("d", 96, None) != probe("e", 32, encoder)

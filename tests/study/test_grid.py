@@ -13,8 +13,8 @@ from pipeline.study.grid import (
     arm_recipe,
     cells_of,
     describe,
-    finetuning_for_frames,
     for_frames,
+    for_labels,
     identity,
     is_same_budget,
     transforms,
@@ -100,7 +100,7 @@ def test_keys_do_not_change_with_what_does_not_decide_a_result(changes):
         ({"pretrain": {"objective": {"temperature": 0.1}}}, {"pretrain", "finetune"}),
         ({"methods": {**METHODS, "peclr": {"views": {"rotation_deg": 90}}}}, {"pretrain", "finetune"}),
         ({"finetune": {"batch_size": 32}}, {"finetune"}),
-        ({"finetune_frames": 999}, {"finetune"}),
+        ({"finetune": {"frames": 999}}, {"finetune"}),
         ({"encoders": {"resnet18": {"width": 32}}}, {"pretrain", "finetune"}),
         ({"test_split": "val"}, {"finetune"}),
     ],
@@ -136,9 +136,9 @@ def test_budgets_in_frames_become_epochs(tmp_path):
     with pytest.raises(SettingsError, match=r"'grids.frames' = 300: 2 epochs of .* are 384 frames, .* multiple of 192"):
         for_frames(recipe, 300, sets)
 
-    base = FinetuneSettings(frame_set="set", batch_size=64)
+    base = FinetuneSettings(frame_set="set", frames=36_000, batch_size=64)
     for num_labels in (10, 100, 1000, 9000):
-        tuned = finetuning_for_frames(base, 36_000, 10, num_labels)
+        tuned = for_labels(base, 10, num_labels)
         batch = min(64, num_labels)
         seen = tuned.epochs * (num_labels // batch) * batch
         assert is_same_budget(seen, 36_000)
@@ -172,7 +172,7 @@ def test_tables_say_what_is_used_and_what_is_undone():
 
 
 def test_the_plan_adds_up():
-    plain = settings(speed={"pretrain": 10, "finetune": 100, "cell_s": 0, "at_a_time": 2}, finetune_frames=6000)
+    plain = settings(speed={"pretrain": 10, "finetune": 100, "cell_s": 0, "at_a_time": 2}, finetune={"frames": 6000})
     works = works_of(plain, "u", "l")
     assert minutes(plain, works) == pytest.approx((5 * 100 + 10 * 60) / 2 / 60)
     done = [works[0].key, works[1].key]

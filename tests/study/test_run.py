@@ -43,8 +43,13 @@ def study(frame_set: str, folder: Path, **changes) -> StudySettings:
             "views": {"size": 32},
             "projection": {"hidden": 32, "outputs": 16},
         },
-        "finetune": {"frame_set": frame_set, "batch_size": 16, "precision": "float32", "views": {"size": 32}},
-        "finetune_frames": 64,
+        "finetune": {
+            "frame_set": frame_set,
+            "frames": 64,
+            "batch_size": 16,
+            "precision": "float32",
+            "views": {"size": 32},
+        },
         "validations": 2,
         **changes,
     }
@@ -97,9 +102,7 @@ def test_a_study_is_done_once_and_goes_on(frame_set, tmp_path):
     assert len(children) == 6 == len(runs) - 1
     assert {run.info.status for run in children} == {"FINISHED"}
     (scratch,) = [
-        run
-        for run in children
-        if (run.data.tags["method"], run.data.params["labels.fraction"]) == ("scratch", "0.5")
+        run for run in children if (run.data.tags["method"], run.data.params["labels.fraction"]) == ("scratch", "0.5")
     ]
     assert scratch.data.metrics["pa_epe_mm"] == pytest.approx(table.rows[0].pa_epe_mm)
 
