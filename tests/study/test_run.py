@@ -102,7 +102,9 @@ def test_a_study_is_done_once_and_goes_on(frame_set, tmp_path):
     assert len(children) == 6 == len(runs) - 1
     assert {run.info.status for run in children} == {"FINISHED"}
     (scratch,) = [
-        run for run in children if (run.data.tags["method"], run.data.params["labels.fraction"]) == ("scratch", "0.5")
+        run
+        for run in children
+        if (run.data.tags["method"], run.data.params.get("labels.fraction")) == ("scratch", "0.5")
     ]
     assert scratch.data.metrics["pa_epe_mm"] == pytest.approx(table.rows[0].pa_epe_mm)
 
@@ -154,9 +156,9 @@ def test_budgets_that_no_epochs_make_are_refused_before_any_cell(frame_set, tmp_
     odd = settings.model_copy(update={"grids": (settings.grids[0].model_copy(update={"frames": (100,)}),)})
     with pytest.raises(SettingsError, match=r"'grids\.frames' = 100: 2 epochs of .* are 128 frames"):
         run_study(odd)
-    temporal = study(frame_set, tmp_path, methods={"peclr": {"batch_size": 128}})
+    large = study(frame_set, tmp_path, methods={"peclr": {"batch_size": 128}, "simclr": {}})
     with pytest.raises(SettingsError, match="'batch_size' = 128: 1 workers need 128 frames"):
-        run_study(temporal)
+        run_study(large)
     assert not list((tmp_path / "s/cells").glob("*"))
 
 
