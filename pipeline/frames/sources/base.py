@@ -101,8 +101,7 @@ class YouTube3dSettings(Settings):
 
     regressor: str | None = None
     """URI of MANO's joint regressor, a (16, 778) array as .npy or JSON (part of MANO, under its licence). With it boxes are
-    tight around the joints and rows have joints on a plane: right in the image, without depth or size. None takes boxes
-    around the mesh, and no joints."""
+    tight around the joints and rows have joints in the image (joints_2d). None takes boxes around the mesh, and no joints."""
 
 
 class DexYcbSettings(Settings):

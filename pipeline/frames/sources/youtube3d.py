@@ -28,7 +28,7 @@ from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import Hand, OpenUnit, SourceSettings, Unit, file_sizes
 from pipeline.frames.sources.images import IMAGE_SUFFIXES, boxed_hands, open_stills
 from pipeline.frames.sources.json_stream import open_json
-from pipeline.frames.sources.published import labelled_hand
+from pipeline.frames.sources.published import tight_box
 from pipeline.storage import absolute, join, list_files, read_bytes, size
 
 NUM_VERTICES = 778
@@ -155,18 +155,14 @@ def _compact(vertices: Any, regressor: np.ndarray | None) -> dict[str, Any] | No
 
 
 def _hands(entry: dict[str, Any], name: str, rejects: Rejects) -> list[Hand] | None:
-    """Joints, where known, lie on a plane one metre before a camera that sees the image's longer side as one metre."""
+    """With their joints in the image, where known."""
     if "box" in entry["hands"][0]:
         boxes, sides = ([hand[key] for hand in entry["hands"]] for key in ("box", "hand"))
         return boxed_hands(boxes, sides, "right", name, rejects)
-    width, height = entry["size"]
-    focal = float(max(width, height))
-    camera = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-    hands = []
-    for label in entry["hands"]:
-        pixels = np.column_stack([label["joints"], np.ones(21)])
-        hands.append(labelled_hand(0, label["hand"], pixels @ np.linalg.inv(camera).T, camera, name, rejects))
-    return [hand for hand in hands if hand is not None] or None
+    return [
+        Hand(0, label["hand"], tight_box(np.asarray(label["joints"])), joints_2d=label["joints"])
+        for label in entry["hands"]
+    ]
 
 
 def _video_and_frame(name: str) -> tuple[str, str]:

@@ -60,10 +60,13 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def check_dots(row: dict, radius: float = 7.0) -> None:
-    """The joints of a row, projected with its camera, lie on the dots of its crop, each on its own."""
+    """The joints of a row, in the image or projected with its camera, lie on the dots of its crop, each on its own."""
     crop = np.asarray(Image.open(io.BytesIO(row["jpeg"])).convert("RGB"), dtype=float)
-    projected = np.asarray(row["joints_3d"]).reshape(21, 3) @ np.asarray(row["camera"]).reshape(3, 3).T
-    points = projected[:, :2] / projected[:, 2:]
+    if row.get("joints_2d") is None:
+        projected = np.asarray(row["joints_3d"]).reshape(21, 3) @ np.asarray(row["camera"]).reshape(3, 3).T
+        points = projected[:, :2] / projected[:, 2:]
+    else:
+        points = np.asarray(row["joints_2d"]).reshape(21, 2)
     reach = radius * abs(np.ravel(row["crop"])[0])
     x, y = np.meshgrid(np.arange(crop.shape[1]) + 0.5, np.arange(crop.shape[0]) + 0.5)
     offsets = []

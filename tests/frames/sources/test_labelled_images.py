@@ -33,10 +33,7 @@ FILES = [f"{folder}/{number}.jpg" for folder in ("a", "b") for number in (1, 2, 
 
 def check(row):
     """The row's labels, in 3D or in 2D, lie on the dots of its crop."""
-    if row["joints_2d"] is not None:
-        assert row["joints_3d"] is None
-        row = {**row, "joints_3d": np.column_stack([np.reshape(row["joints_2d"], (21, 2)), np.ones(21)])}
-        row["camera"] = np.eye(3)
+    assert (row["joints_2d"] is None) == (row["joints_3d"] is not None)
     assert row["mirrored"] == (row["hand"] == "left")
     check_dots(row, RADIUS)
 
