@@ -5,7 +5,6 @@ as they are -> 2.5D joints -> losses in 2D, depth and 3D. The loop is the same f
 and for the workers of a Ray Train run (finetune_run.py).
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,8 +118,8 @@ class FinetuneSettings(Settings):
     epochs: int = Field(default=100, ge=1)
     """Passes over the chosen labels (parent repository of PeCLR: 50 frozen, 100 end-to-end)."""
     frames: int | None = Field(default=None, ge=1)
-    """Frames to train on in all, repeats counted, so that few labels are given as many steps as many; sets epochs, rounded up.
-    None leaves it to epochs."""
+    """Frames to train on in all, repeats counted, so that few labels are given as many steps as many; sets epochs, to the
+    nearest whole one. None leaves it to epochs."""
     batch_size: int = Field(default=128, ge=2)
     """Frames per worker and step."""
     seed: int = Field(default=5, ge=0)
@@ -272,7 +271,7 @@ def with_epochs(settings: FinetuneSettings, num_frames: int, world_size: int) ->
     epochs = settings.epochs
     if settings.frames is not None:
         batch_size, steps = batch_and_steps(settings, num_frames, world_size)
-        epochs = math.ceil(settings.frames / (steps * batch_size * world_size))
+        epochs = max(1, round(settings.frames / (steps * batch_size * world_size)))
     if settings.train_mode == "staged" and settings.head_epochs >= epochs:
         raise SettingsError(
             f"setting 'head_epochs' = {settings.head_epochs}: must be less than the {epochs} epochs that frames = "
