@@ -83,7 +83,7 @@ def _panel(results: Results, rows: Sequence[Row], place: dict[str, float | str],
     seeds = len({row.seed for row in on_axis})
     return Panel(
         title=", ".join(_words(name, value) for name, value in place.items()),
-        note=f"Means of {seeds} {'seed' if seeds == 1 else 'seeds'}; bars reach from the lowest to the highest.",
+        note="One seed." if seeds == 1 else f"Means of {seeds} seeds; bars reach from the lowest to the highest.",
         legend=legend(methods),
         charts=charts,
     )

@@ -45,7 +45,6 @@ class Schedule:
         before = sum(work.frames for work in study.works if work.key in study.results)
         try:
             while waiting or running:
-                self.board.post("before", before, cells=f"{len(study.results)}/{len(study.works)}")
                 while work := self._next(waiting, [work for work, _ in running.values()]):
                     waiting.remove(work)
                     tracked = self._track(work)
@@ -54,6 +53,7 @@ class Schedule:
                     break
                 for reference in ray.wait(list(running), timeout=_POLL_S)[0]:
                     self._ended(reference, *running.pop(reference))
+                self.board.post("before", before, cells=f"{len(study.results)}/{len(study.works)}")
         finally:
             for reference, (_, tracked) in running.items():
                 ray.cancel(reference, force=True)
