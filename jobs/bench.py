@@ -1,7 +1,7 @@
 """Measurements on this machine, printed as Markdown tables.
 
     python -m jobs.bench data [--views.rounds 5 ...]    views, then stream, in one table
-    python -m jobs.bench views|stream|ingest|contrast [--setting value ...]
+    python -m jobs.bench views|stream|train|ingest|contrast [--setting value ...]
 
 `python -m jobs.bench NAME --help` lists the settings of a measurement.
 """
@@ -16,7 +16,7 @@ from jobs.runtime import run_job
 from pipeline.config import Settings
 from pipeline.progress import Progress
 
-NAMES = ("data", "views", "stream", "ingest", "contrast")
+NAMES = ("data", "views", "stream", "train", "ingest", "contrast")
 """Each is a module `jobs.bench_<name>` with settings `Bench<Name>Job` and `run(settings, progress) -> dict`, whose "rows"
 (see bench_table.py), if there are any, are printed here."""
 

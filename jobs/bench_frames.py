@@ -18,7 +18,7 @@ _GROUP = 4
 def write_frames(uri: str, num_rows: int, image_size: int = 160, rows_per_shard: int = 8192) -> Manifest:
     """Write a frame set of one split, train, laid out as ingest lays one out."""
     rng = np.random.default_rng(0)
-    jpegs = [_jpeg(image_size, rng) for _ in range(_DIFFERENT)]
+    jpegs = different_jpegs(image_size, rng)
     shards = []
     for first in range(0, num_rows, rows_per_shard):
         table = rows_to_table(
@@ -56,6 +56,12 @@ def write_frames(uri: str, num_rows: int, image_size: int = 160, rows_per_shard:
     )
     write_manifest(uri, manifest)
     return manifest
+
+
+def different_jpegs(image_size: int, rng: np.random.Generator | None = None) -> list[bytes]:
+    """The pictures of that set."""
+    rng = rng or np.random.default_rng(0)
+    return [_jpeg(image_size, rng) for _ in range(_DIFFERENT)]
 
 
 def _row(number: int, jpeg: bytes, rng: np.random.Generator) -> dict[str, object]:

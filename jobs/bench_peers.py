@@ -7,7 +7,7 @@ together, one resampling, decoding straight to RGB, look-up tables instead of fl
 
 import io
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -137,32 +137,40 @@ PEERS: dict[str, tuple[Callable[[ViewSettings, int], Sample], str]] = {
 """How to make each, and the package whose version counts."""
 
 
-def loader(sample: Sample, jpegs: Sequence[bytes], batch_size: int, normalised: bool) -> Callable[[], int]:
-    """One pass over the JPEGs in a DataLoader without processes of its own; the call returns the frames it made.
+class _Frames(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, sample: Sample, jpegs: Sequence[bytes]) -> None:
+        self.sample, self.jpegs = sample, jpegs
 
-    normalised: views are float32 tensors with ImageNet's mean and deviation, made from the whole batch's bytes at once;
-    otherwise bytes stay bytes.
+    def __len__(self) -> int:
+        return len(self.jpegs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.sample(self.jpegs[index])
+
+
+def loader(
+    sample: Sample, jpegs: Sequence[bytes], batch_size: int, normalised: bool, processes: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass over the JPEGs in a DataLoader: batches of both views.
+
+    normalised: views are float32 tensors (B, 3, n, n) with ImageNet's mean and deviation, made from the whole batch's
+    bytes at once; otherwise bytes stay as the library gives them. processes: of the DataLoader's own; 0 works in this one.
     """
     mean, std = 255 * torch.tensor(IMAGE_MEAN), 255 * torch.tensor(IMAGE_STD)
 
-    class Frames(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-        def __len__(self) -> int:
-            return len(jpegs)
+    def finish(view: Tensor) -> Tensor:
+        if not normalised:
+            return view
+        if view.dtype != torch.uint8:  # already normalised
+            return view
+        last = view if view.shape[-1] == 3 else view.movedim(1, -1)
+        return last.float().sub_(mean).div_(std).movedim(-1, 1)
 
-        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-            return sample(jpegs[index])
-
-    def make() -> int:
-        count = 0
-        for views in torch.utils.data.DataLoader(Frames(), batch_size=batch_size):
-            for view in views if normalised else []:
-                if view.dtype == torch.uint8:
-                    last = view.shape[-1] == 3
-                    (view if last else view.movedim(1, -1)).float().sub_(mean).div_(std)
-            count += len(views[0])
-        return count
-
-    return make
+    frames = _Frames(sample, jpegs)
+    for first, second in torch.utils.data.DataLoader(
+        frames, batch_size, num_workers=processes, drop_last=processes > 0
+    ):
+        yield finish(first), finish(second)
 
 
 def release(package: str) -> str:

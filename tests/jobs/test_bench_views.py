@@ -77,4 +77,6 @@ def test_peers_show_the_crop(name):
         if name != "lightly SimCLR":  # which may mirror, and shows any part
             halves = image.float().mean((0, 1))
             assert halves[:12].mean() + 50 < halves[-12:].mean()
-    assert bench_peers.loader(sample, [encode_jpeg(picture, 95)] * 3, 2, normalised=True)() == 3
+    batches = list(bench_peers.loader(sample, [encode_jpeg(picture, 95)] * 3, 2, normalised=True))
+    assert [first.shape for first, _ in batches] == [(2, 3, 32, 32), (1, 3, 32, 32)]
+    assert batches[0][0].dtype == torch.float32

@@ -1,0 +1,232 @@
+"""Pretraining as a whole against its network alone: the bare network's forward and backward pass, training steps with
+views, loss and optimiser, the job `jobs.pretrain` with its stream, Ray and the exchange of gradients, and, for
+comparison, plain scripts with other libraries' views in torch's DataLoader.
+
+    python -m jobs.bench train [--num_workers 2] [--batch_size 64]
+
+Every process has one torch thread and the same share of the frames, and all of them work at the same time. The bare
+network is measured before and after the job, and the ratio is to the mean of both.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from jobs.bench_frames import different_jpegs, write_frames
+from jobs.bench_peers import PEERS, loader, release
+from jobs.bench_table import Row, row
+from jobs.pretrain import PretrainJob
+from jobs.pretrain import run as pretrain
+from jobs.runtime import RaySettings, ray_session
+from pipeline.config import Settings
+from pipeline.frames.batches import Batch
+from pipeline.models.encoder import EncoderSettings
+from pipeline.models.pretrain import PretrainModel
+from pipeline.progress import SILENT, Progress
+from pipeline.storage import join
+from pipeline.training.distributed import bf16_pays
+from pipeline.training.optim import build_optimiser
+from pipeline.training.pretrain import PretrainRecipe, Steps
+from pipeline.views import ViewSettings
+
+_CPU = torch.device("cpu")
+_WARM_STEPS = 3
+_SETTLED = 0.3  # of the job, its first batches, and the caches of the machine, left out
+
+
+class BenchTrainJob(Settings):
+    """What is measured, and for how long."""
+
+    encoder: EncoderSettings = EncoderSettings(width=32)
+    """The network."""
+    view_size: int = Field(default=64, ge=32)
+    """Side of a view, pixels."""
+    image_size: int = Field(default=96, ge=32)
+    """Side of the stored crops, pixels."""
+    batch_size: int = Field(default=64, ge=2)
+    """Frames of a worker's step; twice as many views."""
+    num_workers: int = Field(default=2, ge=1)
+    """Training processes, and processes of the bare network at the same time."""
+    seconds: float = Field(default=15.0, gt=0)
+    """Of each measurement without a job."""
+    job_frames: int = Field(default=40_000, ge=1)
+    """Frames that the job trains on."""
+    ray: RaySettings = RaySettings(num_cpus=4, object_store_mb=512)
+
+
+def run(settings: BenchTrainJob, progress: Progress = SILENT) -> dict[str, Any]:
+    """Measure; returns {"rows"} (see bench_table.py)."""
+    jpegs = different_jpegs(settings.image_size)
+    progress.start("train", 4 + len(PEERS), "parts")
+    with ProcessPoolExecutor(settings.num_workers, mp_context=get_context("spawn")) as pool:
+
+        def everywhere(measured: Callable[..., float], *arguments: Any) -> float:
+            return sum(pool.map(partial(measured, settings), *([each] * settings.num_workers for each in arguments)))
+
+        list(pool.map(partial(_bare, settings), [0.1] * settings.num_workers))  # the processes have started
+        before = everywhere(_bare, settings.seconds)
+        progress.advance(now="steps")
+        steps = everywhere(_steps, settings.seconds)
+        progress.advance(now="job")
+        job = _job(settings)
+        progress.advance(now="network")
+        bare = (before + everywhere(_bare, settings.seconds)) / 2
+        progress.advance(now="peers")
+    against = f"bare: {bare:.0f}"
+    what = f"{settings.num_workers} x {settings.encoder.name}, width {settings.encoder.width}, {settings.view_size} px"
+    rows = [
+        row(f"{what}: network alone, forward and backward", bare, "frames/s", f"{_precision()}; before: {before:.0f}"),
+        row("views, loss and optimiser too, a batch in memory", steps, "frames/s", against, steps / bare),
+        row("the job jobs.pretrain", job, "frames/s", against, job / bare, ">= 0.95"),
+    ]
+    for name, (make, package) in PEERS.items():
+        rows.append(_peer(settings, name, make, package, jpegs, bare))
+        progress.advance()
+    progress.finish()
+    return {"rows": rows}
+
+
+def _precision() -> str:
+    return "bf16" if bf16_pays(_CPU) else "float32"
+
+
+def _recipe(settings: BenchTrainJob) -> PretrainRecipe:
+    return PretrainRecipe(
+        frame_set="memory",
+        epochs=1_000_000,
+        batch_size=settings.batch_size,
+        encoder=settings.encoder,
+        views=ViewSettings(size=settings.view_size),
+        log_every=1_000_000,
+    )
+
+
+def _bare(settings: BenchTrainJob, seconds: float) -> float:
+    """Frames a second of the encoder's forward and backward pass, in this process."""
+    torch.set_num_threads(1)
+    encoder = PretrainModel(settings.encoder, _recipe(settings).projection).encoder.train()
+    encoder.to(memory_format=torch.channels_last)
+    images = torch.rand(2 * settings.batch_size, 3, settings.view_size, settings.view_size)
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_pays(_CPU)):
+            features = encoder(images)
+        encoder.zero_grad(set_to_none=True)
+        features.float().square().mean().backward()
+
+    return _rate(step, settings.batch_size, seconds)
+
+
+def _steps(settings: BenchTrainJob, seconds: float) -> float:
+    """Frames a second of whole optimiser steps on one batch that stays in memory, in this process."""
+    torch.set_num_threads(1)
+    recipe = _recipe(settings)
+    model = PretrainModel(recipe.encoder, recipe.projection, recipe.objective).train()
+    model.to(memory_format=torch.channels_last)
+    steps = Steps(model, build_optimiser(model, recipe.optimiser), recipe, _CPU, 0, 1, steps_per_epoch=1_000_000)
+    side = settings.image_size
+    frames = torch.randint(0, 256, (settings.batch_size, 3, side, side), dtype=torch.uint8)
+    batch = Batch(0, 0, frames.contiguous(memory_format=torch.channels_last), {})
+    return _rate(lambda: steps.run(batch, 0.0), settings.batch_size, seconds)
+
+
+def _rate(step: Callable[[], None], frames: int, seconds: float) -> float:
+    for _ in range(_WARM_STEPS):
+        step()
+    done, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < seconds:
+        step()
+        done += frames
+    return done / spent
+
+
+class _Clock(Progress):
+    """When how many frames were done."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, int]] = []
+
+    def update(self, done: int, **figures: float | str) -> None:
+        if done and (not self.seen or self.seen[-1][1] != done):
+            self.seen.append((time.perf_counter(), done))
+
+    def rate(self) -> float:
+        """Frames a second once it has settled."""
+        last, total = self.seen[-1]
+        first, done = next((each for each in self.seen if each[1] >= _SETTLED * total), self.seen[0])
+        return (total - done) / (last - first)
+
+
+def _job(settings: BenchTrainJob) -> float:
+    """Frames a second of jobs.pretrain in the middle of its work."""
+    clock = _Clock()
+    rows = max(8 * settings.batch_size * settings.num_workers, min(settings.job_frames, 8192))
+    with tempfile.TemporaryDirectory() as folder, ray_session(settings.ray):
+        frames = join(folder, "frames")
+        write_frames(frames, rows, settings.image_size)
+        values = _recipe(settings).model_dump() | {
+            "frame_set": frames,
+            "epochs": max(1, round(settings.job_frames / rows)),
+            "log_every": PretrainRecipe.model_fields["log_every"].default,
+            "probe": {"enabled": False},
+            "workers": {"num_workers": settings.num_workers, "threads": 1},
+            "run": {"storage": join(folder, "runs")},
+            "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        }
+        pretrain(PretrainJob.model_validate(values), clock)
+    return clock.rate()
+
+
+def _peer(
+    settings: BenchTrainJob, name: str, make: Callable[..., Any], package: str, jpegs: list[bytes], bare: float
+) -> Row:
+    """A plain script: the library's views in a DataLoader with as many processes as we have workers, the same network,
+    projection and loss, AdamW, all cores."""
+    what = f"a plain script with {name}"
+    version = release(package)
+    if not version:
+        return row(what, None, "frames/s", f"{package} is not installed")
+    torch.set_num_threads(settings.num_workers)
+    recipe = _recipe(settings)
+    model = PretrainModel(recipe.encoder, recipe.projection).train()
+    model.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    sample = make(recipe.views, settings.image_size)
+    batches = _endless(
+        lambda: loader(sample, jpegs, settings.batch_size, normalised=True, processes=settings.num_workers)
+    )
+
+    def step() -> None:
+        first, second = next(batches)
+        images = torch.cat([first, second]).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_pays(_CPU)):
+            projections = model(images)["projections"]
+        loss = nt_xent(F.normalize(projections.float().transpose(0, 1).flatten(0, 1), dim=1))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+    rate = _rate(step, settings.batch_size, settings.seconds)
+    return row(what, rate, "frames/s", f"{package} {version}", rate / bare)
+
+
+def _endless(passes: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    while True:
+        yield from passes()
+
+
+def nt_xent(latents: Tensor, temperature: float = 0.5) -> Tensor:
+    """The loss as tutorials write it: latents (2N, D), unit vectors, row i and i + N being a pair."""
+    logits = (latents @ latents.T / temperature).fill_diagonal_(-torch.inf)
+    count = len(latents) // 2
+    return F.cross_entropy(logits, torch.arange(2 * count).roll(count))
