@@ -29,7 +29,7 @@ from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
 from pipeline.training.checkpoints import read_trainer_state, save_checkpoint
-from pipeline.training.distributed import bf16_pays, gather_values
+from pipeline.training.distributed import bf16_pays, gather_values, share_buffers
 from pipeline.training.labelled import (
     LabelledFrames,
     LabelSelection,
@@ -409,7 +409,7 @@ def validate(
     Beside the model's errors are those of the constants, and the skill over the one in 3D (see yardsticks.skills). Metrics in
     3D are of the frames with joints in 3D, and left out where there are none; those in the image are of all frames.
     """
-    _synchronise_buffers(model)
+    share_buffers(model)
     batch = data.batch(slice(None))
     lengths = bone_lengths(model, batch.joints_3d, batch.has_3d)
     predictions = predict(model, batch.frames, batch.camera, view_size, lengths)
@@ -549,7 +549,9 @@ class _Trainer:
         if self.world_size == 1:
             return self.model
         devices = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(
+            self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
 
 def _saver(
@@ -584,12 +586,3 @@ def _load_state(directory: Path, model: PoseModel, optimiser: torch.optim.Optimi
     state = read_trainer_state(directory)
     optimiser.load_state_dict(state.pop("optimiser"))
     return state
-
-
-def _synchronise_buffers(model: PoseModel) -> None:
-    """Give every worker rank 0's batch statistics, which are those that the checkpoint keeps."""
-    import torch.distributed as dist
-
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)

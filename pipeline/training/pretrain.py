@@ -460,8 +460,12 @@ def _distributed(model: PretrainModel, settings: PretrainRecipe, device: torch.d
     if settings.compile:
         network = torch.compile(network)  # type: ignore[assignment]
     if world_size > 1:
+        # Running statistics are read on rank 0 only, which saves and probes: no need to send them about in every step.
         network = nn.parallel.DistributedDataParallel(
-            network, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+            network,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
         )
     return network.train()
 

@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from pipeline.objectives import nt_xent, nt_xent_global
-from pipeline.training.distributed import gather, gather_values, row_counts
+from pipeline.training.distributed import gather, gather_values, row_counts, share_buffers
 from tests.training.gloo import process_group
 
 
@@ -57,3 +57,24 @@ def test_without_a_process_group_a_gather_changes_nothing():
     assert gather(rows) is rows
     assert row_counts(3, rows.device) == [3]
     assert gather_values(torch.ones(2)).shape == (1, 2)
+
+
+def _norm_of(rank: int) -> nn.Module:
+    norm = nn.BatchNorm1d(3)
+    norm(torch.randn(8, 3, generator=torch.Generator().manual_seed(rank)))
+    return norm
+
+
+def _sharing_worker(rank: int, port: int, folder: str) -> None:
+    with process_group(rank, 2, port):
+        norm = _norm_of(rank)
+        share_buffers(norm)
+        torch.save(norm.state_dict(), os.path.join(folder, f"{rank}.pt"))
+
+
+def test_workers_measure_with_the_first_ones_running_statistics(tmp_path, free_port):
+    mp.start_processes(_sharing_worker, (free_port, str(tmp_path)), nprocs=2, start_method="spawn")
+    for rank in range(2):
+        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in _norm_of(0).state_dict().items():
+            assert torch.equal(state[name], value)
