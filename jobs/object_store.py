@@ -10,7 +10,8 @@ The server is moto's, a child process that keeps every object in memory. What su
     index.json              bucket and key -> blob, content type, metadata; replaced in one step, always last
 
 So a save that is cut off at any moment leaves the previous, complete content; keys may be anything that S3 allows
-(slashes, directory markers "a/", a key that is also another one's prefix); and a save reads only what is new.
+(slashes, directory markers "a/", a key that is also another one's prefix); and a save reads only what is new. The server
+(jobs/object_server.py) answers only once all of it is loaded.
 
 Run as a program it serves a folder until Ctrl-C: `python -m jobs.object_store --folder DIR --port 9000`.
 """
@@ -24,7 +25,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -35,50 +36,14 @@ import botocore.config
 import botocore.exceptions
 
 from pipeline.errors import StorageError
+from pipeline.storage import preflight
 
 REGION = "us-east-1"
 NUM_THREADS = 4  # the server is one Python process: more requests at once only queue there
 START_TIMEOUT_S = 60.0
 SPOOL_BYTES = 1 << 20  # objects above this lie in the server's temporary files, not in its memory
 
-# The child ends when its standard input does. The parent holds the only other end of that pipe, so the server dies
-# with the parent however that ended, kill -9 included, and never stays behind as an orphan on the port.
-# It binds first and reports the port then, so nobody can take a free port between choosing and binding.
-# moto reads a whole object for every range of it that is asked for, which made reading shards several times slower than
-# the network would: here a range of an object that lies in a file is read from that file.
-_SERVER = """
-import mmap, os, sys, threading
-from moto.s3.models import FakeKey
-from moto.s3.responses import S3Response
-from moto.server import MotoRequestHandler, create_backend_app
-from werkzeug.serving import make_server
-def end_with_parent():
-    sys.stdin.buffer.read()
-    os._exit(0)
-threading.Thread(target=end_with_parent, daemon=True).start()
-asked = threading.local()
-whole, get_object, cut = FakeKey.value, S3Response.get_object, S3Response._handle_range_header
-def value(key):
-    if not getattr(asked, "range", False) or not key._value_buffer._rolled or not key.contentsize:
-        return whole.fget(key)
-    with key.lock:
-        key._value_buffer.flush()
-        return mmap.mmap(key._value_buffer.fileno(), 0, access=mmap.ACCESS_READ)
-def get(self):
-    asked.range = "range" in self.headers
-    try:
-        return get_object(self)
-    finally:
-        asked.range = False
-def part(self, request, headers, content):
-    status, headers, content = cut(self, request, headers, content)
-    return status, headers, content[:]
-FakeKey.value, S3Response.get_object, S3Response._handle_range_header = property(value, whole.fset), get, part
-app = create_backend_app("s3")
-server = make_server("127.0.0.1", int(sys.argv[1]), app, threaded=True, request_handler=MotoRequestHandler)
-print(server.port, flush=True)
-server.serve_forever()
-"""
+_SERVER = Path(__file__).with_name("object_server.py")
 
 # Variables that would make an S3 client of this process talk to somewhere else, or as somebody else.
 _CLEARED = (
@@ -111,7 +76,6 @@ class ObjectStore:
         self.log_file = self.folder / "server.log"
         self._port = port
         self._stack = contextlib.ExitStack()
-        self._saved_etags: dict[tuple[str, str], str] = {}
         self._index: Index = {}
         self._saving = threading.Lock()
 
@@ -120,16 +84,15 @@ class ObjectStore:
         return f"s3://{self.bucket}"
 
     def start(self) -> Self:
-        """Start the server, load the folder into it, create the bucket, point AWS_* of this process at it."""
+        """Start the server with the folder's content and the bucket in it, point AWS_* of this process at it."""
         with contextlib.ExitStack() as stack:  # undoes what has been done when a later step fails
+            preflight(str(self.folder), write=True)
             (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
             stack.enter_context(_only_user(self.folder))
             self._index = _read_index(self.folder)
-            endpoint = stack.enter_context(_server(self.log_file, self._port))
+            endpoint = stack.enter_context(_server(self.folder, self.bucket, self.log_file, self._port))
             stack.enter_context(_environment(endpoint))
             self._client = _client(endpoint)
-            with self._named_errors():
-                self._load()
             self._stack = stack.pop_all()
         self.endpoint = endpoint
         return self
@@ -138,28 +101,26 @@ class ObjectStore:
         """Bring the folder up to the server's content. Returns {"objects", "bytes", "written", "written_bytes"}."""
         with self._saving, self._named_errors():
             index: Index = {}
-            etags: dict[tuple[str, str], str] = {}
             written: list[int] = []
 
             def keep(item: tuple[str, str, str]) -> None:
-                bucket, key, etag = item
+                bucket, key, blob = item
                 entry = self._index.get(bucket, {}).get(key)
-                if entry is None or self._saved_etags.get((bucket, key)) != etag:
+                if entry is None or entry["blob"] != blob:
                     entry = self._fetch(bucket, key, written)
                 if entry is not None:
                     index[bucket][key] = entry
-                    etags[bucket, key] = etag
 
             found: list[tuple[str, str, str]] = []
             for bucket in (item["Name"] for item in self._client.list_buckets()["Buckets"]):
                 index[bucket] = {}
                 for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-                    found += [(bucket, item["Key"], item["ETag"].strip('"')) for item in page.get("Contents", [])]
+                    found += [(bucket, item["Key"], _blob(item, "Size")) for item in page.get("Contents", [])]
             _in_parallel(keep, found)
             if index != self._index:
                 saved = json.dumps({"version": 1, "buckets": index}, indent=0, sort_keys=True)
                 _write_atomically(self.folder / "index.json", saved.encode())
-            self._index, self._saved_etags = index, etags
+            self._index = index
             self._remove_unused_blobs()
             sizes = [entry["size"] for entries in index.values() for entry in entries.values()]
             return {"objects": len(sizes), "bytes": sum(sizes), "written": len(written), "written_bytes": sum(written)}
@@ -189,26 +150,6 @@ class ObjectStore:
                 f"the local object store does not answer as it should: {error} (see {self.log_file})"
             ) from error
 
-    def _load(self) -> None:
-        def put(item: tuple[str, str, dict[str, Any]]) -> None:
-            bucket, key, entry = item
-            path = self.folder / "blobs" / entry["blob"]
-            if not path.is_file() or path.stat().st_size != entry["size"]:
-                raise StorageError(
-                    f"the saved object store in '{self.folder}' is damaged: the content of s3://{bucket}/{key} is "
-                    "missing or cut short; delete the folder to start with an empty one"
-                )
-            with path.open("rb") as body:
-                answer = self._client.put_object(
-                    Bucket=bucket, Key=key, Body=body, ContentType=entry["content_type"], Metadata=entry["metadata"]
-                )
-            # An object that came in parts gets a plain etag when it is put back whole: compare with that one later.
-            self._saved_etags[bucket, key] = answer["ETag"].strip('"')
-
-        for bucket in {*self._index, self.bucket}:
-            self._client.create_bucket(Bucket=bucket)
-        _in_parallel(put, [(b, key, entry) for b, entries in self._index.items() for key, entry in entries.items()])
-
     def _fetch(self, bucket: str, key: str, written: list[int]) -> dict[str, Any] | None:
         """Copy one object's content into a blob and describe it; None when it was deleted since it was listed."""
         try:
@@ -216,8 +157,7 @@ class ObjectStore:
         except self._client.exceptions.NoSuchKey:
             return None
         # Name, size and content come from this one answer: the object may have been overwritten since the listing.
-        etag, size = answer["ETag"].strip('"'), answer["ContentLength"]
-        blob = f"{etag}-{size}"
+        blob, size = _blob(answer, "ContentLength"), answer["ContentLength"]
         path = self.folder / "blobs" / blob
         if not path.exists():
             _write_atomically(path, answer["Body"].iter_chunks(1 << 20))
@@ -249,12 +189,13 @@ def _only_user(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _server(log_file: Path, port: int) -> Iterator[str]:
+def _server(folder: Path, bucket: str, log_file: Path, port: int) -> Iterator[str]:
     """The server's endpoint URL while it runs."""
     with log_file.open("wb") as log:
         # A session of its own: the terminal's Ctrl-C is for the parent, which still wants to save.
+        # -P: beside the file lies one that is called as one of Python's own modules.
         process = subprocess.Popen(
-            [sys.executable, "-c", _SERVER, str(port)],
+            [sys.executable, "-P", str(_SERVER), str(folder), bucket, str(port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -266,13 +207,13 @@ def _server(log_file: Path, port: int) -> Iterator[str]:
     too_late = threading.Timer(START_TIMEOUT_S, process.kill)
     too_late.start()
     try:
-        bound_port = process.stdout.readline().strip().decode()
-        if not bound_port:
+        bound = process.stdout.readline().split()
+        too_late.cancel()  # loading takes as long as it takes
+        if not bound or not process.stdout.readline():
             process.wait()
             lines = log_file.read_text(errors="replace").strip().splitlines() or [f"not ready in {START_TIMEOUT_S} s"]
-            raise StorageError(f"the local object store did not start: {lines[0]} (see {log_file})")
-        too_late.cancel()
-        yield f"http://127.0.0.1:{bound_port}"
+            raise StorageError(f"the local object store did not start: {lines[-1]} (port {port}, see {log_file})")
+        yield f"http://127.0.0.1:{bound[1].decode()}"
     finally:
         too_late.cancel()
         process.stdin.close()
@@ -346,7 +287,21 @@ def _read_index(folder: Path) -> Index:
         raise StorageError(
             f"'{path}' is not an index of a saved object store; delete '{folder}' to start anew"
         ) from None
+    for bucket, entries in buckets.items():
+        for key, entry in entries.items():
+            blob = folder / "blobs" / entry["blob"]
+            if not blob.is_file() or blob.stat().st_size != entry["size"]:
+                raise StorageError(
+                    f"the saved object store in '{folder}' is damaged: the content of s3://{bucket}/{key} is "
+                    "missing or cut short; delete the folder to start with an empty one"
+                )
     return buckets
+
+
+def _blob(described: Mapping[str, Any], size: str) -> str:
+    """The name of the file that an object's content has, from what the server says of it."""
+    etag = described["ETag"].strip('"')
+    return f"{etag}-{described[size]}"
 
 
 def _write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import psutil
 import pyarrow.fs as pafs
 import pytest
 
@@ -18,6 +20,8 @@ from jobs import object_store
 from jobs.object_store import ObjectStore
 from pipeline import storage
 from pipeline.errors import StorageError
+
+LOCAL: Any = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_name": object_store.REGION}
 
 
 def keys(bucket: str = "equihand") -> list[str]:
@@ -155,6 +159,51 @@ def test_folder_in_use_damaged_folder_and_taken_port_get_one_line(tmp_path: Path
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(StorageError, match="not an index"):
         ObjectStore(tmp_path).start()
+
+
+def test_nothing_is_answered_before_everything_is_loaded(tmp_path: Path, free_port: int) -> None:
+    """A client that asks from the start on sees no empty store and no part of one; the server does not grow by big files."""
+    big, num_small = 64 << 20, 3000
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    entries: dict[str, dict[str, Any]] = {}
+    for number in range(num_small):
+        content = b"%06d" % number
+        name = f"{hashlib.md5(content).hexdigest()}-{len(content)}"
+        (blobs / name).write_bytes(content)
+        entries[f"small/{number:06d}"] = {"blob": name, "size": len(content), "content_type": "a/b", "metadata": {}}
+    for letter in "ab":
+        name = f"{letter * 32}-{big}"
+        with (blobs / name).open("wb") as file:
+            file.truncate(big)
+        entries[f"big/{letter}"] = {"blob": name, "size": big, "content_type": "a/b", "metadata": {}}
+    (tmp_path / "index.json").write_text(json.dumps({"version": 1, "buckets": {"equihand": entries}}))
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.object_store", "--folder", str(tmp_path), "--port", str(free_port)],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    try:
+        endpoint = f"http://127.0.0.1:{free_port}"
+        refused = 0
+        while not answers(f"{endpoint}/equihand?list-type=2&max-keys=1"):
+            refused += 1
+            assert process.poll() is None
+            time.sleep(0.02)
+        client: Any = boto3.client("s3", **LOCAL, endpoint_url=endpoint)
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket="equihand")
+        assert {item["Key"] for page in pages for item in page["Contents"]} == set(entries)
+        assert refused > 0
+        assert client.get_object(Bucket="equihand", Key="big/b", Range=f"bytes={big - 3}-")["Body"].read() == b"\0\0\0"
+        (server,) = psutil.Process(process.pid).children()
+        status = Path(f"/proc/{server.pid}/status").read_text().split()
+        assert int(status[status.index("VmHWM:") + 1]) < (big >> 10) + 200_000  # kB; moto itself has about 130,000
+        (listening,) = [item.laddr.ip for item in server.net_connections("tcp") if item.status == psutil.CONN_LISTEN]
+        assert listening == "127.0.0.1"
+    finally:
+        process.kill()
+        process.wait()
 
 
 PARENT = """
