@@ -40,7 +40,7 @@ from pipeline.storage import preflight
 
 REGION = "us-east-1"
 NUM_THREADS = 4  # the server is one Python process: more requests at once only queue there
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 300.0  # it imports much, and the machine may be busy
 SPOOL_BYTES = 1 << 20  # objects above this lie in the server's temporary files, not in its memory
 
 _SERVER = Path(__file__).with_name("object_server.py")

@@ -5,7 +5,10 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
+import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from pydantic import Field
 
+from jobs.ray_errors import lost_in_ray, ray_start_error
 from pipeline.config import Settings, load, to_yaml
-from pipeline.errors import EquihandError
+from pipeline.errors import EquihandError, SettingsError, StorageError, causes, one_line
+from pipeline.storage import DISK_TROUBLE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +64,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         yield
         return
     address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
-    _check_somebody_listens(address)
+    _check_address(address, "setting 'ray.address'" if settings.address else "RAY_ADDRESS")
     options: dict[str, Any] = {"address": address}
     if address == "local":
         options["num_cpus"] = settings.num_cpus or max(os.cpu_count() or 1, 4)
@@ -74,8 +79,8 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
             configure_logging=True,
             runtime_env={"env_vars": {**_QUIET_ENVIRONMENT, **_python_path()}},
         )
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        raise EquihandError(f"Ray at '{address}' cannot be reached: {' '.join(str(error).split())[:200]}") from None
+    except Exception as error:  # Ray raises whatever comes, Exception itself among it
+        raise ray_start_error(address, error) from error
     quiet_libraries()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # ray.init put its own handler there, which ends without clean-up
@@ -85,18 +90,47 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_somebody_listens(address: str) -> None:
-    """Ray itself goes on trying for many minutes. Names such as "local" and "auto" it resolves by itself."""
+def _check_address(address: str, name: str) -> None:
+    """Whether a Ray may be there. Ray itself goes on trying for many minutes. "local" and "auto" it resolves by itself.
+
+    name: the setting or variable that the address comes from.
+    """
+    if address in ("local", "auto"):
+        return
+    if address.startswith(("http://", "https://")):
+        raise SettingsError(
+            f"{name} = '{address}' is the address of a job server, which jobs.submit takes (--address); a job itself needs "
+            "HOST:6379, ray://HOST:10001, 'auto', or none for a Ray of its own"
+        )
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
-        return
+        if "://" in address:
+            return  # of a package that extends Ray
+        raise SettingsError(f"{name} = '{address}' is an invalid address; write HOST:PORT (6379 by default), or 'auto'")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10) as connection:
+            speaks_http = _speaks_http(connection)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise EquihandError(
-            f"Ray at '{address}' cannot be reached: {reason}; is the cluster up, and is this its address?"
-        ) from None
+            f"Ray at '{address}' cannot be reached: {reason}; is the cluster up, and is this its address? "
+            f"({name}; none starts a Ray for this job)"
+        ) from error
+    if speaks_http:
+        raise SettingsError(
+            f"{name} = '{address}': a web server answers there, not Ray; use the port of the cluster itself (6379 by "
+            "default), not that of its job server or dashboard (8265)"
+        )
+
+
+def _speaks_http(connection: socket.socket) -> bool:
+    """Ray's own ports speak gRPC, which answers this question in another way, or not at all."""
+    connection.settimeout(2)
+    try:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return connection.recv(8).startswith(b"HTTP/1.")
+    except OSError:
+        return False
 
 
 def _python_path() -> dict[str, str]:
@@ -138,30 +172,26 @@ def run_job(
 ) -> NoReturn:
     """Command-line entry of a job; ends the process.
 
-    chatter_to: log file that receives all that libraries print, so that only the job's own words reach the terminal.
+    What libraries print as errors, and the traceback of an error that has one to show, go to a log file of the run; an error
+    names it. EQUIHAND_DEBUG=1 shows tracebacks in the terminal.
+    chatter_to: that log file, which then receives all that libraries print; none makes one in the folder for temporary files.
     argv: arguments without the program's name; None takes the process's own.
     Exit codes: 0 done, 1 failed, 2 bad settings, 3 not finished in the time given, 130 interrupted.
     """
     from jobs.terminal import TerminalProgress
 
     signal.signal(signal.SIGTERM, _interrupt)
-    quiet = not os.environ.get("EQUIHAND_DEBUG")
-    code = 0
+    code, log_file = 0, None
     try:
         settings = load(settings_type, argv, prog=prog, description=description or "")
         print(f"# {prog}: settings\n{to_yaml(settings)}", flush=True)
-        log_file = chatter_to(settings) if chatter_to else None
-        with _own_terminal(log_file) as console, TerminalProgress(console) as progress:
+        log_file = chatter_to(settings) if chatter_to else _new_log(prog)
+        with _own_terminal(log_file, errors_only=chatter_to is None) as console, TerminalProgress(console) as progress:
             run(settings, progress)
-    except EquihandError as error:
-        if not quiet:
-            raise
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        code = EXIT_INTERRUPTED
+    except (Exception, KeyboardInterrupt) as error:
+        code = _say(error, log_file)
+    if chatter_to is None and log_file is not None and not log_file.stat().st_size:
+        log_file.unlink()
     sys.stdout.flush()
     sys.stderr.flush()
     if any(not t.daemon and t is not threading.main_thread() for t in threading.enumerate()):
@@ -169,23 +199,92 @@ def run_job(
     sys.exit(code)
 
 
+def _say(error: BaseException, log_file: Path | None) -> int:
+    """Tell the user of an error that has ended the job; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    own, debug = _own_error(error), bool(os.environ.get("EQUIHAND_DEBUG"))
+    trace, where = "", ""
+    if debug or own is None or own.__cause__ is not None:
+        trace = "".join(traceback.format_exception(own if own is not None and own.__cause__ is not None else error))
+    if trace and log_file is not None:
+        with log_file.open("a", encoding="utf-8") as log:
+            log.write(trace)
+        where = f" (details: {log_file})"
+    # What a submitted job prints is its log, while the file lies on a node of the cluster.
+    if debug or log_file is None or (own is None and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ):
+        print(trace, end="", file=sys.stderr)
+    if own is None:
+        first = list(causes(error))[-1]
+        place = next(reversed(traceback.extract_tb(first.__traceback__)), None)
+        at = f" in {Path(place.filename).name}, line {place.lineno}" if place else ""
+        print(
+            f"error: unexpected {type(first).__name__}{at}: {one_line(first)}; this may be a fault of Equihand{where}",
+            file=sys.stderr,
+        )
+        return 1
+    *lines, last = str(own).splitlines() or [type(own).__name__]
+    for line in [*lines, f"{last}{where}"]:
+        print(f"error: {line}", file=sys.stderr)
+    return own.exit_code
+
+
+def _own_error(error: BaseException) -> EquihandError | None:
+    """The error that is meant for people: this one, one on a worker, or what is known of the machine's and Ray's troubles."""
+    for cause in causes(error):
+        if isinstance(cause, EquihandError):
+            return cause
+    for cause in causes(error):
+        trouble = None
+        if isinstance(cause, OSError) and cause.errno in DISK_TROUBLE:
+            trouble = f"{cause.filename or one_line(cause)}: {DISK_TROUBLE[cause.errno]}"
+        if trouble := trouble or lost_in_ray(cause):
+            found = EquihandError(trouble)
+            found.__cause__ = error
+            return found
+    return None
+
+
+def _new_log(prog: str) -> Path | None:
+    """A log file of its own for each run; None where no folder for temporary files can be written."""
+    try:
+        started = time.strftime("%Y%m%d-%H%M%S")
+        handle, name = tempfile.mkstemp(".log", f"equihand-{prog.removeprefix('jobs.')}-{started}-")
+    except OSError:
+        return None
+    os.close(handle)
+    return Path(name)
+
+
 @contextmanager
-def _own_terminal(log_file: Path | None) -> Iterator["Console | None"]:
-    """A console on the real terminal while everything else that is printed, by any process, goes to a file."""
+def _own_terminal(log_file: Path | None, errors_only: bool) -> Iterator["Console | None"]:
+    """A console on the real terminal while everything else that is printed, by any process, goes to a file.
+
+    errors_only: only what is printed to stderr does, and the console is stdout's own (None).
+    """
     if log_file is None:
         yield None
         return
     from rich.console import Console
 
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        log = open(log_file, "ab")  # noqa: SIM115
+    except OSError as error:
+        raise StorageError(f"{log_file}: {error.strerror}; the log cannot be written there") from error
     sys.stdout.flush()
     sys.stderr.flush()
     terminal, errors = os.dup(1), os.dup(2)
-    with open(log_file, "ab") as log, os.fdopen(os.dup(terminal), "w", encoding=sys.stdout.encoding) as screen:
-        os.dup2(log.fileno(), 1)
+    with log, os.fdopen(os.dup(terminal), "w", encoding=sys.stdout.encoding) as screen:
+        if not errors_only:
+            os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
-            yield Console(file=screen) if screen.isatty() else Console(file=screen, width=120)
+            if errors_only:
+                yield None
+            else:
+                yield Console(file=screen) if screen.isatty() else Console(file=screen, width=120)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

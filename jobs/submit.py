@@ -27,6 +27,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -34,17 +35,19 @@ from urllib.parse import urlsplit
 import pydantic
 
 from jobs.packing import pack
+from jobs.ray_errors import proxy_hint
 from jobs.ray_token import headers, token_path
 from jobs.runtime import EXIT_INTERRUPTED
 from pipeline.config import Settings, flatten, load
-from pipeline.errors import EquihandError, SettingsError
+from pipeline.errors import EquihandError, SettingsError, one_line
 from pipeline.storage import is_local
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+DEFAULT_PORT = 8265
+DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
 CONNECT_TIMEOUT_S = 8.0
 # A stopped job closes its MLflow run and ends its workers, as after Ctrl-C; by default Ray would send a signal that
 # its own handler turns into an immediate end, and would wait 3 s.
@@ -209,11 +212,14 @@ def connect(address: str) -> "JobSubmissionClient":
         if wanted:  # the token goes only to clusters that ask for one
             sent = headers()
             version, wanted = _version(address, sent)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, HTTPException) as error:
+        own_port = urlsplit(address).port in (6379, 10001)
         raise EquihandError(
             f"no Ray job server answers at {address} ({_first_line(error)}); "
-            "start a local cluster with `make cluster`, or give the address of yours with --address"
-        ) from None
+            + ("that is the port of the cluster itself, its job server has 8265 by default; " if own_port else "")
+            + "start a local cluster with `make cluster`, or give the address of yours with --address"
+            + proxy_hint(urlsplit(address).hostname or "")
+        ) from error
     if wanted:
         raise EquihandError(
             f"the cluster at {address} {'refuses your token' if sent else 'asks for a token'}; "
@@ -222,6 +228,24 @@ def connect(address: str) -> "JobSubmissionClient":
     if version != ray.__version__:
         print(f"note: the cluster runs Ray {version}, this machine {ray.__version__}", file=sys.stderr)
     return JobSubmissionClient(address, headers=sent)
+
+
+def job_server(address: str) -> str:
+    """The job server's URL of what a user gives; http:// and Ray's port are added. Raises SettingsError where it is none."""
+    given, address = address, address.strip().rstrip("/")
+    if "://" not in address:
+        address = f"http://{address}" if ":" in address or "/" in address else f"http://{address}:{DEFAULT_PORT}"
+    try:
+        parts = urlsplit(address)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or given in ("auto", "local"):
+        raise SettingsError(
+            f"--address '{one_line(given)}' is not that of a job server; write http://HOST:{DEFAULT_PORT} "
+            "(RAY_API_SERVER_ADDRESS, where --address is not given)"
+        )
+    return address
 
 
 def _version(address: str, sent: Mapping[str, str]) -> tuple[str, bool]:
@@ -284,7 +308,7 @@ def _with_config_packed(arguments: Sequence[str]) -> tuple[list[str], dict[str, 
 
 
 def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return one_line((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
 
 
 def _latest(client: "JobSubmissionClient", run_id: str) -> str:
@@ -319,13 +343,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("job", nargs="?", help="ingest, pretrain, search, evaluate, ...")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the job's own arguments; JOB --help lists them")
     options = parser.parse_args(argv)
-    address = options.address.rstrip("/")
     if bool(options.job) == bool(options.attach or options.stop or options.list):
         parser.error("give a job, or one of --attach, --stop, --list")
     submission_id = ""
     try:
         if options.job:
             submission = prepare(options.job, options.arguments, options.run_id)
+        address = job_server(options.address)
         client = connect(address)
         if options.list:
             _show_jobs(client)
@@ -353,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
-    except RuntimeError as error:  # what the job server refuses
+    except (RuntimeError, OSError) as error:  # what the job server refuses, and a connection that breaks
         print(f"error: {_first_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,4 +1,12 @@
-"""Errors that are meant for people: one line that says what is wrong, where, and what to do."""
+"""Errors that are meant for people: one line that says what is wrong, where, and what to do.
+
+An error that is raised `from` a library's says less than that one does: the whole of it goes to the job's log.
+"""
+
+import re
+from collections.abc import Iterator
+
+_PASSWORD = re.compile(r"(://[^/@\s]*):[^/@\s]+@")
 
 
 class EquihandError(Exception):
@@ -37,3 +45,17 @@ class UnfinishedError(EquihandError):
     """The time that was given is over; the same command goes on."""
 
     exit_code = 3
+
+
+def one_line(error: object, length: int = 300) -> str:
+    """A library's error in one line: its text without passwords, or its class where it has none."""
+    text = " ".join(_PASSWORD.sub(r"\1:***@", str(error)).split())
+    return (text or type(error).__name__)[:length]
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from, outermost first; of an error on a Ray worker also what happened there."""
+    while error is not None:
+        yield error
+        inner = getattr(error, "cause", None)
+        error = inner if isinstance(inner, BaseException) else error.__cause__

@@ -4,9 +4,11 @@ Data moves through pyarrow file systems. Credentials, region and endpoint come f
 reads them (AWS_*, AWS_ENDPOINT_URL); they are never part of a URI or a setting.
 """
 
+import errno
 import json
 import os
 import random
+import re
 import shutil
 import tempfile
 import time
@@ -22,13 +24,34 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.errors import MissingError, RefusedError, StorageError
+from pipeline.errors import MissingError, RefusedError, StorageError, one_line
 
 ATTEMPTS = 8
 """Of a request to object storage."""
 _PATIENCE = 4
 _COPY_THREADS = 16
+_LEAST_FREE = 1 << 20  # bytes of a disk; below that nothing of ours fits
+_SCHEME_WITHOUT_SLASHES = re.compile(r"(file|s3[an]?|gs|https?|hdfs|abfss?):(?!//)", re.IGNORECASE)
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 T = TypeVar("T")
+
+DISK_TROUBLE = {
+    errno.ENOSPC: "no space left on the disk; free some, or choose another place",
+    errno.EDQUOT: "the disk quota is used up; free some space, or choose another place",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.EIO: "the disk gives an input/output error",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ESTALE: "the network file system has lost the file (stale handle); is it still mounted?",
+}
+"""What is wrong with the machine, by errno, and what to do."""
+_PATH_TROUBLE = {
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "there is a file where a folder is needed",
+    errno.EISDIR: "a folder, not a file",
+    errno.ENAMETOOLONG: "the name is too long for the file system",
+    errno.ELOOP: "the path goes round in circles (symbolic links)",
+}
 
 
 def is_local(uri: str) -> bool:
@@ -42,7 +65,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), local_path(uri)
     scheme, bucket = urlsplit(uri)[:2]
     if scheme != "s3":
-        raise StorageError(f"{uri}: unknown scheme '{scheme}://'; use a local path, file:// or s3://")
+        raise StorageError(f"{one_line(uri)}: unknown scheme '{scheme}://'; use a local path, file:// or s3://")
     if not bucket:
         raise StorageError(f"{uri}: no bucket named; write s3://bucket/key")
     return _s3(_s3_endpoint()), uri[len("s3://") :].rstrip("/")
@@ -52,6 +75,10 @@ def local_path(uri: str) -> str:
     """The absolute path of a local URI."""
     if not is_local(uri):
         raise StorageError(f"{uri}: a local path is needed here")
+    if found := _SCHEME_WITHOUT_SLASHES.match(uri):
+        raise StorageError(f"{uri}: '//' is missing after '{found[0]}'; write {found[0]}//...")
+    if os.name != "nt" and _WINDOWS_PATH.match(uri):
+        raise StorageError(f"{uri}: a path of Windows, which this machine does not have; under WSL write /mnt/c/...")
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
@@ -250,7 +277,8 @@ def preflight(*uris: str, write: bool = False) -> None:
     for uri in uris:
         resolve(uri)
         if is_local(uri):
-            _preflight_local(uri, write)
+            with _named_errors(uri):
+                _preflight_local(uri, write)
         else:
             _preflight_s3(uri, write)
 
@@ -266,8 +294,12 @@ def _preflight_local(uri: str, write: bool) -> None:
     parent = next(p for p in (path, *path.parents) if p.exists())
     if not parent.is_dir():
         raise StorageError(f"{uri}: '{parent}' is a file, not a folder")
+    if os.statvfs(parent).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, "read-only")
     if not os.access(parent, os.W_OK):
         raise StorageError(f"{uri}: no permission to write to '{parent}'")
+    if shutil.disk_usage(parent).free < _LEAST_FREE:
+        raise OSError(errno.ENOSPC, "full")
 
 
 def _preflight_s3(uri: str, write: bool) -> None:
@@ -278,7 +310,7 @@ def _preflight_s3(uri: str, write: bool) -> None:
 
     bucket, key = urlsplit(uri).netloc, urlsplit(uri).path.strip("/")
     endpoint = _s3_endpoint()
-    at = f" at endpoint {endpoint}" if endpoint else ""
+    at = _at_endpoint()
     started = time.monotonic()
     try:
         client = boto3.session.Session().client(  # a new session: the default one keeps old credentials
@@ -295,37 +327,63 @@ def _preflight_s3(uri: str, write: bool) -> None:
             if not listed.get("KeyCount"):
                 raise StorageError(f"{uri}: nothing there (bucket '{bucket}' exists{at})")
     except exceptions.ClientError as error:
-        raise StorageError(f"{uri}: {_s3_reason(error, bucket, write, at)}") from None
+        code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        reason = _s3_reason(code, status, bucket, "write to" if write else "read")
+        reason = reason or f"{code or status}: {error.response.get('Error', {}).get('Message', 'request failed')}{at}"
+        raise StorageError(f"{uri}: {reason}") from error
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
         raise StorageError(
             f"{uri}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         ) from None
-    except (exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError):
-        waited = time.monotonic() - started
-        target = endpoint or "the AWS S3 endpoint"
+    except exceptions.ProxyConnectionError as error:
         raise StorageError(
-            f"{uri}: no answer from {target} within {waited:.0f} s; check AWS_ENDPOINT_URL, AWS_REGION and the network"
-        ) from None
+            f"{uri}: the proxy of HTTP_PROXY or HTTPS_PROXY does not answer{at}; correct it, or add the host to NO_PROXY"
+        ) from error
+    except (exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError) as error:
+        raise StorageError(f"{uri}: {_no_answer(f' within {time.monotonic() - started:.0f} s')}") from error
     except (exceptions.BotoCoreError, exceptions.HTTPClientError, ValueError) as error:
-        raise StorageError(f"{uri}: {' '.join(str(error).split())}{at}") from None
+        raise StorageError(f"{uri}: {one_line(error)}{at}") from error
 
 
-def _s3_reason(error: Any, bucket: str, write: bool, at: str) -> str:
-    code = error.response.get("Error", {}).get("Code", "")
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if code in ("NoSuchBucket", "404", "NotFound"):
+def _s3_reason(code: str, status: int | None, bucket: str, action: str) -> str | None:
+    """What an error of S3 means and what to do, by its code as the server writes it (NoSuchKey) or as pyarrow does (NO_SUCH_KEY)."""
+    said, code, at = code, code.replace("_", "").lower(), _at_endpoint()
+    if code in ("nosuchbucket", "404", "notfound"):
         return f"bucket '{bucket}' does not exist{at}; create it or correct the URI"
-    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "InvalidClientTokenId"):
-        return f"the credentials were refused ({code}){at}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
-    if code in ("AccessDenied", "403", "AllAccessDisabled") or status == 403:
-        return f"no permission to {'write to' if write else 'read'} bucket '{bucket}'{at} ({code})"
-    if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "301") or status == 301:
+    if code in ("invalidaccesskeyid", "signaturedoesnotmatch", "invalidtoken", "expiredtoken", "invalidclienttokenid"):
+        return (
+            f"the credentials were refused ({said}){at}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+            "AWS_SESSION_TOKEN"
+        )
+    if code in ("accessdenied", "403", "allaccessdisabled") or status == 403:
+        return f"no permission to {action} bucket '{bucket}'{at} ({said})"
+    if code in ("permanentredirect", "authorizationheadermalformed", "301") or status == 301:
         return f"bucket '{bucket}' is in another region; set AWS_REGION to the bucket's region"
-    return f"{code or status}: {error.response.get('Error', {}).get('Message', 'request failed')}{at}"
+    if code in ("requesttimetooskewed", "requestexpired"):
+        return "this machine's clock is wrong; set it"
+    if code == "networkconnection":
+        return _no_answer()
+    return None
+
+
+def _no_answer(within: str = "") -> str:
+    target = _s3_endpoint() or "the AWS S3 endpoint"
+    return f"no answer from {target}{within}; check AWS_ENDPOINT_URL, AWS_REGION and the network"
+
+
+def _at_endpoint() -> str:
+    endpoint = _s3_endpoint()
+    return f" at endpoint {endpoint}" if endpoint else ""
 
 
 def _s3_endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if endpoint := os.environ.get(name):
+            if not endpoint.lower().startswith(("http://", "https://")):
+                raise StorageError(f"{name} = '{endpoint}': write http:// or https:// before it")
+            return endpoint
+    return None
 
 
 @lru_cache(maxsize=8)
@@ -379,4 +437,15 @@ def _named_errors(uri: str) -> Iterator[None]:
     except OSError as error:
         if "ACCESS_DENIED" in str(error):  # of one S3 object; pyarrow has no class for it
             raise RefusedError(f"{uri}: no permission") from None
-        raise StorageError(f"{uri}: {' '.join(str(error).split())}") from error
+        raise StorageError(f"{uri}: {_reason(error, uri)}") from error
+
+
+def _reason(error: OSError, uri: str) -> str:
+    if error.errno in (known := DISK_TROUBLE | _PATH_TROUBLE):
+        return known[error.errno]
+    said = re.search(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?", str(error))
+    if said is None:
+        return one_line(error)
+    bucket = re.search(r"s3://([^/\s]+)", uri)
+    reason = _s3_reason(said[1], int(said[2] or 0), bucket[1] if bucket else "", "use")
+    return reason or one_line(error)

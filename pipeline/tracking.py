@@ -8,20 +8,21 @@ import logging
 import math
 import os
 import re
+import sqlite3
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.config import Settings, flatten, to_yaml
-from pipeline.errors import EquihandError
-from pipeline.storage import absolute, is_local
+from pipeline.errors import EquihandError, SettingsError, StorageError, one_line
+from pipeline.storage import absolute, is_local, preflight
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 _RUN_ID_TAG = "equihand.run_id"
 _MAX_PARAM_LENGTH = 500
 _MAX_PARAMS_AT_ONCE = 100  # MLflow refuses more in one request
+_CONNECT_TIMEOUT_S = 5
 _NOT_IN_NAMES = re.compile(r"[^\w./ -]", re.ASCII)
 
 
@@ -47,6 +49,23 @@ class TrackingSettings(Settings):
     """MLflow experiment that the run belongs to."""
     artifacts: str | None = None
     """URI below which a new experiment keeps its artifacts; none leaves it to MLflow (./mlruns, or the server)."""
+
+    @field_validator("uri")
+    @classmethod
+    def _no_slip(cls, uri: str) -> str:
+        """Slips that MLflow takes for folders. Other schemes are its own to judge: packages may bring more."""
+        if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
+            raise ValueError(f"write http://{uri}")
+        if re.fullmatch(r"https?:/*", uri):
+            raise ValueError("names no host; write http://HOST:PORT")
+        if re.match(r"sqlite:(?!///[^/?]|////[^/?])", uri):
+            raise ValueError("names no file; write sqlite:///FILE (with four slashes where FILE is absolute)")
+        if _is_folder(uri) and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("true", "1"):
+            raise ValueError(
+                "a folder, in which MLflow no longer keeps runs; write sqlite:///FILE (`mlflow migrate-filestore` moves old "
+                "runs there), or http://HOST:PORT of a tracking server"
+            )
+        return uri
 
 
 @dataclass(frozen=True)
@@ -121,13 +140,10 @@ def start_run(
     Raises EquihandError when the tracking server does not answer.
     """
     from mlflow.entities import Param
-    from mlflow.exceptions import MlflowException
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    uri = _prepared_uri(settings.uri)
-    client = _client(uri)
-    try:
+    with _opened(settings.uri) as (uri, client):
         experiment_id = _experiment(client, settings)
         found = client.search_runs(
             [experiment_id], f"tags.`{_RUN_ID_TAG}` = '{run_id}' and tags.`equihand.kind` = '{kind}'", max_results=1
@@ -148,8 +164,6 @@ def start_run(
             client.log_batch(handle.mlflow_run_id, params=params[start : start + _MAX_PARAMS_AT_ONCE])
         handle.log_text("settings.yaml", to_yaml(resolved_settings))
         return handle
-    except (MlflowException, OSError) as error:
-        raise EquihandError(f"MLflow at {settings.uri}: {' '.join(str(error).split())[:300]}") from None
 
 
 @contextmanager
@@ -169,13 +183,8 @@ def ending(*finish: Callable[[str], None]) -> Iterator[None]:
 
 def existing_run(settings: TrackingSettings, mlflow_run_id: str) -> Run:
     """The handle of a run by MLflow's own id. Raises EquihandError where the tracking server does not know it."""
-    from mlflow.exceptions import MlflowException
-
-    uri = _prepared_uri(settings.uri)
-    try:
-        return Run(uri, mlflow_run_id, _client(uri).get_run(mlflow_run_id).info.experiment_id)
-    except MlflowException as error:
-        raise EquihandError(f"MLflow at {settings.uri}: {' '.join(str(error).split())[:300]}") from None
+    with _opened(settings.uri) as (uri, client):
+        return Run(uri, mlflow_run_id, client.get_run(mlflow_run_id).info.experiment_id)
 
 
 def save_model(
@@ -224,23 +233,145 @@ def _experiment(client: "MlflowClient", settings: TrackingSettings) -> str:
             experiment = client.get_experiment_by_name(settings.experiment)
             if experiment is None:
                 raise
+    if experiment.lifecycle_stage == "deleted":
+        number = experiment.experiment_id
+        raise EquihandError(
+            f"the experiment '{settings.experiment}' (id {number}) has been deleted; bring it back with `MLFLOW_TRACKING_URI="
+            f"{one_line(settings.uri)} mlflow experiments restore --experiment-id {number}`, or give another tracking.experiment"
+        )
     return experiment.experiment_id
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[tuple[str, "MlflowClient"]]:
+    """The URI as workers need it, and a client. Raises EquihandError that names the URI for what MLflow says in the block."""
+    from alembic.util import CommandError
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    of_database = (SQLAlchemyError, sqlite3.Error, CommandError, ModuleNotFoundError)
+    of_artifacts = (Boto3Error, BotoCoreError, ClientError)
+    try:
+        prepared = _prepared_uri(uri)
+        if prepared.startswith(("http://", "https://")):
+            _check_somebody_listens(prepared)
+        yield prepared, _client(prepared)
+    except EquihandError as error:
+        raise type(error)(f"MLflow at {one_line(uri)}: {error}") from error.__cause__
+    except of_artifacts as error:
+        reason = f"its artifacts cannot be written ({one_line(error)}); check AWS_ACCESS_KEY_ID and the rest of AWS_*"
+        raise EquihandError(f"MLflow at {one_line(uri)}: {reason}") from error
+    except (MlflowException, OSError, *of_database) as error:
+        kind = SettingsError if type(error).__name__.startswith("Unsupported") else EquihandError
+        raise kind(f"MLflow at {one_line(uri)}: {_reason(error)}") from error
 
 
 def _prepared_uri(uri: str) -> str:
     """SQLite files get an absolute path and their folder, because workers run in other directories."""
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///")).absolute()
+    path = _database_path(uri)
+    if path is not None:
+        preflight(str(path.parent), write=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{path}"
-    return absolute(uri) if is_local(uri) and uri != "databricks" else uri
+        _check_database(path)
+        options = uri.partition("?")[2]
+        return f"sqlite:///{path}{'?' * bool(options)}{options}"
+    return absolute(uri) if _is_folder(uri) else uri
+
+
+def _is_folder(uri: str) -> bool:
+    return is_local(uri) and not uri.startswith(("databricks", "uc:", "arn:", "sqlite:"))
+
+
+def _database_path(uri: str) -> Path | None:
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).expanduser().absolute()
+
+
+def _check_database(path: Path) -> None:
+    """MLflow itself tries for minutes to open what cannot be opened."""
+    try:
+        with closing(sqlite3.connect(path, timeout=_CONNECT_TIMEOUT_S, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("PRAGMA schema_version")
+            database.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        if "locked" in str(error):
+            return  # another process writes just now; MLflow waits for it
+        raise StorageError(
+            f"{one_line(error)}; give a file that does not exist yet, or a database of MLflow that may be written"
+        ) from error
+
+
+def _check_somebody_listens(uri: str) -> None:
+    """MLflow itself tries for minutes to reach a server that is not there."""
+    import requests
+    from urllib3.util import Retry
+
+    environment = os.environ
+    session = requests.Session()
+    session.mount(uri, requests.adapters.HTTPAdapter(max_retries=Retry(total=2, backoff_factor=1)))
+    insecure = environment.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    verify: bool | str = environment.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure
+    certificate = environment.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
+    with session:  # any answer will do: whether it is an MLflow server's, MLflow will find out
+        session.get(uri, timeout=_CONNECT_TIMEOUT_S, allow_redirects=False, verify=verify, cert=certificate)
+
+
+def _reason(error: Exception) -> str:
+    """What an error that MLflow gave means, and what to do."""
+    import requests
+
+    text = one_line(error)
+    if isinstance(error, requests.exceptions.ProxyError):
+        return (
+            "the proxy of HTTP_PROXY or HTTPS_PROXY does not answer; correct it, or add the server's host to NO_PROXY"
+        )
+    if isinstance(error, requests.exceptions.SSLError):
+        return (
+            f"no secure connection ({text[-120:]}); does the server speak http:// only? The certificate of an authority of "
+            "your own is named by MLFLOW_TRACKING_SERVER_CERT_PATH"
+        )
+    if isinstance(error, requests.exceptions.ConnectionError | requests.exceptions.Timeout):
+        if "NameResolution" in text or "getaddrinfo" in text:
+            return "there is no host of this name; correct setting 'tracking.uri'"
+        return "nobody answers; is the server up (`mlflow server`), and is this its host and port?"
+    if isinstance(error, requests.exceptions.InvalidURL):
+        return "not a valid address; correct setting 'tracking.uri'"
+    if isinstance(error, OSError) and error.filename is not None:
+        return (
+            f"{error.filename}: {error.strerror}; if that is where the experiment keeps its artifacts, give a new "
+            "tracking.experiment, and as tracking.artifacts a place that this machine can write"
+        )
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package '{error.name}' is missing, without which MLflow does not reach this kind of database; install it"
+    if type(error).__name__.startswith("Unsupported"):
+        return "unknown kind of tracking URI; use sqlite:///FILE, or http(s):// of a tracking server"
+    if "Databricks" in text:
+        return (
+            "no Databricks credentials; set DATABRICKS_HOST and DATABRICKS_TOKEN, or name a profile of ~/.databrickscfg "
+            "(databricks://PROFILE; needs the package databricks-sdk), or give another tracking.uri"
+        )
+    status = error.get_http_status_code() if hasattr(error, "get_http_status_code") else None
+    if status in (401, 403):
+        return (
+            f"it lets nobody in without credentials, or not with these ({text[:150]}); set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; a server that refuses its own host name wants "
+            "`mlflow server --allowed-hosts`"
+        )
+    if "Response body" in text:
+        return f"something answers, but not as an MLflow server does ({text[:150]}); is this its port?"
+    if "Can't locate revision" in text:
+        return f"the database is of a newer MLflow than this one ({text}); install that one, or give another file"
+    return text
 
 
 def _artifacts_beside(uri: str) -> str | None:
     """A local database keeps its artifacts in the folder beside it."""
-    if uri.startswith("sqlite:///"):
-        return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
-    return None
+    path = _database_path(uri)
+    return (path.parent / "mlartifacts").as_uri() if path else None
 
 
 def _allowed(name: str) -> str:

@@ -135,6 +135,47 @@ def test_preflight_names_what_the_server_refuses(s3, monkeypatch, status, code, 
         server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "When reading information for key 'x' in bucket 'b': AWS Error NO_SUCH_BUCKET during HeadObject operation: no",
+            "bucket 'b' does not exist",
+        ),
+        (
+            "AWS Error INVALID_ACCESS_KEY_ID during PutObject operation: no",
+            r"credentials were refused \(INVALID_ACCESS",
+        ),
+        ("AWS Error UNKNOWN (HTTP status 301) during HeadObject operation: No response body.", "AWS_REGION"),
+        (
+            "AWS Error NETWORK_CONNECTION during ListObjectsV2 operation: curlCode: 7, Couldn't connect",
+            "no answer from",
+        ),
+        ("AWS Error SLOW_DOWN during PutObject operation: Please reduce\n your rate", "SLOW_DOWN during PutObject"),
+    ],
+)
+def test_what_pyarrow_says_of_s3_gets_a_remedy(text, words):
+    with pytest.raises(StorageError, match=words) as error, storage._named_errors("s3://b/x"):
+        raise OSError(text)
+    assert str(error.value).startswith("s3://b/x: ")
+    assert "\n" not in str(error.value)
+    assert str(error.value.__cause__) == text  # for the log
+
+
+@pytest.mark.parametrize("name", ["a b", "Hände", "手", "100%", "it's #1?", "clip:1"])
+def test_odd_names_of_folders_are_taken_as_they_are(tmp_path, name):
+    storage.preflight(str(tmp_path / name), write=True)
+    storage.write_bytes(str(tmp_path / name / "x"), b"1")
+    assert storage.list_files(str(tmp_path / name)) == [str(tmp_path / name / "x")]
+    assert storage.read_bytes(f"file://{tmp_path}/{name}/x") == b"1"
+
+
+def test_home_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    storage.write_bytes("~/data/x", b"1")
+    assert (tmp_path / "data/x").read_bytes() == b"1"
+
+
 def test_preflight_of_local_paths(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="not a folder"):

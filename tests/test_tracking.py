@@ -40,6 +40,16 @@ def test_a_run_goes_on_under_its_id(tmp_path):
     assert names == {"pictures", "settings.yaml"}
 
 
+def test_odd_names_of_a_database(tmp_path, monkeypatch):
+    """What is in the path is taken as it is, apart from ~ and the options of SQLAlchemy."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    uri = "sqlite:///~/Läufe 1 %20#/mlflow.db?timeout=30"
+    run = start_run(TrackingSettings(uri=uri), "run-1", "pretrain", Example())
+    assert run.tracking_uri == f"sqlite:///{tmp_path}/Läufe 1 %20#/mlflow.db?timeout=30"
+    assert {path.name for path in (tmp_path / "Läufe 1 %20#").iterdir()} >= {"mlflow.db", "mlartifacts"}
+    assert list((tmp_path / "Läufe 1 %20#/mlartifacts").rglob("settings.yaml"))
+
+
 @pytest.mark.parametrize(
     ("error", "status"), [(None, "FINISHED"), (ValueError(), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )

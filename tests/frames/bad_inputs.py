@@ -20,6 +20,7 @@ from PIL import Image
 
 from pipeline.frames.image_file import MAX_PIXELS
 from pipeline.frames.rejects import REASONS
+from tests import start_errors
 from tests.frames.clips import CAMERA, draw, hand_label, joints_at, project, write_clip, write_images, write_video
 
 NAN = float("nan")
@@ -375,6 +376,8 @@ def markdown() -> str:
         "| video or labels file that may not be read | left out: `refused_file` |",
         "| S3 object to which access is denied | left out: as above |",
         "| storage that does not answer, at the start or in between | stops: one line with the URI; what is finished is kept |",
+        "",
+        *start_errors.markdown(),
         "",
         "## Reasons",
         "",

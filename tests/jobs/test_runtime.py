@@ -9,17 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.runtime import RaySettings, ray_session
-from pipeline.errors import EquihandError
-
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
-import sys, time
+import errno, os, sys, time
 from pathlib import Path
 from jobs.runtime import run_job
 from pipeline.config import Settings
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
 
 class Job(Settings):
     how: str = "well"
@@ -31,12 +28,23 @@ def run(settings, progress):
         raise DataError("s3://a/b: row 3 is broken")
     if settings.how == "wait":
         time.sleep(60)
+    if settings.how == "native":
+        os.write(2, b"[core_worker.cc] Actor ... has constructor arguments in the object store\\n")
+    if settings.how == "fault":
+        {}["no such key"]
+    if settings.how == "library":
+        try:
+            open("/nowhere/at/all")
+        except OSError as error:
+            raise StorageError("s3://a: no answer; check the network") from error
+    if settings.how == "full":
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/spill")
 
 run_job(Job, run, "jobs.x", "Help.", chatter_to={chatter})
 """
 
 
-def job(tmp_path, *arguments: str, chatter: str = "None") -> subprocess.Popen[str]:
+def job(tmp_path, *arguments: str, chatter: str = "None", **environment: str) -> subprocess.Popen[str]:
     script = tmp_path / "job.py"
     script.write_text(SCRIPT.replace("{chatter}", chatter))
     return subprocess.Popen(
@@ -44,7 +52,7 @@ def job(tmp_path, *arguments: str, chatter: str = "None") -> subprocess.Popen[st
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), **environment},
     )
 
 
@@ -60,6 +68,42 @@ def test_exit_codes_and_one_line_errors(tmp_path, arguments, code, message):
     process = job(tmp_path, *arguments)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (code, message)
+    assert not list(tmp_path.glob("*.log"))
+
+
+@pytest.mark.parametrize(
+    ("how", "line", "in_log"),
+    [
+        ("library", "error: s3://a: no answer; check the network", "FileNotFoundError"),
+        ("full", "error: /data/spill: no space left on the disk; free some, or choose another place", "OSError"),
+        (
+            "fault",
+            "error: unexpected KeyError in job.py, line 23: 'no such key'; this may be a fault of Equihand",
+            "in run",
+        ),
+    ],
+)
+def test_one_line_in_the_terminal_and_the_traceback_in_the_log(tmp_path, how, line, in_log):
+    process = job(tmp_path, "--how", how)
+    _, errors = process.communicate(timeout=60)
+    (log,) = tmp_path.glob("equihand-x-*.log")
+    assert (process.returncode, errors) == (1, f"{line} (details: {log})\n")
+    assert "Traceback" in log.read_text()
+    assert in_log in log.read_text()
+
+
+def test_the_terminal_shows_the_traceback_where_it_is_asked_for(tmp_path):
+    _, errors = job(tmp_path, "--how", "data", EQUIHAND_DEBUG="1").communicate(timeout=60)
+    assert errors.startswith("Traceback")
+    assert errors.splitlines()[-1].startswith("error: s3://a/b: row 3 is broken (details: ")
+
+
+def test_what_native_code_writes_to_stderr_goes_to_the_log(tmp_path):
+    output, errors = job(tmp_path, "--how", "native").communicate(timeout=60)
+    assert errors == ""
+    assert "own words" in output
+    (log,) = tmp_path.glob("equihand-x-*.log")
+    assert "has constructor arguments" in log.read_text()
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
@@ -82,12 +126,3 @@ def test_chatter_goes_to_its_file(tmp_path):
     assert "own words" in output
     assert "chatter" not in output
     assert (tmp_path / "log").read_text() == "library chatter\n"
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize(("address", "reason"), [("127.0.0.1:1", "Connection refused"), ("nowhere", "nvalid address")])
-def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch, address, reason):
-    monkeypatch.setattr("ray.is_initialized", lambda: False)  # another test's session
-    said = pytest.raises(EquihandError, match=rf"^Ray at '{address}' cannot be reached: .*{reason}")
-    with said, ray_session(RaySettings(address=address)):
-        pass

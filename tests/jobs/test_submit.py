@@ -80,6 +80,27 @@ def test_bad_arguments_are_refused_before_anything_is_sent(arguments: list[str],
     assert "me:secret" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("head:8265", "http://head:8265"),
+        ("head", "http://head:8265"),
+        ("http://head:8265/", "http://head:8265"),
+        ("https://ray.example/team", "https://ray.example/team"),
+        ("ray.example/team", "http://ray.example/team"),
+        ("[::1]:8265", "http://[::1]:8265"),
+    ],
+)
+def test_what_is_missing_of_an_address_is_added(given: str, url: str) -> None:
+    assert submit.job_server(given) == url
+
+
+@pytest.mark.parametrize("given", ["ray://head:10001", "auto", "http://", "head:port", "head:99999", ""])
+def test_an_address_of_something_else_is_refused(given: str) -> None:
+    with pytest.raises(SettingsError, match="write http://HOST:8265"):
+        submit.job_server(given)
+
+
 def test_unknown_job_and_odd_run_id() -> None:
     for name in ("nope", "runtime", "submit", "demo", "../pretrain"):
         with pytest.raises(SettingsError, match=r"unknown job.*pretrain"):
