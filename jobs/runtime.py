@@ -11,7 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -190,7 +190,7 @@ def run_job(
             run(settings, progress)
     except (Exception, KeyboardInterrupt) as error:
         code = _say(error, log_file)
-    if chatter_to is None and log_file is not None and not log_file.stat().st_size:
+    if chatter_to is None and log_file is not None and log_file.exists() and not log_file.stat().st_size:
         log_file.unlink()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -208,12 +208,13 @@ def _say(error: BaseException, log_file: Path | None) -> int:
     trace, where = "", ""
     if debug or own is None or own.__cause__ is not None:
         trace = "".join(traceback.format_exception(own if own is not None and own.__cause__ is not None else error))
-    if trace and log_file is not None:
-        with log_file.open("a", encoding="utf-8") as log:
-            log.write(trace)
-        where = f" (details: {log_file})"
+        with suppress(OSError):  # such as a full disk, which may be what there is to tell
+            if log_file is not None:
+                with log_file.open("a", encoding="utf-8") as log:
+                    log.write(trace)
+                where = f" (details: {log_file})"
     # What a submitted job prints is its log, while the file lies on a node of the cluster.
-    if debug or log_file is None or (own is None and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ):
+    if debug or (own is None and (not where or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ)):
         print(trace, end="", file=sys.stderr)
     if own is None:
         first = list(causes(error))[-1]
@@ -236,7 +237,7 @@ def _own_error(error: BaseException) -> EquihandError | None:
         if isinstance(cause, EquihandError):
             return cause
     for cause in causes(error):
-        trouble = None
+        trouble = "this machine's memory ran out" if isinstance(cause, MemoryError) else None
         if isinstance(cause, OSError) and cause.errno in DISK_TROUBLE:
             trouble = f"{cause.filename or one_line(cause)}: {DISK_TROUBLE[cause.errno]}"
         if trouble := trouble or lost_in_ray(cause):

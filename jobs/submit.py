@@ -232,7 +232,7 @@ def connect(address: str) -> "JobSubmissionClient":
 
 def job_server(address: str) -> str:
     """The job server's URL of what a user gives; http:// and Ray's port are added. Raises SettingsError where it is none."""
-    given, address = address, address.strip().rstrip("/")
+    given, address = address, address.strip()
     if "://" not in address:
         address = f"http://{address}" if ":" in address or "/" in address else f"http://{address}:{DEFAULT_PORT}"
     try:
@@ -245,7 +245,7 @@ def job_server(address: str) -> str:
             f"--address '{one_line(given)}' is not that of a job server; write http://HOST:{DEFAULT_PORT} "
             "(RAY_API_SERVER_ADDRESS, where --address is not given)"
         )
-    return address
+    return address.rstrip("/")
 
 
 def _version(address: str, sent: Mapping[str, str]) -> tuple[str, bool]:

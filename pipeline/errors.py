@@ -25,6 +25,12 @@ class StorageError(EquihandError):
     """A URI cannot be reached, read or written."""
 
 
+class BadUriError(StorageError):
+    """A URI is wrong as it is written, whatever there may be in the storage."""
+
+    exit_code = 2
+
+
 class MissingError(StorageError):
     """This file is not there; its storage answers, so others may be."""
 

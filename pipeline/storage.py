@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.errors import MissingError, RefusedError, StorageError, one_line
+from pipeline.errors import BadUriError, MissingError, RefusedError, StorageError, one_line
 
 ATTEMPTS = 8
 """Of a request to object storage."""
@@ -65,20 +65,20 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), local_path(uri)
     scheme, bucket = urlsplit(uri)[:2]
     if scheme != "s3":
-        raise StorageError(f"{one_line(uri)}: unknown scheme '{scheme}://'; use a local path, file:// or s3://")
+        raise BadUriError(f"{one_line(uri)}: unknown scheme '{scheme}://'; use a local path, file:// or s3://")
     if not bucket:
-        raise StorageError(f"{uri}: no bucket named; write s3://bucket/key")
+        raise BadUriError(f"{uri}: no bucket named; write s3://bucket/key")
     return _s3(_s3_endpoint()), uri[len("s3://") :].rstrip("/")
 
 
 def local_path(uri: str) -> str:
     """The absolute path of a local URI."""
     if not is_local(uri):
-        raise StorageError(f"{uri}: a local path is needed here")
+        raise BadUriError(f"{uri}: a local path is needed here")
     if found := _SCHEME_WITHOUT_SLASHES.match(uri):
-        raise StorageError(f"{uri}: '//' is missing after '{found[0]}'; write {found[0]}//...")
+        raise BadUriError(f"{uri}: '//' is missing after '{found[0]}'; write {found[0]}//...")
     if os.name != "nt" and _WINDOWS_PATH.match(uri):
-        raise StorageError(f"{uri}: a path of Windows, which this machine does not have; under WSL write /mnt/c/...")
+        raise BadUriError(f"{uri}: a path of Windows, which this machine does not have; under WSL write /mnt/c/...")
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 

@@ -296,9 +296,9 @@ CASES = [
         1,
         lambda w: track(w, f"sqlite:///{w.folder}/mlflow.db", f"--tracking.artifacts={text_file(w)}/below"),
     ),
-    Case("URI of an unknown scheme (gs://)", "unknown scheme 'gs://'", 1, lambda w: storage.preflight("gs://bucket/x")),
-    Case("s3:/bucket, file:/x", "'//' is missing", 1, lambda w: storage.preflight("s3:/bucket/x", write=True)),
-    Case("C:\\data on Linux", "a path of Windows", 1, lambda w: storage.preflight("C:\\data", write=True)),
+    Case("URI of an unknown scheme (gs://)", "unknown scheme 'gs://'", 2, lambda w: storage.preflight("gs://bucket/x")),
+    Case("s3:/bucket, file:/x", "'//' is missing", 2, lambda w: storage.preflight("s3:/bucket/x", write=True)),
+    Case("C:\\data on Linux", "a path of Windows", 2, lambda w: storage.preflight("C:\\data", write=True)),
     Case("no AWS credentials", "set AWS_ACCESS_KEY_ID", 1, no_credentials),
     Case(
         "bucket that does not exist", "bucket 'bucket' does not exist", 1, lambda w: s3_refuses(w, 404, "NoSuchBucket")
