@@ -126,3 +126,10 @@ def test_chatter_goes_to_its_file(tmp_path):
     assert "own words" in output
     assert "chatter" not in output
     assert (tmp_path / "log").read_text() == "library chatter\n"
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
+    log = tmp_path / "job.py" / "demo" / "log"
+    process = job(tmp_path, chatter=f"lambda settings: Path({str(log)!r})")
+    _, errors = process.communicate(timeout=150)
+    assert (process.returncode, errors) == (1, f"error: {log}: Not a directory; the log cannot be written there\n")
