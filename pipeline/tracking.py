@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from pydantic import Field, field_validator
 
@@ -275,8 +276,8 @@ def _prepared_uri(uri: str) -> str:
         preflight(str(path.parent), write=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_database(path)
-        options = uri.partition("?")[2]
-        return f"sqlite:///{path}{'?' * bool(options)}{options}"
+        _, question, options = uri.partition("?")
+        return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}{question}{options}"
     return absolute(uri) if _is_folder(uri) else uri
 
 
@@ -287,7 +288,7 @@ def _is_folder(uri: str) -> bool:
 def _database_path(uri: str) -> Path | None:
     if not uri.startswith("sqlite:///"):
         return None
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).expanduser().absolute()
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).expanduser().absolute()
 
 
 def _check_database(path: Path) -> None:

@@ -41,13 +41,16 @@ def test_a_run_goes_on_under_its_id(tmp_path):
 
 
 def test_odd_names_of_a_database(tmp_path, monkeypatch):
-    """What is in the path is taken as it is, apart from ~ and the options of SQLAlchemy."""
+    """The path may hold ~, and what SQLAlchemy decodes; its options stay."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    uri = "sqlite:///~/Läufe 1 %20#/mlflow.db?timeout=30"
+    uri = "sqlite:///~/Läufe%201 50%25 #/mlflow.db?timeout=30"
     run = start_run(TrackingSettings(uri=uri), "run-1", "pretrain", Example())
-    assert run.tracking_uri == f"sqlite:///{tmp_path}/Läufe 1 %20#/mlflow.db?timeout=30"
-    assert {path.name for path in (tmp_path / "Läufe 1 %20#").iterdir()} >= {"mlflow.db", "mlartifacts"}
-    assert list((tmp_path / "Läufe 1 %20#/mlartifacts").rglob("settings.yaml"))
+    folder = tmp_path / "Läufe 1 50% #"
+    assert run.tracking_uri == f"sqlite:///{tmp_path}/Läufe 1 50%25 #/mlflow.db?timeout=30"
+    assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlartifacts"}
+    assert list(folder.rglob("settings.yaml"))
+    run.log_metrics({"loss": 1.0}, step=1)
+    assert run.history() == {"loss": [(1, 1.0)]}
 
 
 @pytest.mark.parametrize(

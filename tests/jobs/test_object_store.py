@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,6 +36,11 @@ def answers(endpoint: str) -> bool:
             return True
     except (urllib.error.URLError, OSError):
         return False
+
+
+def connects(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
@@ -187,7 +193,7 @@ def test_nothing_is_answered_before_everything_is_loaded(tmp_path: Path, free_po
     try:
         endpoint = f"http://127.0.0.1:{free_port}"
         refused = 0
-        while not answers(f"{endpoint}/equihand?list-type=2&max-keys=1"):
+        while not connects(free_port):
             refused += 1
             assert process.poll() is None
             time.sleep(0.02)
