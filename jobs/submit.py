@@ -214,8 +214,9 @@ def connect(address: str) -> "JobSubmissionClient":
             version, wanted = _version(address, sent)
     except (OSError, ValueError, KeyError, TypeError, HTTPException) as error:
         own_port = urlsplit(address).port in (6379, 10001)
+        reason = error.reason if type(error) is urllib.error.URLError else error
         raise EquihandError(
-            f"no Ray job server answers at {address} ({_first_line(error)}); "
+            f"no Ray job server answers at {address} ({_first_line(reason)}); "
             + ("that is the port of the cluster itself, its job server has 8265 by default; " if own_port else "")
             + "start a local cluster with `make cluster`, or give the address of yours with --address"
             + proxy_hint(urlsplit(address).hostname or "")
