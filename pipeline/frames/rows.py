@@ -50,12 +50,19 @@ class CropSettings(Protocol):
 
 
 def unit_groups(
-    source: Source, source_name: str, unit: Unit, split: str, settings: CropSettings, rejects: Rejects
+    source: Source,
+    source_name: str,
+    unit: Unit,
+    split: str,
+    settings: CropSettings,
+    rejects: Rejects,
+    videos: dict[str, Any] | None = None,
 ) -> Iterator[list[Row]]:
     """The rows of a unit (schema.SCHEMA), one list a frame group, each as soon as it is known.
 
     A unit with several hands gives one clip a hand, "<source>/<unit>#<track>". A unit of which a file is gone or may not be
-    read is rejected; storage that does not answer raises StorageError.
+    read is rejected; storage that does not answer raises StorageError. videos: takes how a video is shown and timed, by its
+    name.
     """
     with ExitStack() as stack:
         try:
@@ -65,6 +72,9 @@ def unit_groups(
             return
         if opened is None:
             return
+        if videos is not None and opened.video is not None:
+            videos[unit.name] = opened.video
+        unit = opened.unit or unit
         whole = _without_duplicates(opened.frames, unit.name, Rejects())
         clips = _clip_names(f"{source_name}/{unit.name}", whole)
         own = [frame for frame in opened.frames if unit.has(frame.index)]

@@ -92,7 +92,7 @@ def test_a_file_that_is_cut_off_ends_earlier(tmp_path, suffix, options):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     info = probe(str(path))
     assert info is not None
-    assert info.num_declared == (NUM_FRAMES if suffix == ".mp4" else len(info.pts))
+    assert info.num_declared == (NUM_FRAMES if suffix == ".mp4" else len(info.times_s))
     frames, left_out = read(path, range(info.num_declared))
     assert set(left_out) <= {"damaged_frame", "broken_video_tail"}
     assert 15 < len(frames) < 45
@@ -229,6 +229,6 @@ def test_a_trimmed_video_is_not_a_broken_one(tmp_path, first, count):
     path.write_bytes(data)
     info = probe(str(path))
     assert info is not None
-    assert info.num_declared == len(info.pts) == len(declared_times(info)) == count
+    assert info.num_declared == len(info.times_s) == len(declared_times(info)) == count
     frames, left_out = read(path, range(count))
     assert (len(frames), left_out) == (count, {})

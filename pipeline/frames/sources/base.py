@@ -316,6 +316,10 @@ class OpenUnit:
     the whole, because they decide the names of clips; `read` is asked for those of the piece."""
     read: Callable[[Sequence[int]], Iterator[tuple[int, Image.Image]]]
     """RGB images of frames by index (ascending). Frames that cannot be read are counted as rejects and left out."""
+    unit: Unit | None = None
+    """What was opened, where that is another part of the video than was asked for (see video.open_piece)."""
+    video: dict[str, str | int] | None = None
+    """Of a video: how it is shown and timed (see video.facts)."""
 
 
 class Source(Protocol):

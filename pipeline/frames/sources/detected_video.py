@@ -22,8 +22,9 @@ from pipeline.frames.sources.video import (
     VideoInfo,
     declared_times,
     expected_frames,
+    facts,
     find_videos,
-    probe,
+    open_piece,
     read_frames,
     sample,
 )
@@ -70,8 +71,8 @@ class DetectedVideo:
         """
         try:
             with as_local_file(unit.uri) as path:
-                info = probe(path)
-                return {} if info is None else self._detect(path, info, unit)
+                info, part = open_piece(path, unit)
+                return {} if info is None or part is None else self._detect(path, info, part)
         except (MissingError, RefusedError):
             return {}  # counted when the unit is opened
 
@@ -92,15 +93,18 @@ class DetectedVideo:
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
         """Link what the detector has found in the whole video, or finds now, into tracks."""
         with as_local_file(unit.uri) as path:
-            info = probe(path)
-            if info is None:
+            info, part = open_piece(path, unit)
+            if part is None:
                 rejects.add("unreadable_video", unit.name)
+            if info is None or part is None:
                 yield None
                 return
-            found = [self._detect(path, info, unit)] if unit.found is None else read_found(unit.found)
-            seen = detections_in(found, unit, rejects)
-            frames = settle(seen, info.times_s, self.settings.track, unit, rejects)
-            yield OpenUnit(frames, lambda indexes: read_frames(path, info, indexes, unit.name, rejects))
+            found = [self._detect(path, info, part)] if unit.found is None else read_found(unit.found)
+            seen = detections_in(found, part, rejects)
+            frames = settle(seen, info.times_s, self.settings.track, part, rejects)
+            yield OpenUnit(
+                frames, lambda indexes: read_frames(path, info, indexes, unit.name, rejects), part, facts(info)
+            )
 
 
 def read_found(places: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:

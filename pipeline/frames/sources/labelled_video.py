@@ -21,7 +21,15 @@ import pydantic
 from pipeline.errors import DataError, MissingError, RefusedError
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.video import VIDEO_SUFFIXES, declared_times, find_videos, probe, read_frames, sample
+from pipeline.frames.sources.video import (
+    VIDEO_SUFFIXES,
+    declared_times,
+    facts,
+    find_videos,
+    open_piece,
+    read_frames,
+    sample,
+)
 from pipeline.storage import absolute, as_local_file, is_file, list_files, read_bytes
 
 LABELS_SUFFIX = ".labels.json"
@@ -92,22 +100,28 @@ class LabelledVideo:
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
         """Check that labels and video belong together."""
         with as_local_file(unit.uri) as path:
-            info = probe(path)
-            if info is None:
+            info, part = open_piece(path, unit)
+            if part is None:
                 rejects.add("unreadable_video", unit.name)
+            if info is None or part is None:
                 yield None
                 return
             labels = _parse(read_bytes(labels_uri(unit.uri)))
+            times = declared_times(info)
+            if labels is not None and labels.num_frames == len(info.times_s):
+                times = info.times_s  # the container only claims that there are more
             if labels is None or (labels.num_frames, labels.width, labels.height) != (
-                info.num_declared,
+                len(times),
                 info.width,
                 info.height,
             ):
                 rejects.add("labels_mismatch", unit.name)
                 yield None
                 return
-            frames = self._select(labels, declared_times(info), unit, rejects)
-            yield OpenUnit(frames, lambda indexes: read_frames(path, info, indexes, unit.name, rejects))
+            frames = self._select(labels, times, part, rejects)
+            yield OpenUnit(
+                frames, lambda indexes: read_frames(path, info, indexes, unit.name, rejects), part, facts(info)
+            )
 
     def _select(self, labels: VideoLabels, times: list[float], unit: Unit, rejects: Rejects) -> list[FrameHands]:
         by_index: dict[int, list[HandLabel]] = {}

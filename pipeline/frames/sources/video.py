@@ -1,22 +1,42 @@
-"""What all video sources share: finding files, frame times without decoding, decoding chosen frames."""
+"""What all video sources share: finding files, what there is in them, decoding chosen frames.
+
+A frame's index is its place in the order in which the decoder shows pictures (video_order.py), its time comes from stamps
+where they are sound (video_clock.py), and its picture is what a player would show (video_display.py).
+"""
 
 import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
+from typing import Any
 
 import av
 import av.container
 import av.error
 import numpy as np
+from av.format import Flags
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources.damage import Damage, Packet
+from pipeline.frames.sources.base import Unit
+from pipeline.frames.sources.damage import Damage
+from pipeline.frames.sources.video_clock import Clock, read_clock
+from pipeline.frames.sources.video_display import Display, as_shown, best_track, display_of
+from pipeline.frames.sources.video_order import (
+    ByCount,
+    ByStamp,
+    Picture,
+    Scan,
+    by_count,
+    by_stamp,
+    decode,
+    packets_of,
+    scan,
+)
 from pipeline.storage import absolute, is_file, list_files, resolve
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts", ".mts")
@@ -30,19 +50,28 @@ logging.getLogger("libav").setLevel(logging.CRITICAL)
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """A video's frames, read from its packets."""
+    """A video's frames."""
 
-    pts: list[int]
-    """Presentation time stamps of the frames that are there, ascending; the position is the frame's index."""
-    times_s: list[float]
-    """The same in seconds from the first frame."""
+    clock: Clock
     num_declared: int
     """Frames that the container says it has (those that are there, where it does not say)."""
-    width: int
-    """Pixels, as displayed."""
-    height: int
-    packets: list[Packet]
-    """In the order of decoding."""
+    display: Display
+    order: ByStamp | ByCount
+
+    @property
+    def times_s(self) -> list[float]:
+        """Of the frames that are there, seconds from the first; the position is the frame's index."""
+        return self.clock.times_s
+
+    @property
+    def width(self) -> int:
+        """Pixels, as displayed."""
+        return self.display.shown[0]
+
+    @property
+    def height(self) -> int:
+        """Pixels, as displayed."""
+        return self.display.shown[1]
 
 
 def find_videos(uri: str) -> dict[str, str]:
@@ -61,24 +90,56 @@ def find_videos(uri: str) -> dict[str, str]:
 
 
 def probe(path: str) -> VideoInfo | None:
-    """Frame times and size of a local video file, without decoding; None where it is not a readable video."""
+    """What there is in a local video file; None where it is not a readable video."""
+    return open_piece(path, Unit("", path, 0))[0]
+
+
+def open_piece(path: str, unit: Unit) -> tuple[VideoInfo | None, Unit | None]:
+    """(what there is in a local video file, which part of it is the unit's). None, None: it is not a readable video.
+
+    A video whose packets do not prove which frame is which can only be read from its start; the first of its pieces then is
+    all of it, and there is nothing to do for the others: None, and their unit without frames.
+    """
     try:
         with av.open(path) as container:
-            stream = container.streams.video[0]
-            first = next(_decode(container, stream, Damage(())))
-            container.seek(0, stream=stream)
-            packets, pts, last = _list_packets(container, stream)
-            num_declared, base = _num_declared(container, stream), stream.time_base
-            if len(pts) < num_declared and last is not None:
-                # Frames that are lost may be shown before some that are there, whose number is not known then.
-                pts = [p for p in pts if p <= last]
-    except (av.error.FFmpegError, OSError, IndexError, StopIteration, ValueError):
-        return None
-    if not pts or base is None:
-        return None
-    size = (first.width, first.height) if first.rotation % 180 == 0 else (first.height, first.width)
-    times = [float((p - pts[0]) * base) for p in pts]
-    return VideoInfo(pts, times, max(num_declared, len(pts)), *size, packets)
+            stream = _track(container)
+            found = scan(container, stream)
+            rate, base = stream.average_rate, stream.time_base
+            may_jump = bool(container.format.flags & Flags.ts_discont.value)
+            if found.first is None or base is None:
+                return None, None
+            display = display_of(container, stream, found.first)
+            there = sum(packet.is_shown for packet in found.coded) + found.num_dropped
+            num_missing = max(0, _num_declared(container, stream) - there)
+            order = by_stamp(found, stream.codec_context.has_b_frames, num_missing > 0)
+        if order is None:
+            if unit.first > 0:
+                return None, replace(unit, end=unit.first)
+            unit = replace(unit, end=None)
+            order = by_count(found if found.is_decoded else _scan_all(path), num_missing > 0)
+    except (av.error.FFmpegError, OSError, IndexError, ValueError):
+        return None, None
+    clock = read_clock(found.coded, order.numbers, base, rate, may_jump)
+    if not clock.times_s:
+        return None, None
+    return VideoInfo(clock, len(clock.times_s) + num_missing, display, order), unit
+
+
+def facts(info: VideoInfo) -> dict[str, Any]:
+    """How a video is shown and timed, as plain values, for the manifest."""
+    display, clock = info.display, info.clock
+    return {
+        "stored": "{} x {}".format(*display.stored),
+        "shown": "{} x {}".format(*display.shown),
+        "turn": str(display.turn),
+        "pixel_aspect": "{}:{}".format(*display.pixel_aspect.as_integer_ratio()),
+        "track": f"{display.track + 1} of {display.num_tracks}",
+        "times": clock.source,
+        "order": "stamps" if isinstance(info.order, ByStamp) else "decoder",
+        "num_restarts": clock.num_restarts,
+        "num_equal": clock.num_equal,
+        "num_mended": clock.num_mended,
+    }
 
 
 def declared_times(info: VideoInfo) -> list[float]:
@@ -86,8 +147,22 @@ def declared_times(info: VideoInfo) -> list[float]:
 
     Who samples these asks for lost frames too, so that reading counts them.
     """
-    step = info.times_s[-1] / max(len(info.times_s) - 1, 1) or 1.0
+    step = info.clock.step_s or 1.0
     return info.times_s + [info.times_s[-1] + step * (i + 1) for i in range(info.num_declared - len(info.times_s))]
+
+
+def _track(container: av.container.InputContainer) -> av.VideoStream:
+    """The track that is shown, set up for a worker. Raises ValueError where there is none."""
+    stream = best_track(container)
+    if stream is None:
+        raise ValueError("no video")
+    stream.codec_context.thread_count = 1  # a worker has one CPU
+    return stream
+
+
+def _scan_all(path: str) -> Scan:
+    with av.open(path) as container:
+        return scan(container, _track(container), math.inf)
 
 
 def _num_declared(container: av.container.InputContainer, stream: av.VideoStream) -> int:
@@ -97,29 +172,13 @@ def _num_declared(container: av.container.InputContainer, stream: av.VideoStream
     return stream.frames
 
 
-def _list_packets(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> tuple[list[Packet], list[int], int | None]:
-    """(packets that have a time stamp, time stamps of those that are shown, decoding time of the last one)"""
-    packets: list[Packet] = []
-    shown: list[int] = []
-    last = None
-    for packet in container.demux(stream):
-        if packet.pts is not None:
-            packets.append(Packet(packet.pts, packet.is_keyframe, packet.is_corrupt))
-            last = packet.dts
-            if not packet.is_discard:
-                shown.append(packet.pts)
-    return packets, sorted(shown), last
-
-
 def expected_frames(uri: str, fps: float | None, stride: int) -> tuple[int, int]:
     """(how many frames `sample` will take, how many there are), from the video's header, read where it lies; 0 where it does
     not say."""
     filesystem, path = resolve(uri)
     try:
         with filesystem.open_input_file(path) as file, av.open(file, buffer_size=_HEADER_READ) as container:
-            stream = container.streams.video[0]
+            stream = _track(container)
             rate, duration = float(stream.average_rate or 0), float(container.duration or 0) / av.time_base
             count = stream.frames or round(duration * rate)
     except (av.error.FFmpegError, OSError, IndexError, ValueError):
@@ -146,17 +205,17 @@ def read_frames(
     if not wanted:
         return
     last = max(wanted)
-    received = set()
     newest = -1
     reformatter = VideoReformatter()  # setting one up for every frame would take longer than its work
+    received = set()
     try:
         for index, frame in _sound_frames(path, info, min(wanted)):
-            if index < newest - _SEEK_MARGIN:  # a damaged time stamp
+            if index <= newest:  # a damaged time stamp
                 continue
-            newest = max(newest, index)
-            if index in wanted and index not in received:
+            newest = index
+            if index in wanted:
                 received.add(index)
-                yield index, _upright(frame, info, reformatter)
+                yield index, as_shown(frame, info.display, reformatter)
             if index >= last:  # not before: a later frame tells damage from a broken tail
                 break
     except (av.error.FFmpegError, OSError):
@@ -166,50 +225,62 @@ def read_frames(
 
 
 def _sound_frames(path: str, info: VideoInfo, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(index, frame) from `first` or before on, decoded from the last key frame that can be sought before `first`; without
-    those that damage has cost."""
-    # Frames are recognised by time stamp: a decoder may drop a damaged one, and counting would then be off by one.
-    number = {stamp: index for index, stamp in enumerate(info.pts)}
-    damage = Damage(info.packets)
+    """(index, frame) from `first` or before on, without those that damage has cost; frames may come again."""
+    order = info.order
     with av.open(path) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1  # a worker has one CPU
-        is_sought = _SEEK_MARGIN < first < len(info.pts)
+        stream = _track(container)
+        if isinstance(order, ByCount):
+            packets = enumerate(packets_of(container, stream))
+            pictures = (picture.frame for picture in decode(stream, packets) if picture.frame is not None)
+            for index, frame in zip(order.indexes, pictures, strict=False):
+                if index is not None:
+                    yield index, frame
+            return
+        damage = Damage(order.packets)
+        is_sought = _SEEK_MARGIN < first < len(order.numbers)
         if is_sought:
             # Containers seek by decoding time, which runs ahead of presentation by the depth of reordering.
-            container.seek(info.pts[first - _SEEK_MARGIN], stream=stream)
-        frames = ((frame.pts, frame) for frame in _decode(container, stream, damage) if frame.pts in number)
-        start = []
-        if is_sought:
-            # Frames before a key frame lack what they refer to.
-            start = list(islice((f for f in frames if f[1].key_frame and damage.is_key(f[0])), 1))
-            if not start or number[start[0][0]] > first:  # the container went elsewhere
-                yield from _sound_frames(path, info, 0)
-                return
-        for pts, frame in damage.sound(chain(start, frames)):
-            yield number[pts], frame
-
-
-def _decode(container: av.container.InputContainer, stream: av.VideoStream, damage: Damage) -> Iterator[av.VideoFrame]:
-    """All frames that come out of a decoder; like FFmpeg's own tools it goes on behind packets that do not decode."""
-    for packet in container.demux(stream):
+            container.seek(order.stamps[order.numbers[first - _SEEK_MARGIN]], stream=stream)
         try:
-            frames = packet.decode()
-        except av.error.FFmpegError:
-            damage.add(packet.pts)
+            frames = _placed(decode(stream, _numbered(container, stream, order)), order, damage)
+            start = []
+            if is_sought:
+                # Frames before a key frame lack what they refer to.
+                start = list(islice((f for f in frames if f[1].key_frame and damage.is_key(f[0])), 1))
+                if not start or order.index_of.get(start[0][0], math.inf) > first:
+                    raise LookupError
+            for place, frame in damage.sound(chain(start, frames)):
+                if place in order.index_of:
+                    yield order.index_of[place], frame
+            return
+        except LookupError:  # the container went elsewhere
+            if not is_sought:
+                return
+    yield from _sound_frames(path, info, 0)
+
+
+def _numbered(
+    container: av.container.InputContainer, stream: av.VideoStream, order: ByStamp
+) -> Iterator[tuple[int, av.Packet]]:
+    """The packets that follow, with their numbers. Raises LookupError where they are not those that were there before."""
+    number = None
+    for packet in packets_of(container, stream):
+        number = order.stamps.index(packet.pts) if number is None else number + 1
+        if order.stamps[number] != packet.pts:
+            raise LookupError
+        yield number, packet
+
+
+def _placed(pictures: Iterator[Picture], order: ByStamp, damage: Damage) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(place, frame) of pictures; what they say of damage is noted."""
+    for number, frame in pictures:
+        if number is None:
             continue
-        for frame in frames:
-            if frame.is_corrupt:
-                damage.add(frame.pts)
-            yield frame
-
-
-def _upright(frame: av.VideoFrame, info: VideoInfo, reformatter: VideoReformatter) -> Image.Image:
-    """RGB. A video that changes its size keeps that of its first frame, as when it is played: boxes refer to it."""
-    turns = round(frame.rotation / 90)  # counter-clockwise, as phones store them
-    width, height = (info.height, info.width) if turns % 2 else (info.width, info.height)
-    pixels: np.ndarray = reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
-    return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, k=turns)))
+        place = order.packets[number].pts
+        if frame is None or frame.is_corrupt:
+            damage.add(place)
+        if frame is not None:
+            yield place, frame
 
 
 def _stem(name: str) -> str:
