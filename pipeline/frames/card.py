@@ -17,7 +17,7 @@ from pipeline.evaluation.svg import linear_axis, number
 from pipeline.frames.inspect_columns import Measures
 from pipeline.frames.inspect_distribution import Distribution, merged
 from pipeline.frames.inspect_sample import Sample
-from pipeline.frames.manifest import Manifest
+from pipeline.frames.manifest import Manifest, VideoGroup
 from pipeline.frames.rejects import CHOICE_REASONS, REASONS
 from pipeline.frames.schema import SPLITS
 from pipeline.frames.verify import Verification
@@ -73,6 +73,9 @@ def card_json(data: CardData) -> dict[str, Any]:
         "hands": manifest.hands,
         "rejects": manifest.rejects,
         "reject_examples": manifest.reject_examples,
+        "videos": {
+            source: [group.model_dump(mode="json") for group in groups] for source, groups in manifest.videos.items()
+        },
         "settings": {source: record.model_dump(mode="json") for source, record in manifest.settings.items()},
         "verification": data.verification.to_json() if data.verification else None,
         "sample": {
@@ -148,6 +151,7 @@ def build_card(data: CardData) -> str:
         histograms=_histograms(data),
         labels=_labels(merged_measures(every)) if any(m.num_labelled for m in every) else None,
         rejects=_reject_rows(manifest),
+        videos=[(source, group, _clock_notes(group)) for source, groups in manifest.videos.items() for group in groups],
         settings={source: _settings_yaml(record.settings) for source, record in manifest.settings.items()},
         shown_views={name: _range(getattr(data.view_settings, name)) for name in _SHOWN_VIEWS},
     )
@@ -382,6 +386,20 @@ def _reject_rows(manifest: Manifest) -> list[tuple[str, str, str, int, str, list
         if count
     ]
     return sorted(rows, key=lambda row: (-row[3], row[0], row[1]))
+
+
+def _clock_notes(group: VideoGroup) -> str:
+    """What is unusual about the times of some videos, in words."""
+    notes = [
+        f"{count} {one if count == 1 else many}"
+        for count, one, many in (
+            (group.num_restarts, "restart of the clock", "restarts of the clock"),
+            (group.num_equal, "stamp given twice", "stamps given twice"),
+            (group.num_mended, "stamp missing or out of order", "stamps missing or out of order"),
+        )
+        if count
+    ]
+    return "; ".join(notes) or "none"
 
 
 def _own_examples(manifest: Manifest, source: str, reason: str) -> list[str]:

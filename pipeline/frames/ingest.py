@@ -16,6 +16,7 @@ Two ingests of one source into one frame set must not run at the same time.
 """
 
 import hashlib
+import json
 import re
 import uuid
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from pipeline.frames.manifest import (
     IngestRecord,
     Manifest,
     Shard,
+    VideoGroup,
     has_manifest,
     merge,
     read_manifest,
@@ -135,8 +137,9 @@ def run_task(
     hands: dict[str, int] = {}
     clips: set[str] = set()
     shared: set[str] = set()
+    videos: dict[str, Any] = {}
     for unit, split in task.units:
-        for group in unit_groups(source, name, unit, split, settings, rejects):
+        for group in unit_groups(source, name, unit, split, settings, rejects, videos):
             writer.add((split, bucket_of(group[0]["frame_id"], num_buckets[split], settings.seed)), group)
             (clips if is_whole(unit) else shared).add(group[0]["clip_id"])
             counts[split] = counts.get(split, 0) + len(group)
@@ -152,6 +155,7 @@ def run_task(
         "counts": counts,
         "hands": hands,
         "rejects": rejects.to_json(),
+        "videos": videos,
         "pieces": [[list(bucket), *where] for bucket, *where in writer.pieces],
     }
     write_json(join(work_uri, "parts", f"{task.number:05d}.json"), stats)
@@ -316,10 +320,23 @@ def _describe(
         hands={hand: sum(value["hands"].get(hand, 0) for value in stats) for hand in HANDS},
         rejects={name: dict(sorted(rejects.counts.items()))},
         reject_examples=dict(sorted(rejects.examples.items())),
+        videos={name: alike} if (alike := group_videos(stats)) else {},
         settings={name: IngestRecord(**prepared.record, num_clips=num_clips)},
         digest=total_digest(shards),
         shards=shards,
     )
+
+
+def group_videos(stats: Sequence[dict[str, Any]]) -> list[VideoGroup]:
+    """The videos of some tasks, those together that are shown and timed in the same way; largest groups first."""
+    videos = {
+        video: facts for value in stats for video, facts in value.get("videos", {}).items()
+    }  # pieces say the same
+    groups: dict[str, list[str]] = {}
+    for video, facts in sorted(videos.items()):
+        groups.setdefault(json.dumps(facts, sort_keys=True), []).append(video)
+    alike = sorted(groups.values(), key=lambda members: (-len(members), members[0]))
+    return [VideoGroup(num_videos=len(m), examples=m[:MAX_EXAMPLES], **videos[m[0]]) for m in alike]
 
 
 def _listing(source: Source) -> str:

@@ -50,6 +50,34 @@ class IngestRecord(_Model):
     num_clips: int
 
 
+class VideoGroup(_Model):
+    """Videos of a source that are shown and timed in the same way."""
+
+    num_videos: int
+    examples: list[str]
+    """Names of some of them."""
+    stored: str
+    """Size of the coded picture, pixels, such as "240 x 240"."""
+    shown: str
+    """The same as displayed; boxes and cameras are in these pixels."""
+    turn: str
+    """How it is turned or mirrored to be displayed."""
+    pixel_aspect: str
+    """Width to height of a stored pixel."""
+    track: str
+    """Which of the file's video tracks was read, such as "2 of 2"."""
+    times: str
+    """Where the frames' times come from: stamps, decode times, or frame rate."""
+    order: str
+    """What numbers the frames: their stamps, or the decoder, where those do not prove the order."""
+    num_restarts: int
+    """Times that the clock of each starts again."""
+    num_equal: int
+    """Frames of each with the stamp of the one before."""
+    num_mended: int
+    """Frames of each whose stamp is missing, or not between those of their neighbours."""
+
+
 class Manifest(_Model):
     """Contents of a frame set."""
 
@@ -70,6 +98,8 @@ class Manifest(_Model):
     """What was left out, by source and reason; rejects.py says which reasons there are, and which are a choice."""
     reject_examples: dict[str, list[str]]
     """Names of some of what was left out, by reason."""
+    videos: dict[str, list[VideoGroup]] = {}
+    """How videos are shown and timed, by source; none for sources of images, and of sets from before this was noted."""
     settings: dict[str, IngestRecord]
     """By source."""
     digest: Digest
@@ -152,6 +182,7 @@ def merge(old: Manifest | None, new: Manifest, max_examples: int) -> Manifest:
         hands={hand: old.hands.get(hand, 0) + new.hands.get(hand, 0) for hand in {**old.hands, **new.hands}},
         rejects={**old.rejects, **new.rejects},
         reject_examples=examples,
+        videos={**old.videos, **new.videos},
         settings={**old.settings, **new.settings},
         digest=total_digest(shards),
         shards=shards,

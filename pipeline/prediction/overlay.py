@@ -21,6 +21,8 @@ Hands = Mapping[int, Sequence[np.ndarray]]
 
 _OVERSAMPLING = 2  # drawn this many times larger and shrunk: smooth lines
 _CRF = 20
+_TICKS_PER_S = 90_000
+"""A multiple of all common frame rates."""
 
 
 def draw_hands(image: Image.Image, hands: Sequence[np.ndarray]) -> Image.Image:
@@ -56,7 +58,7 @@ def write_image_overlay(root: str, file: str, hands: Sequence[np.ndarray], targe
 def write_video_overlay(uri: str, hands: Hands, target: str, fps: float | None = None, stride: int = 1) -> int:
     """Draw over a video and write H.264 (mp4), one frame for each frame that was sampled; gives their number.
 
-    Frames without hands are there too, so that the video keeps its time.
+    Frames without hands are there too, and each has its time in the source, so that the video runs as the source does.
     """
     with as_local_file(uri) as path:
         info = probe(path)
@@ -65,6 +67,7 @@ def write_video_overlay(uri: str, hands: Hands, target: str, fps: float | None =
         indexes = sample(info.times_s, fps, stride)
         span = info.times_s[indexes[-1]] - info.times_s[indexes[0]]
         rate = Fraction((len(indexes) - 1) / span if span > 0 else 25.0).limit_denominator(1001)
+        time_base = Fraction(1, _TICKS_PER_S)
         buffer = io.BytesIO()
         num_written = 0
         with av.open(buffer, "w", format="mp4") as container:
@@ -75,11 +78,14 @@ def write_video_overlay(uri: str, hands: Hands, target: str, fps: float | None =
             )
             stream.width, stream.height = info.width // 2 * 2, info.height // 2 * 2  # H.264 wants even sides
             stream.pix_fmt = "yuv420p"
-            place = {index: number for number, index in enumerate(indexes)}
+            stream.codec_context.time_base = time_base
+            newest = -1
             for index, image in read_frames(path, info, indexes, uri, Rejects()):
                 picture = draw_hands(image, hands.get(index, ())).crop((0, 0, stream.width, stream.height))
                 frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
-                frame.pts, frame.time_base = place[index], 1 / rate  # damage leaves gaps
+                # As in the source, whose rate may vary; damage leaves gaps.
+                newest = max(newest + 1, round(info.times_s[index] * _TICKS_PER_S))
+                frame.pts, frame.time_base = newest, time_base
                 container.mux(stream.encode(frame))
                 num_written += 1
             container.mux(stream.encode())

@@ -122,6 +122,7 @@ def open_piece(path: str, unit: Unit) -> tuple[VideoInfo | None, Unit | None]:
     clock = read_clock(found.coded, order.numbers, base, rate, may_jump)
     if not clock.times_s:
         return None, None
+    num_missing += order.num_unplaced if isinstance(order, ByStamp) else 0
     return VideoInfo(clock, len(clock.times_s) + num_missing, display, order), unit
 
 

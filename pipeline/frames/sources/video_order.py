@@ -22,6 +22,9 @@ from pipeline.frames.sources.video_clock import Coded, restarts
 NUM_CHECKED = 32
 """Pictures that are decoded to see whether they come in the order of their stamps; more than any codec reorders."""
 
+_CHUNK_HEADER = 8
+"""Bytes before a packet in AVI."""
+
 
 class Picture(NamedTuple):
     """What came out of the decoder."""
@@ -36,15 +39,20 @@ class Scan(NamedTuple):
     """A video track's packets, and its first pictures."""
 
     coded: list[Coded]
-    pictures: list[tuple[int | None, bool | None]]
-    """(packet, whether it is damaged; None for a packet that does not decode), as they come from the decoder."""
+    pictures: list[tuple[int | None, bool]]
+    """(packet, whether it is damaged), as they come from the decoder."""
+    came_before: list[int]
+    """Pictures that had come when the decoder got each packet, and at last the end. Shorter where not all were decoded."""
+    failed: set[int]
+    """Packets that do not decode."""
     first: av.VideoFrame | None
-    is_decoded: bool
-    """Whether all of it was decoded."""
-    num_ready: int
-    """Pictures that had come when the last packet was read; the others came out of the decoder's store."""
     num_dropped: int
     """Frames that the container counts, but has nothing for."""
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether all of it was decoded."""
+        return len(self.came_before) > len(self.coded)
 
 
 class ByStamp(NamedTuple):
@@ -58,6 +66,8 @@ class ByStamp(NamedTuple):
     """What the container calls each packet."""
     numbers: list[int]
     """The packet of each frame."""
+    num_unplaced: int
+    """Frames at the end that are there, but whose number is not known."""
 
 
 class ByCount(NamedTuple):
@@ -97,17 +107,24 @@ def decode_packet(stream: av.VideoStream, number: int, packet: av.Packet | None)
 def scan(container: InputContainer, stream: av.VideoStream, num_decoded: float = NUM_CHECKED) -> Scan:
     """Read all packets, and decode until there are so many pictures."""
     is_vp8 = stream.codec_context.name == "vp8"
+    # AVI's index tells of packets that are lost between others, which no stamp does.
+    chunks = [entry.pos + _CHUNK_HEADER for entry in stream.index_entries if entry.size]
+    number_of_chunk = dict(zip(chunks, range(len(chunks)), strict=True)) if container.format.name == "avi" else {}
     coded: list[Coded] = []
-    pictures: list[tuple[int | None, bool | None]] = []
+    pictures: list[tuple[int | None, bool]] = []
+    came_before: list[int] = []
+    failed: set[int] = set()
     first = None
     num_dropped = 0
-    is_decoded = True
 
     def take(packet: av.Packet | None) -> None:
         nonlocal first
-        for number, frame in decode_packet(stream, len(coded) - 1, packet):
-            first = first or frame
-            pictures.append((number, None if frame is None else frame.is_corrupt))
+        for number, frame in decode_packet(stream, len(came_before) - 1, packet):
+            if frame is not None:
+                first = first or frame
+                pictures.append((number, frame.is_corrupt))
+            elif number is not None:
+                failed.add(number)
 
     try:
         for packet in container.demux(stream):
@@ -116,16 +133,19 @@ def scan(container: InputContainer, stream: av.VideoStream, num_decoded: float =
                 continue
             # VP8 has packets that are for reference only; their first bits say so (RFC 6386, 9.1).
             is_shown = not packet.is_discard and not (is_vp8 and not bytes(packet)[0] >> 4 & 1)
+            for _ in range(len(coded), number_of_chunk.get(packet.pos, 0)):
+                coded.append(Coded(None, None, False, True, True))
+                came_before += [len(pictures)] * (len(came_before) == len(coded) - 1)
             coded.append(Coded(packet.pts, packet.dts, packet.is_keyframe, packet.is_corrupt, is_shown))
-            is_decoded = len(pictures) < num_decoded
-            if is_decoded:
+            if len(came_before) == len(coded) - 1 and len(pictures) < num_decoded:
+                came_before.append(len(pictures))
                 take(packet)
     except av.error.FFmpegError:
         pass  # the file breaks off; what is missing is counted where the container says how much there was
-    num_ready = len(pictures)
-    if is_decoded:
+    if len(came_before) == len(coded):
+        came_before.append(len(pictures))
         take(None)
-    return Scan(_without_joints(coded), pictures, first, is_decoded, num_ready, num_dropped)
+    return Scan(_without_joints(coded), pictures, came_before, failed, first, num_dropped)
 
 
 def by_stamp(found: Scan, reorders: bool, is_cut: bool) -> ByStamp | None:
@@ -147,13 +167,15 @@ def by_stamp(found: Scan, reorders: bool, is_cut: bool) -> ByStamp | None:
     shown = _shown_first(found, frames)
     if shown is None:
         return None
-    if is_cut and coded[-1].dts is not None:
+    num_shown = len(shown)
+    last = coded[-1].dts
+    if is_cut and last is not None:
         # Frames that are lost may be shown before some that are there, whose number is not known then.
-        shown = [number for number in shown if stamps[number] <= coded[-1].dts]
+        shown = [number for number in shown if stamps[number] <= last]
     place = {number: at for at, number in enumerate(by_time)}
     packets = [Packet(place[number], packet.is_key, packet.is_corrupt) for number, packet in enumerate(coded)]
     index_of = {place[number]: index for index, number in enumerate(shown)}
-    return ByStamp(packets, index_of, stamps, shown)
+    return ByStamp(packets, index_of, stamps, shown, num_shown - len(shown))
 
 
 def _rise_from_key_to_key(coded: Sequence[Coded]) -> bool:
@@ -172,23 +194,31 @@ def _rise_from_key_to_key(coded: Sequence[Coded]) -> bool:
 def _shown_first(found: Scan, frames: list[int]) -> list[int] | None:
     """The frames without those at the start that cannot be shown, because what they refer to is missing; None where the
     pictures that were decoded do not come in this order."""
-    numbers = [number for number, is_corrupt in found.pictures if is_corrupt is not None]
+    coded = found.coded
     at = {number: place for place, number in enumerate(frames)}
-    if not numbers or any(number not in at for number in numbers):
+    places = [at.get(number, -1) if number is not None else -1 for number, _ in found.pictures]
+    if not places or places[0] < 0 or any(a >= b for a, b in pairwise(places)):
         return None
-    end = max(number for number, _ in found.pictures if number is not None)
-    if any(is_corrupt is not False for _, is_corrupt in found.pictures) or any(
-        p.is_corrupt for p in found.coded[: end + 1]
-    ):
-        # Pictures may be missing, but those that come are in order. Before the first key frame there can be none.
-        places = [at[number] for number in numbers if number is not None]
-        key = next((number for number, packet in enumerate(found.coded) if packet.is_key), 0)
-        came = set(numbers)
-        rises = all(a < b for a, b in pairwise(places))
-        return [number for number in frames if number >= key or number in came] if rises else None
-    shown = frames[at[numbers[0]] :]
-    is_whole = not found.is_decoded or len(shown) == len(numbers)
-    return shown if is_whole and shown[: len(numbers)] == numbers else None
+    came = {number for number, _ in found.pictures}
+    if found.failed or any(packet.is_corrupt for packet in coded[: len(found.came_before)]):
+        key = _first_key(coded)
+        start = [number for number in frames[: places[-1]] if number >= key or number in came]
+    else:
+        start = frames[places[0] : places[-1]]
+    shown = start + frames[places[-1] :]
+    seen = shown if found.is_decoded else start
+    missing = [number for number in seen if number not in came]
+    return None if _are_fields(missing, len(seen)) else shown
+
+
+def _first_key(coded: Sequence[Coded]) -> int:
+    return next((number for number, packet in enumerate(coded) if packet.is_key), 0)
+
+
+def _are_fields(missing: Sequence[int], total: int) -> bool:
+    """Whether packets without a picture are second fields: many, and each has a picture before. Damage costs neighbours."""
+    ordered = sorted(missing)
+    return 3 * len(ordered) > total and all(b - a > 1 for a, b in pairwise(ordered))
 
 
 def by_count(found: Scan, is_cut: bool) -> ByCount:
@@ -198,32 +228,40 @@ def by_count(found: Scan, is_cut: bool) -> ByCount:
     the packets before it.
     """
     coded = found.coded
-    first_key = next((number for number, packet in enumerate(coded) if packet.is_key), 0)
-    order: list[int | None] = []
-    lost: list[tuple[int, int]] = []  # (packet, pictures that came before)
-    damaged: list[int] = []
-    for position, (number, is_corrupt) in enumerate(found.pictures):
-        if position == found.num_ready and is_cut:
-            lost.append((len(coded), len(order)))
-        if is_corrupt is None:
-            assert number is not None
-            lost += [(number, len(order))] * (number >= first_key)
-            continue
-        if is_corrupt or (number is not None and coded[number].is_corrupt):
-            damaged.append(len(order))
-        order.append(number)
-    numbers = [number for number in order if number is not None]
-    troubles = [when for _, when in lost] + damaged
+    order = [number for number, _ in found.pictures]
+    came = set(order)
+    key = _first_key(coded)
+    start = coded[key].pts if coded else None
+    next_key = next((n for n in range(key + 1, len(coded)) if coded[n].is_key), len(coded))
+    missing = []
+    for number in range(key, len(coded)):
+        packet = coded[number]
+        # What is shown before the first key frame lacks what it refers to; no player shows it.
+        leads = number < next_key and packet.pts is not None and start is not None and packet.pts < start
+        if packet.is_shown and number not in came and not leads:
+            missing.append(number)
+    are_fields = _are_fields(missing, len(missing) + len(order))
+    lost = [number for number in (found.failed if are_fields else missing) if number >= key]
+    losses = [(number, found.came_before[number]) for number in lost]
+    if is_cut:
+        losses.append((len(coded), found.came_before[-1]))
+    damaged = [
+        at
+        for at, (number, is_corrupt) in enumerate(found.pictures)
+        if is_corrupt or (number is not None and coded[number].is_corrupt)
+    ]
+    troubles = [since for _, since in losses] + damaged
     if not troubles:
         return ByCount(list(range(len(order))), order)
-    known_until = max(0, min(troubles) - NUM_CHECKED)
-    if len(set(numbers)) < len(order):  # which packets the pictures are of is not known
-        return ByCount([i if i < known_until else None for i in range(len(order))], order)
-    return _between_damage(coded, numbers, lost, damaged)
+    numbers = [number for number in order if number is not None]
+    if len(set(numbers)) < len(order) or (are_fields and losses):  # packets do not tell how many pictures were lost
+        known = max(0, min(troubles) - NUM_CHECKED)
+        return ByCount([at if at < known else None for at in range(len(order))], order)
+    return _between_damage(coded, numbers, losses, damaged)
 
 
 def _between_damage(
-    coded: Sequence[Coded], order: list[int], lost: list[tuple[int, int]], damaged: list[int]
+    coded: Sequence[Coded], order: list[int], losses: list[tuple[int, int]], damaged: list[int]
 ) -> ByCount:
     place = {number: at for at, number in enumerate(order)}
     keys = sorted(number for number in order if coded[number].is_key)
@@ -234,7 +272,7 @@ def _between_damage(
 
     # By the key frame at which all is well again: the first packet that is damaged, and since when pictures may be missing.
     spans: dict[int, tuple[int, float]] = {}
-    for number, when in [*lost, *((order[at], math.inf) for at in damaged)]:
+    for number, when in [*losses, *((order[at], math.inf) for at in damaged)]:
         key = next_key(number)
         first, since = spans.get(key, (number, math.inf))
         spans[key] = min(first, number), min(since, when)
@@ -244,22 +282,16 @@ def _between_damage(
         for at in range(max(0, int(min(begin, len(order))) - NUM_CHECKED), place.get(key, len(order))):
             if order[at] >= first or at >= since:
                 unsure.add(at)
-    gone = {number for number, _ in lost if number < len(coded)}
-    for key, (first, since) in spans.items():
-        if since < math.inf:
-            gone |= {n for n in range(first, min(key, len(coded))) if coded[n].is_shown and n not in place}
-    counted = sorted({*order, *gone})
-    # Where packets are not pictures one by one (fields, for one), those behind a loss cannot be counted.
-    is_even = len(counted) == sum(packet.is_shown for packet in coded)
+    counted = sorted({*order, *(number for number, _ in losses if number < len(coded))})
+    restarted = {next_key(number) for number, _ in losses}
     indexes: list[int | None] = []
     numbers: list[int | None] = [None] * len(counted)
     index = 0
-    first_loss = min((since for _, since in spans.values()), default=math.inf)
     for at, number in enumerate(order):
-        if number in spans and spans[number][1] < math.inf:
+        if number in restarted:
             ahead = sum(other > number for other in order[max(0, at - NUM_CHECKED) : at])
             index = bisect_left(counted, number) + ahead
-        is_sure = at not in unsure and index < len(counted) and (is_even or at < first_loss)
+        is_sure = at not in unsure and index < len(counted)
         indexes.append(index if is_sure else None)
         if is_sure:
             numbers[index] = number
