@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 from pipeline.frames.image_file import MAX_PIXELS
 from pipeline.frames.rejects import REASONS
 from tests import start_errors
+from tests.frames import squares
 from tests.frames.clips import CAMERA, draw, hand_label, joints_at, project, write_clip, write_images, write_video
 
 NAN = float("nan")
@@ -237,6 +239,53 @@ def _names_that_collide(videos: Videos) -> None:
     write_clip(videos.root, "odd#1", num_frames=1)
 
 
+def _squares(videos: Videos, suffix: str, write: Callable[..., Path] = squares.write, **options: Any) -> Path:
+    """One more video of 24 frames, of a square whose box is labelled."""
+    return squares.write_labels(write(videos.root / f"odd.{suffix}", **options))
+
+
+def _joined(videos: Videos) -> None:
+    parts = [
+        squares.write(videos.root / "part.ts", indexes=frames).read_bytes() for frames in (range(12), range(12, 24))
+    ]
+    (videos.root / "part.ts").unlink()
+    _squares(videos, "ts").write_bytes(b"".join(parts))
+
+
+def _one_stamp_twice(number: int, packet: Any) -> Any:
+    if number == 6:
+        packet.pts -= round(1 / squares.FPS / packet.time_base)
+    return packet
+
+
+def _mirrored(videos: Videos) -> None:
+    path = _squares(videos, "mp4", stored=lambda image: squares.unshown(image, "hflip"))
+    squares.set_matrix(path, "hflip")
+
+
+def _wide_pixels(videos: Videos) -> None:
+    def prepare(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+
+    _squares(videos, "mp4", stored=lambda image: squares.squeezed(image, 4 / 3), prepare=prepare)
+
+
+def _starts_late(videos: Videos) -> None:
+    path = _squares(videos, "ts", options={**squares.PLAIN, "g": "8"})
+    with av.open(str(path)) as container:
+        third = [packet.pos for packet in container.demux(video=0) if packet.size][3]
+    data = path.read_bytes()
+    path.write_bytes(data[: 3 * 188] + data[third:])
+    frames = [{"index": i, "hands": [{"track": 0, "hand": "right", "box": squares.box(8 + i)}]} for i in range(16)]
+    squares.write_labels(path, num_frames=16, frames=frames)
+
+
+def _has_square(crop: np.ndarray, _: np.ndarray) -> bool:
+    """The square lies where its box says; the middle of its red is right and below of the box's."""
+    red = (crop[..., 0] > 150) & (crop[..., 1:].max(-1) < 120)
+    return bool(red.any() and abs(np.nonzero(red)[1].mean() / len(crop) - 84 / 160) < 0.02)
+
+
 def _text(text: str) -> Callable[[Images], None]:
     def make(images: Images) -> None:
         images.text = text
@@ -319,6 +368,14 @@ VIDEO_CASES = [
     Case("video that vanished between listing and reading", lambda s: s.add(), {"missing_file": 1}, change=_remove),
     Case("video without its last half", _broken_tail, {"broken_video_tail": 24}, kept="the frames before the break", num_kept=1),
     Case("video with damaged bytes in the middle", _damaged_middle, {"damaged_frame": 24}, kept="the frames before, and those from the next key frame on (damage that neither decoder nor container notices stays unnoticed)", num_kept=12),
+    Case("B-frames in AVI, which stores no times of display", lambda s: _squares(s, "avi"), kept="in the order in which the decoder shows them; times are those of decoding", num_kept=24, looks=_has_square),
+    Case("two frames of one stamp", lambda s: _squares(s, "mkv", change=_one_stamp_twice), kept="both; the second lies between its neighbours in time", num_kept=24, looks=_has_square),
+    Case("transport streams that were joined", _joined, kept="all; time goes on where the clock starts again", num_kept=24, looks=_has_square),
+    Case("frames before the first key frame", _starts_late, kept="those from the key frame on, which is number 0, as when it is played", num_kept=16, looks=_has_square),
+    Case("display matrix that mirrors", _mirrored, kept="turned and mirrored as when it is played; boxes and joints refer to that", num_kept=24, looks=_has_square),
+    Case("pixels that are not square", _wide_pixels, kept="as wide as when it is played; boxes, joints and cameras refer to that", num_kept=24, looks=_has_square),
+    Case("cover art before the video", lambda s: _squares(s, "mp4", squares.write_with_cover), kept="the video; pictures beside it are passed over", num_kept=24, looks=_has_square),
+    Case("several video tracks", lambda s: _squares(s, "mkv", squares.write_two_tracks), kept="the default one; without one, the largest", num_kept=24, looks=_has_square),
     Case("no labels file", _no_labels, {"missing_labels": 1}),
     Case("labels that are not JSON", _broken_labels, {"labels_mismatch": 1}),
     Case("labels of another video (other number of frames)", _labels_of_another, {"labels_mismatch": 1}),

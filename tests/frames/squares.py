@@ -11,10 +11,12 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 from PIL import Image
 
 WIDTH, HEIGHT, NUM_FRAMES, FPS = 320, 240, 24, 12
 H264 = {"bf": "2", "b_strategy": "0", "crf": "12", "sc_threshold": "0"}
+PLAIN = {"bf": "0", "crf": "12"}
 MATRICES = {
     "hflip": (-1, 0, 0, 1),
     "vflip": (1, 0, 0, -1),
@@ -71,6 +73,53 @@ def write(
         for number, packet in enumerate(packets):
             if (changed := change(number, packet)) is not None:
                 container.mux(changed)
+    return path
+
+
+def _h264(container: Any, width: int = WIDTH, height: int = HEIGHT) -> Any:
+    stream = container.add_stream("libx264", rate=FPS, options=H264)
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    return stream
+
+
+def write_two_tracks(path: Path, small_first: bool = True, default: int | None = 1) -> Path:
+    """A video with a small grey track beside the one of the square. default: which is marked as default."""
+    with av.open(str(path), "w") as container:
+        sizes = [(80, 60), (WIDTH, HEIGHT)][:: 1 if small_first else -1]
+        streams = [_h264(container, *size) for size in sizes]
+        for number, stream in enumerate(streams):
+            stream.disposition = Disposition.default if number == default else Disposition(0)
+        for index in range(NUM_FRAMES):
+            for stream in streams:
+                image = picture(index) if stream.width == WIDTH else np.full((60, 80, 3), 99, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    return path
+
+
+def write_with_cover(path: Path) -> Path:
+    """An MP4 or MOV whose first video track is cover art."""
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        stream = _h264(container)
+        art = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 200, np.uint8), format="rgb24")
+        container.mux(cover.encode(art.reformat(format="yuvj420p")) + cover.encode())
+        for index in range(NUM_FRAMES):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(index), format="rgb24")))
+        container.mux(stream.encode())
+    # The cover is in the metadata ("udta"), which some writers put before the tracks.
+    data = path.read_bytes()
+    at = data.index(b"moov") - 4
+    atoms, end, here = [], at + int.from_bytes(data[at : at + 4], "big"), at + 8
+    while here < end:
+        size = int.from_bytes(data[here : here + 4], "big")
+        atoms.append(data[here : here + size])
+        here += size
+    atoms.sort(key=lambda atom: [b"mvhd", b"udta", b"trak"].index(atom[4:8]))
+    path.write_bytes(data[: at + 8] + b"".join(atoms) + data[end:])
     return path
 
 

@@ -110,13 +110,16 @@ def open_piece(path: str, unit: Unit) -> tuple[VideoInfo | None, Unit | None]:
                 return None, None
             display = display_of(container, stream, found.first)
             there = sum(packet.is_shown for packet in found.coded) + found.num_dropped
-            num_missing = max(0, _num_declared(container, stream) - there)
-            order = by_stamp(found, stream.codec_context.has_b_frames, num_missing > 0)
+            declared = _num_declared(container, stream)
+            num_missing = max(0, declared - there)
+            reorders = stream.codec_context.has_b_frames
+            order = by_stamp(found, reorders, num_missing > 0, declared > 0)
         if order is None:
             if unit.first > 0:
                 return None, replace(unit, end=unit.first)
             unit = replace(unit, end=None)
-            order = by_count(found if found.is_decoded else _scan_all(path), num_missing > 0)
+            found = found if found.is_decoded else _scan_all(path)
+            order = by_count(found, num_missing > 0, declared > 0)
     except (av.error.FFmpegError, OSError, IndexError, ValueError):
         return None, None
     clock = read_clock(found.coded, order.numbers, base, rate, may_jump)

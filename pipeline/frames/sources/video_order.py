@@ -148,11 +148,12 @@ def scan(container: InputContainer, stream: av.VideoStream, num_decoded: float =
     return Scan(_without_joints(coded), pictures, came_before, failed, first, num_dropped)
 
 
-def by_stamp(found: Scan, reorders: bool, is_cut: bool) -> ByStamp | None:
+def by_stamp(found: Scan, reorders: bool, is_cut: bool, is_counted: bool) -> ByStamp | None:
     """The order that the stamps give; None where they do not prove it.
 
     reorders: whether the decoder expects frames to be decoded in another order than shown. is_cut: whether packets are
-    missing at the end.
+    missing at the end. is_counted: whether the container says how many frames there are; else those before the first key
+    frame, as where a broadcast was joined late, are none.
     """
     coded = found.coded
     stamps = [packet.pts for packet in coded if packet.pts is not None]
@@ -164,7 +165,7 @@ def by_stamp(found: Scan, reorders: bool, is_cut: bool) -> ByStamp | None:
         return None
     if reorders and frames == sorted(frames):
         return None  # the stamps of decoding stand for those of display
-    shown = _shown_first(found, frames)
+    shown = _shown_first(found, frames, 0 if is_counted else _first_key(coded))
     if shown is None:
         return None
     num_shown = len(shown)
@@ -191,7 +192,7 @@ def _rise_from_key_to_key(coded: Sequence[Coded]) -> bool:
     return True
 
 
-def _shown_first(found: Scan, frames: list[int]) -> list[int] | None:
+def _shown_first(found: Scan, frames: list[int], key: int) -> list[int] | None:
     """The frames without those at the start that cannot be shown, because what they refer to is missing; None where the
     pictures that were decoded do not come in this order."""
     coded = found.coded
@@ -201,7 +202,6 @@ def _shown_first(found: Scan, frames: list[int]) -> list[int] | None:
         return None
     came = {number for number, _ in found.pictures}
     if found.failed or any(packet.is_corrupt for packet in coded[: len(found.came_before)]):
-        key = _first_key(coded)
         start = [number for number in frames[: places[-1]] if number >= key or number in came]
     else:
         start = frames[places[0] : places[-1]]
@@ -221,8 +221,8 @@ def _are_fields(missing: Sequence[int], total: int) -> bool:
     return 3 * len(ordered) > total and all(b - a > 1 for a, b in pairwise(ordered))
 
 
-def by_count(found: Scan, is_cut: bool) -> ByCount:
-    """The order of a video of which all was decoded. is_cut: whether packets are missing at the end.
+def by_count(found: Scan, is_cut: bool, is_counted: bool) -> ByCount:
+    """The order of a video of which all was decoded. is_cut, is_counted: see by_stamp.
 
     Damage makes pictures, and the numbers of those behind it, unsure until the next key frame, whose number follows from
     the packets before it.
@@ -234,14 +234,14 @@ def by_count(found: Scan, is_cut: bool) -> ByCount:
     start = coded[key].pts if coded else None
     next_key = next((n for n in range(key + 1, len(coded)) if coded[n].is_key), len(coded))
     missing = []
-    for number in range(key, len(coded)):
+    for number in range(0 if is_counted else key, len(coded)):
         packet = coded[number]
         # What is shown before the first key frame lacks what it refers to; no player shows it.
-        leads = number < next_key and packet.pts is not None and start is not None and packet.pts < start
+        leads = key < number < next_key and packet.pts is not None and start is not None and packet.pts < start
         if packet.is_shown and number not in came and not leads:
             missing.append(number)
     are_fields = _are_fields(missing, len(missing) + len(order))
-    lost = [number for number in (found.failed if are_fields else missing) if number >= key]
+    lost = [number for number in (found.failed if are_fields else missing)]
     losses = [(number, found.came_before[number]) for number in lost]
     if is_cut:
         losses.append((len(coded), found.came_before[-1]))
