@@ -2,7 +2,8 @@
 one.
 
 A piece is a range of frames. What a frame becomes does not depend on the pieces: names, tracks and splits are those of the
-whole video, frames are found by time stamp after a seek to a key frame, and frame groups and the search for near-duplicates
+whole video, frames are found by time stamp after a seek to a key frame where stamps prove
+which is which (else the first piece takes the whole video), and frame groups and the search for near-duplicates
 begin anew at every multiple of PIECE_FRAMES, however the work is divided.
 
 Each piece counts for itself where the video or its labels cannot be used.

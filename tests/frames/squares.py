@@ -58,14 +58,14 @@ def write(
     """A video. stored: the picture as it is coded. change: of each packet, by its number; None leaves it out."""
     with av.open(str(path), "w", options=container_options) as container:
         options = H264 if options is None and codec == "libx264" else options
-        stream = container.add_stream(codec, rate=FPS, options=options)
+        stream: Any = container.add_stream(codec, rate=FPS, options=options)
         first = stored(picture(indexes[0]))
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         if codec in ("mpeg4", "mpeg2video", "wmv2", "libvpx", "mjpeg"):
             stream.bit_rate = 8_000_000
         prepare(stream)
-        packets = []
+        packets: list[Any] = []
         for index in indexes:
             image = np.ascontiguousarray(stored(picture(index)))
             packets += stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24"))

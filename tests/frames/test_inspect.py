@@ -14,16 +14,20 @@ from PIL import Image, ImageFilter
 from jobs.inspect import InspectJob, run
 from pipeline.errors import DataError
 from pipeline.frames import card
+from pipeline.frames.ingest import group_videos, run_task
 from pipeline.frames.inspect import InspectSettings, gather, inspect
 from pipeline.frames.inspect_columns import Clips, Measures, PairwiseSum, groups_of, measure_shard
 from pipeline.frames.inspect_distribution import Distribution, merged
 from pipeline.frames.inspect_sample import draw_sample
 from pipeline.frames.manifest import read_manifest, write_manifest
+from pipeline.frames.plan import IngestSettings, make_plan
+from pipeline.frames.sources import open_source
 from pipeline.hands import BONES, JOINTS
 from pipeline.storage import exists, join, read_json
 from pipeline.tracking import TrackingSettings
 from pipeline.views import ViewSettings
 from tests.evaluation.test_report import Page
+from tests.frames import squares
 from tests.frames.test_verify import set_column, write_plainly
 from tests.tiny_sets import write_tiny_set
 
@@ -236,6 +240,35 @@ def test_card_of_unlabelled_frames_without_times(tmp_path):
     assert "No row has joints" in text
     assert "Steps between group frames" in text
     assert "Not checked" in text
+
+
+def test_how_videos_are_shown_and_timed(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b"):
+        squares.write_labels(squares.write(folder / f"{name}.avi"))
+    stored = squares.write(folder / "c.mp4", stored=lambda image: squares.unshown(image, "hflip"))
+    squares.write_labels(squares.set_matrix(stored, "hflip"))
+    settings = IngestSettings.model_validate(
+        {"source": {"kind": "labelled_video", "uri": str(folder)}, "image_size": 48, "group_size": 2}
+    )
+    source = open_source(settings.source)
+    plan = make_plan(settings, source)
+    stats = [run_task(task, source, settings, plan.num_buckets, str(tmp_path / "work")) for task in plan.tasks]
+    groups = group_videos(stats)
+    assert [(g.num_videos, g.examples, g.order, g.times, g.turn) for g in groups] == [
+        (2, ["a", "b"], "decoder", "decode times", "as stored"),
+        (1, ["c"], "stamps", "stamps", "mirrored left to right"),
+    ]
+    uri = str(tmp_path / "frames")
+    manifest = write_tiny_set(uri, splits={"train": 8})
+    joined = groups[0].model_copy(update={"num_restarts": 1, "shown": "320 x 180"})
+    write_manifest(uri, manifest.model_copy(update={"videos": {"tiny": [joined, groups[1]]}}))
+    found = inspect(InspectSettings(frame_set=uri, output=str(tmp_path / "card"), use_ray=False))
+    assert found.card is not None
+    assert found.card["videos"]["tiny"][1]["turn"] == "mirrored left to right"
+    for text in ("1 restart of the clock", "mirrored left to right", "decode times", "320 x 180", "1 of 1"):
+        assert text in found.page
 
 
 def test_examples_of_rejects_stand_beside_their_own_source(tmp_path):

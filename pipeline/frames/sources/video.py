@@ -16,7 +16,6 @@ import av
 import av.container
 import av.error
 import numpy as np
-from av.format import Flags
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
@@ -105,7 +104,7 @@ def open_piece(path: str, unit: Unit) -> tuple[VideoInfo | None, Unit | None]:
             stream = _track(container)
             found = scan(container, stream)
             rate, base = stream.average_rate, stream.time_base
-            may_jump = bool(container.format.flags & Flags.ts_discont.value)
+            may_jump = container.format.name.startswith("mpeg")  # transport and program streams
             if found.first is None or base is None:
                 return None, None
             display = display_of(container, stream, found.first)
@@ -113,7 +112,7 @@ def open_piece(path: str, unit: Unit) -> tuple[VideoInfo | None, Unit | None]:
             declared = _num_declared(container, stream)
             num_missing = max(0, declared - there)
             reorders = stream.codec_context.has_b_frames
-            order = by_stamp(found, reorders, num_missing > 0, declared > 0)
+            order: ByStamp | ByCount | None = by_stamp(found, reorders, num_missing > 0, declared > 0)
         if order is None:
             if unit.first > 0:
                 return None, replace(unit, end=unit.first)
@@ -267,10 +266,11 @@ def _numbered(
     container: av.container.InputContainer, stream: av.VideoStream, order: ByStamp
 ) -> Iterator[tuple[int, av.Packet]]:
     """The packets that follow, with their numbers. Raises LookupError where they are not those that were there before."""
+    number_of: dict[int | None, int] = {stamp: number for number, stamp in reversed(list(enumerate(order.stamps)))}
     number = None
     for packet in packets_of(container, stream):
-        number = order.stamps.index(packet.pts) if number is None else number + 1
-        if order.stamps[number] != packet.pts:
+        number = number_of.get(packet.pts, len(order.stamps)) if number is None else number + 1
+        if order.stamps[number : number + 1] != [packet.pts]:
             raise LookupError
         yield number, packet
 

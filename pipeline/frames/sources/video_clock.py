@@ -120,7 +120,7 @@ def _sound_stamps(coded: Sequence[Coded], members: Sequence[int | None]) -> tupl
             times = [coded[number].pts for number in numbers]
         if None in times:
             return [None] * len(members), "frame rate", 0
-        ordered = iter(sorted(times))
+        ordered = iter(sorted(time for time in times if time is not None))
         stamps, source = [None if number is None else next(ordered) for number in members], "decode times"
     else:
         source = "stamps"
@@ -134,8 +134,11 @@ def _are_of_decoding(stamps: Sequence[int | None], numbers: Sequence[int]) -> bo
     """Whether stamps of packets, in the order of display, are none, or rise in the order of decoding though that differs."""
     if all(stamp is None for stamp in stamps):
         return True
-    decoded = [stamp for _, stamp in sorted(zip(numbers, stamps, strict=True))]
-    return decoded != list(stamps) and None not in decoded and all(a < b for a, b in pairwise(decoded))
+    given = [stamp for stamp in stamps if stamp is not None]
+    if len(given) < len(stamps):
+        return False
+    decoded = [stamp for _, stamp in sorted(zip(numbers, given, strict=True))]
+    return decoded != given and all(a < b for a, b in pairwise(decoded))
 
 
 def _longest_rise(stamps: Sequence[int | None]) -> set[int]:
@@ -153,21 +156,21 @@ def _longest_rise(stamps: Sequence[int | None]) -> set[int]:
         ends[length : length + 1] = [stamp]
         places[length : length + 1] = [place]
     rise = set()
-    place = places[-1] if places else None
-    while place is not None:
-        rise.add(place)
-        place = before[place]
+    last = places[-1] if places else None
+    while last is not None:
+        rise.add(last)
+        last = before[last]
     return rise
 
 
 def _seconds(stamps: Sequence[int | None], time_base: Fraction, rate: Fraction | None) -> tuple[list[float], float]:
     """(seconds from the first frame; those between two frames, typically). Frames without a stamp lie between the others."""
-    known = [place for place, stamp in enumerate(stamps) if stamp is not None]
-    if not known:
+    given = [(place, stamp) for place, stamp in enumerate(stamps) if stamp is not None]
+    if not given:
         step = 1 / float(rate or _DEFAULT_RATE)
         return [place * step for place in range(len(stamps))], step
-    first = stamps[known[0]]
-    at = [(stamps[place] - first) * time_base.numerator / time_base.denominator for place in known]
+    known = [place for place, _ in given]
+    at = [(stamp - given[0][1]) * time_base.numerator / time_base.denominator for _, stamp in given]
     steps = [(b - a) / (j - i) for (i, a), (j, b) in pairwise(zip(known, at, strict=True))]
     step = median(steps) if steps else 1 / float(rate or _DEFAULT_RATE)
     if len(known) == len(stamps):

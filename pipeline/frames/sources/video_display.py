@@ -5,7 +5,7 @@ pixels' aspect: their number is kept upwards, and changed sideways, before anyth
 """
 
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -31,7 +31,7 @@ class Turn(NamedTuple):
     """Then, top to bottom."""
 
     def __str__(self) -> str:
-        return _NAMES[tuple(self)]
+        return _NAMES[self.transposed, self.flipped_x, self.flipped_y]
 
 
 _NAMES = {
@@ -101,7 +101,7 @@ def display_of(container: InputContainer, stream: av.VideoStream, first: av.Vide
 
 def turn_of(frame: av.VideoFrame) -> Turn:
     """What a frame's display matrix does, to the nearest quarter turn, mirrors included."""
-    found = frame.side_data.get("DISPLAYMATRIX")
+    found: Any = frame.side_data.get("DISPLAYMATRIX")
     if found is None:
         return Turn()
     # 3 x 3, for rows (x, y, 1) from the left: x' = a x + c y, y' = b x + d y. Players take a quarter turn, as FFmpeg does.

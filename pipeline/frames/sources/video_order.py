@@ -133,7 +133,7 @@ def scan(container: InputContainer, stream: av.VideoStream, num_decoded: float =
                 continue
             # VP8 has packets that are for reference only; their first bits say so (RFC 6386, 9.1).
             is_shown = not packet.is_discard and not (is_vp8 and not bytes(packet)[0] >> 4 & 1)
-            for _ in range(len(coded), number_of_chunk.get(packet.pos, 0)):
+            for _ in range(len(coded), number_of_chunk.get(packet.pos or 0, 0)):
                 coded.append(Coded(None, None, False, True, True))
                 came_before += [len(pictures)] * (len(came_before) == len(coded) - 1)
             coded.append(Coded(packet.pts, packet.dts, packet.is_keyframe, packet.is_corrupt, is_shown))
@@ -241,8 +241,7 @@ def by_count(found: Scan, is_cut: bool, is_counted: bool) -> ByCount:
         if packet.is_shown and number not in came and not leads:
             missing.append(number)
     are_fields = _are_fields(missing, len(missing) + len(order))
-    lost = [number for number in (found.failed if are_fields else missing)]
-    losses = [(number, found.came_before[number]) for number in lost]
+    losses = [(number, found.came_before[number]) for number in (sorted(found.failed) if are_fields else missing)]
     if is_cut:
         losses.append((len(coded), found.came_before[-1]))
     damaged = [

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,14 @@ def test_a_long_video_without_sound_stamps_is_read_by_its_first_piece(tmp_path, 
     pieces = [Unit("v", str(path), 8, first=a, end=b) for a, b in ((0, 8), (8, 16), (16, None))]
     settings = IngestSettings.model_validate({"source": {"kind": "labelled_video", "uri": str(path), "name": "s"}})
     source = open_source(settings.source)
-    decoded = []
-    monkeypatch.setattr(video, "_scan_all", lambda path, scan=video._scan_all: decoded.append(path) or scan(path))
+    decoded: list[str] = []
+    scan_all = video._scan_all
+
+    def noted(path: str) -> Any:
+        decoded.append(path)
+        return scan_all(path)
+
+    monkeypatch.setattr(video, "_scan_all", noted)
     rejects = Rejects()
     counts = [sum(map(len, unit_groups(source, "s", piece, "train", settings, rejects))) for piece in pieces]
     assert (counts, rejects.counts) == ([NUM_FRAMES, 0, 0], {})
@@ -255,7 +262,7 @@ def test_pieces_begin_at_their_own_frame(tmp_path, monkeypatch, suffix, options)
 
 def test_display_matrices(tmp_path):
     for kind in MATRICES:
-        path = write(tmp_path / f"{kind}.mp4", stored=lambda image, kind=kind: unshown(image, kind), indexes=range(4))
+        path = write(tmp_path / f"{kind}.mp4", stored=partial(unshown, kind=kind), indexes=range(4))
         said = check_all(set_matrix(path, kind), range(4))
         assert said["shown"] == f"{WIDTH} x {HEIGHT}"
         assert ("mirrored" in said["turn"]) == (kind in ("hflip", "vflip", "transpose", "transverse"))
@@ -319,7 +326,7 @@ def test_ffmpeg_shows_the_same_picture(tmp_path, kind):
     size = "scale=iw:ih*sar" if kind in turned else "scale=iw*sar:ih"
     # FFmpeg turns the pixels' shape with the picture; where the picture lies on its side it is the inverse.
     size = "scale=iw:ih/sar" if kind in turned else size
-    command = [FFMPEG, "-v", "error", "-i", str(path), "-vf", size, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    command = [str(FFMPEG), "-v", "error", "-i", str(path), "-vf", size, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     raw = subprocess.run(command, check=True, capture_output=True).stdout
     shown = np.frombuffer(raw, np.uint8).reshape(3, info.height, info.width, 3).astype(float)
     for ours, theirs in zip(images, shown, strict=True):
@@ -331,8 +338,8 @@ def test_ffmpeg_shows_the_same_picture(tmp_path, kind):
 
 def test_an_overlay_keeps_the_sources_stamps(tmp_path):
     def uneven(number, packet):
-        ticks = round((number + (number % 3) * 0.217) / FPS / packet.time_base)
-        packet.pts = packet.dts = ticks
+        packet.time_base = Fraction(1, 1000)
+        packet.pts = packet.dts = round((number + (number % 3) * 0.217) / FPS * 1000)
         return packet
 
     path = write(tmp_path / "v.mkv", options=PLAIN, change=uneven)
