@@ -316,16 +316,15 @@ FFMPEG = os.environ.get("EQUIHAND_FFMPEG") or shutil.which("ffmpeg")
 @pytest.mark.parametrize("kind", MATRICES)
 def test_ffmpeg_shows_the_same_picture(tmp_path, kind):
     def wide(stream):
-        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        stream.codec_context.sample_aspect_ratio = Fraction(3, 2)
 
     path = set_matrix(write(tmp_path / "v.mp4", prepare=wide, indexes=range(3)), kind)
     info = probe(str(path))
     assert info is not None
     images = [np.asarray(image, float) for _, image in read_frames(str(path), info, range(3), "v", Rejects())]
-    turned = {"transpose", "transverse", "rot90", "rot270"}
-    size = "scale=iw:ih*sar" if kind in turned else "scale=iw*sar:ih"
-    # FFmpeg turns the pixels' shape with the picture; where the picture lies on its side it is the inverse.
-    size = "scale=iw:ih/sar" if kind in turned else size
+    # FFmpeg turns the pixels' shape with the picture; where that lies on its side, it is the inverse.
+    lies = kind in ("transpose", "transverse", "rot90", "rot270")
+    size = "scale=iw:ih/sar" if lies else "scale=iw*sar:ih"
     command = [str(FFMPEG), "-v", "error", "-i", str(path), "-vf", size, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     raw = subprocess.run(command, check=True, capture_output=True).stdout
     shown = np.frombuffer(raw, np.uint8).reshape(3, info.height, info.width, 3).astype(float)
