@@ -30,6 +30,9 @@ def run(settings: IngestJob, progress: Progress = SILENT) -> dict[str, Any]:
     ingest_settings = IngestSettings.model_validate(settings.model_dump(include=set(IngestSettings.model_fields)))
     manifest = prepare(ingest_settings, settings.output)  # before Ray starts, so that a mistake shows at once
     if not isinstance(manifest, Manifest):
+        if isinstance(progress, TerminalProgress):
+            for note in manifest.plan.rejects.notes:
+                progress.note(f"note: {note}")
         with ray_session(settings.ray):
             manifest = execute(manifest, progress)
     if isinstance(progress, TerminalProgress):

@@ -21,6 +21,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from pipeline.errors import SettingsError
+from pipeline.text_files import parse_yaml
 
 
 class Settings(pydantic.BaseModel):
@@ -247,13 +248,11 @@ def _assign(values: dict[str, Any], path: str, value: Any) -> None:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = parse_yaml(Path(path).read_bytes())
     except OSError as error:
         raise SettingsError(f"setting 'config': cannot read '{path}': {error.strerror}") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        raise SettingsError(f"setting 'config': '{path}' is not valid YAML{line}") from None
+    except ValueError as error:
+        raise SettingsError(f"setting 'config': '{path}' is not valid YAML ({error})") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

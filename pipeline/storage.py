@@ -25,6 +25,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.errors import BadUriError, MissingError, RefusedError, StorageError, one_line
+from pipeline.local_files import File
+from pipeline.local_files import walk as walk_local
+from pipeline.text_files import parse_json
 
 ATTEMPTS = 8
 """Of a request to object storage."""
@@ -113,12 +116,23 @@ def list_files(uri: str, suffix: str | tuple[str, ...] = "") -> list[str]:
 
 def list_sizes(uri: str, suffix: str | tuple[str, ...] = "") -> dict[str, int]:
     """{URI: bytes} of all files below a folder, recursively."""
+    root = absolute(uri).rstrip("/")
+    found = {f"{root}/{file.path}": file.size for file in walk(uri) if file.identity is not None}
+    return {name: num_bytes for name, num_bytes in found.items() if name.lower().endswith(suffix)}
+
+
+def walk(uri: str) -> list[File]:
+    """All files below a folder, of which several may be names of one (see local_files.py). A missing folder gives an empty list.
+
+    Of object storage every object is a file of its own, with its key as its identity.
+    """
     with _named_errors(uri):
         filesystem, path = resolve(uri)
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            return list(walk_local(path)) if os.path.lexists(path) else []
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-        found = {info.path: info.size for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File}
-    prefix = "" if is_local(uri) else "s3://"
-    return {prefix + name: num_bytes for name, num_bytes in found.items() if name.lower().endswith(suffix)}
+        found = [info for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+        return [File(info.path[len(path) + 1 :], info.size, info.path) for info in found]
 
 
 def list_folders(uri: str) -> list[str]:
@@ -210,9 +224,9 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """A JSON file. Raises StorageError where it is not valid JSON."""
+    """A JSON file. Raises StorageError, which says why, where it is not valid JSON."""
     try:
-        return json.loads(read_bytes(uri))
+        return parse_json(read_bytes(uri))
     except ValueError as error:
         raise StorageError(f"{uri}: not valid JSON ({error})") from None
 
@@ -434,6 +448,8 @@ def _named_errors(uri: str) -> Iterator[None]:
     except UnicodeDecodeError as error:  # pyarrow knows no other names
         name = error.object.decode(errors="backslashreplace")
         raise StorageError(f"{uri}: the name of '{name}' is not UTF-8; rename that file") from None
+    except pa.ArrowInvalid as error:  # a key with an empty part, as in a//b
+        raise StorageError(f"{uri}: {' '.join(str(error).split())}; copy it to another key") from None
     except OSError as error:
         if "ACCESS_DENIED" in str(error):  # of one S3 object; pyarrow has no class for it
             raise RefusedError(f"{uri}: no permission") from None

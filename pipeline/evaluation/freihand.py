@@ -21,6 +21,7 @@ from pipeline.evaluation.yardsticks import CONSTANT, Constant
 from pipeline.geometry import procrustes_align
 from pipeline.hands import NUM_JOINTS
 from pipeline.storage import exists, join, read_bytes, read_json, write_bytes
+from pipeline.text_files import parse_json
 
 NUM_VERTICES = 778
 F_THRESHOLDS_M = (0.005, 0.015)
@@ -65,7 +66,7 @@ def read_predictions(uri: str) -> tuple[Tensor, Tensor | None]:
                         f"{uri}: {PREDICTION_NAME} is expected in it, found {', '.join(names) or 'no JSON'}"
                     )
                 data = archive.read(names[0])
-        content = json.loads(data)
+        content = parse_json(data)
     except (ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{uri}: not readable ({error})") from None
     if not isinstance(content, list) or len(content) != 2 or len(content[0]) != len(content[1]):

@@ -13,6 +13,7 @@ from PIL import Image
 
 MIN_BOX_SIDE = 2.0
 MIN_BOX_INSIDE = 0.5
+_MAX_FRACTION = 1.01  # fractions of the image are rounded
 _FILTER_RADIUS = 2.0  # of PIL's bicubic filter, in output pixels
 
 
@@ -26,6 +27,18 @@ def is_box(box: Sequence[Any]) -> bool:
         return False
     x0, y0, x1, y1 = values.astype(np.float64)
     return bool(np.isfinite([x0, y0, x1, y1]).all() and min(x1 - x0, y1 - y0) >= MIN_BOX_SIDE)
+
+
+def box_fault(box: Sequence[Any]) -> str | None:
+    """Why a value is not such a box, by a name of rejects.FRAME_REASONS; None where it is one."""
+    if is_box(box):
+        return None
+    try:
+        x0, y0, x1, y1 = (float(value) for value in box)
+    except (TypeError, ValueError):
+        return "bad_box"
+    of_fractions = 0 <= x0 < x1 <= _MAX_FRACTION and 0 <= y0 < y1 <= _MAX_FRACTION
+    return "fraction_box" if of_fractions else "bad_box"
 
 
 def is_inside(box: Sequence[float], width: int, height: int) -> bool:

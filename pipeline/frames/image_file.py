@@ -3,15 +3,16 @@
 What becomes of the kinds that need a decision:
 
 * turned by EXIF: turned upright; boxes and joints refer to the upright image
-* more than 8 bits: the upper 8
+* more than 8 bits: the upper 8; of floating point in 0..1, 255 times the value
 * transparent: laid over black, like all that lies outside an image
-* animated: the first picture
+* several pictures (animated, pages): the first
 * CMYK, palettes, greys: converted; colour profiles are not applied, colours count as sRGB
 * above MAX_PIXELS: left out before it is decoded, so that one file cannot take a worker's memory
 """
 
 import io
 import warnings
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -22,6 +23,11 @@ from pipeline.storage import read_bytes
 
 MAX_PIXELS = 100_000_000
 """Some 300 MB as RGB; more than the largest cameras give."""
+
+with suppress(ImportError):  # an extra, for photographs of telephones
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 warnings.filterwarnings(
     "ignore", module=r"PIL\."
@@ -70,9 +76,18 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip instead of scaling
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip instead of scaling
+        image = Image.fromarray(_eight_bits(np.asarray(image)))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return image.convert("RGB")
+
+
+def _eight_bits(grey: np.ndarray) -> np.ndarray:
+    """Greys of 16 or 32 bits, or of floating point, as uint8."""
+    if grey.dtype.kind == "f":
+        finite = np.nan_to_num(grey, posinf=255.0)
+        return (finite * (255.0 if finite.max() <= 1 else 1.0)).round().clip(0, 255).astype(np.uint8)
+    # Pillow's mode I is for 32 bits, and for 16 as well.
+    return (grey.clip(0).astype(np.uint32) >> (8 if grey.max() < 2**16 else 24)).astype(np.uint8)

@@ -43,7 +43,7 @@ from pipeline.frames.manifest import (
 from pipeline.frames.pieces import is_whole
 from pipeline.frames.plan import IngestSettings, Plan, Task, make_plan
 from pipeline.frames.ray_tasks import run_in_ray
-from pipeline.frames.rejects import MAX_EXAMPLES, Rejects
+from pipeline.frames.rejects import MAX_EXAMPLES, UNSEEN_REASONS, Rejects
 from pipeline.frames.rows import unit_groups
 from pipeline.frames.schema import HANDS, SPLITS
 from pipeline.frames.sources import Source, Unit, open_source
@@ -284,6 +284,8 @@ def _check_rejects(settings: IngestSettings, plan: Plan, rejects: Rejects, num_r
     """Raises DataError where there is nothing to publish, or too much could not be used. Choices count as usable."""
     limit = settings.source.resolved_max_reject_fraction()
     uri = settings.source.uri
+    if num_rows == 0 and (detector := _detector_without_hands(settings, rejects)):
+        raise DataError(f"{uri}: not one frame shows a hand to {detector}; left out: {rejects.text()}")
     if num_rows == 0:
         left_out = (
             f"{rejects.text()}; {rejects.main_reason()}" if rejects.counts else "nothing, the labels name no hands"
@@ -300,6 +302,18 @@ def _check_rejects(settings: IngestSettings, plan: Plan, rejects: Rejects, num_r
                 f"{rejects.text()}; nothing was published (with a higher limit the finished work is used again); "
                 f"{rejects.main_reason()}"
             )
+
+
+def _detector_without_hands(settings: IngestSettings, rejects: Rejects) -> str | None:
+    """The settings of the detector, for people, where it found no hand in any frame that could be read."""
+    detector = settings.source.detector
+    # A hand that is found becomes a row, or is left out for another reason than those that cost a frame before it is looked at.
+    if detector.model is None or not rejects.counts.get("no_hand") or rejects.counts.keys() - UNSEEN_REASONS:
+        return None
+    return (
+        f"source.detector.model={detector.model} with source.detector.min_confidence={detector.min_confidence:g} "
+        "(lower it, or look whether this is hand video)"
+    )
 
 
 def _describe(
@@ -321,6 +335,7 @@ def _describe(
         rejects={name: dict(sorted(rejects.counts.items()))},
         reject_examples=dict(sorted(rejects.examples.items())),
         videos={name: alike} if (alike := group_videos(stats)) else {},
+        notes={name: rejects.notes} if rejects.notes else {},
         settings={name: IngestRecord(**prepared.record, num_clips=num_clips)},
         digest=total_digest(shards),
         shards=shards,

@@ -100,6 +100,8 @@ class Manifest(_Model):
     """Names of some of what was left out, by reason."""
     videos: dict[str, list[VideoGroup]] = {}
     """How videos are shown and timed, by source; none for sources of images, and of sets from before this was noted."""
+    notes: dict[str, list[str]] = {}
+    """What else was worth saying about the input, by source: files that are not read, and the like."""
     settings: dict[str, IngestRecord]
     """By source."""
     digest: Digest
@@ -183,6 +185,7 @@ def merge(old: Manifest | None, new: Manifest, max_examples: int) -> Manifest:
         rejects={**old.rejects, **new.rejects},
         reject_examples=examples,
         videos={**old.videos, **new.videos},
+        notes={**old.notes, **new.notes},
         settings={**old.settings, **new.settings},
         digest=total_digest(shards),
         shards=shards,

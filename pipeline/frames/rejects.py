@@ -1,7 +1,8 @@
 """What ingest leaves out, counted by reason, with names. Nothing is left out silently.
 
-Reasons are of three kinds: damage that costs a whole clip, damage that costs a frame or one hand of it, and hands that are
-left out by choice (quality.py). Only damage counts toward source.max_reject_fraction.
+Reasons are of three kinds: damage that costs a whole clip, damage that costs a frame or one hand of it, and what is left out
+by choice: frames without a hand, and hands that the settings do not want (quality.py). Only damage counts toward
+source.max_reject_fraction.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,10 +25,10 @@ FRAME_REASONS = {
     "unreadable_image": "the image is truncated or not an image",
     "huge_image": "the image has more pixels than a camera gives; it is not decoded",
     "missing_frame_label": "a label is for a frame that the video does not have",
-    "no_hand": "no hand was given or found in the frame",
     "short_track": "the hand was seen in too few frames to be trusted",
     "duplicate_hand": "two hands of the frame have the same track, or the same box",
     "bad_box": "the box is not four finite numbers, or has no area",
+    "fraction_box": "the box lies within 0..1: fractions of the image? boxes are in pixels",
     "crowd": "the box is of a crowd, not of one hand",
     "box_outside_image": "more than half of the box lies outside the image",
     "bad_joints": "the joints are not 21 x 3 finite numbers (in the image: 21 x 2), lie behind the camera, or span more than a metre",
@@ -48,12 +49,27 @@ FRAME_REASONS = {
 """Reasons that cost a frame, or one hand of a frame."""
 
 CHOICE_REASONS = {
+    "no_hand": "no hand was given or found in the frame",
     "low_confidence": "the hand's confidence is below quality.min_confidence",
     "small_hand": "the hand's box is smaller than quality.min_hand_px",
     "blurred": "the hand is less sharp than quality.min_sharpness",
     "near_duplicate": "the crop differs from the clip's last kept one by less than quality.min_change",
 }
-"""Reasons for which a good hand is left out, because the settings ask for it."""
+"""Reasons for which a good hand is left out, because the settings ask for it, or a good frame, because it shows none."""
+
+UNSEEN_REASONS = {
+    *CLIP_REASONS,
+    *(
+        "broken_video_tail",
+        "damaged_frame",
+        "missing_image",
+        "refused_image",
+        "unreadable_image",
+        "huge_image",
+        "no_hand",
+    ),
+}
+"""Reasons that leave open, or say, that there is no hand."""
 
 REASONS = {**CLIP_REASONS, **FRAME_REASONS, **CHOICE_REASONS}
 
@@ -66,6 +82,8 @@ class Rejects:
     def __init__(self, max_examples: int = MAX_EXAMPLES) -> None:
         self.counts: dict[str, int] = {}
         self.examples: dict[str, list[str]] = {}
+        self.notes: list[str] = []
+        """What else is worth saying about the input, one line each: files that are not read, and the like."""
         self._max_examples = max_examples
 
     def add(self, reason: str, name: str, count: int = 1) -> None:
@@ -78,7 +96,8 @@ class Rejects:
             names.append(name)
 
     def merge(self, other: "Rejects") -> None:
-        """Add another's counts and, while there is room, examples."""
+        """Add another's counts, notes and, while there is room, examples."""
+        self.notes += other.notes
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
             names = self.examples.setdefault(reason, [])
@@ -96,7 +115,7 @@ class Rejects:
 
     @property
     def num_by_choice(self) -> int:
-        """Hands left out because the settings ask for it."""
+        """Hands left out because the settings ask for it, and frames without a hand."""
         return _total(self.counts, CHOICE_REASONS)
 
     def text(self) -> str:
@@ -105,8 +124,9 @@ class Rejects:
         return ", ".join(f"{reason} {count} (e.g. {self.examples[reason][0]})" for reason, count in ordered)
 
     def main_reason(self) -> str:
-        """For people: what the most frequent reason means."""
-        reason = max(self.counts, key=lambda name: (self.counts[name], name))
+        """For people: what the most frequent reason means, of damage where there is some."""
+        damage = self.counts.keys() - CHOICE_REASONS.keys()
+        reason = max(damage or self.counts, key=lambda name: (self.counts[name], name))
         return f"{reason}: {REASONS[reason]}"
 
     def to_json(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import MissingError, RefusedError
-from pipeline.frames.crop import crop_camera, crop_matrix, cut, encode_jpeg, is_box, is_inside, mirror_joints
+from pipeline.frames.crop import box_fault, crop_camera, crop_matrix, cut, encode_jpeg, is_box, is_inside, mirror_joints
 from pipeline.frames.groups import form_groups
 from pipeline.frames.pieces import piece_number
 from pipeline.frames.quality import QualitySettings, hash_distance, perceptual_hash, sharpness
@@ -256,8 +256,8 @@ class Labels(NamedTuple):
 def usable_labels(hand: Hand, image: Image.Image, name: str, rejects: Rejects) -> Labels | None:
     """The hand's labels; None where box or labels cannot be used (and are counted)."""
     joints = camera = joints_2d = None
-    if not is_box(hand.box):
-        reason = "bad_box"
+    if fault := box_fault(hand.box):
+        reason = fault
     elif not is_inside(hand.box, *image.size):
         reason = hand.outside
     elif hand.joints_3d is not None and (joints := _checked_joints(hand.joints_3d)) is None:

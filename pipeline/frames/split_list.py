@@ -17,8 +17,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline.errors import DataError
+from pipeline.frames.listing import Listing
 from pipeline.frames.schema import SPLITS
 from pipeline.storage import read_bytes
+from pipeline.text_files import decode_text, parse_json
 
 _MAX_NAMED = 5
 """Clips that an error names."""
@@ -27,8 +29,9 @@ _MAX_NAMED = 5
 def read_split_list(uri: str) -> dict[str, str]:
     """{clip: split}. Raises DataError where the file is not such a list, or gives one clip two splits."""
     try:
-        text = read_bytes(uri).decode("utf-8-sig")
-        pairs = _from_json(json.loads(text)) if uri.lower().endswith(".json") else _from_lines(uri, text)
+        data = read_bytes(uri)
+        is_json = uri.lower().endswith(".json")
+        pairs = _from_json(parse_json(data)) if is_json else _from_lines(uri, decode_text(data))
     except ValueError as error:
         raise DataError(f"{uri}: not a list of splits ({error})") from None
     result: dict[str, str] = {}
@@ -57,12 +60,14 @@ def apply_split_list(
     rejected; the list may name them. Raises DataError where a name is neither, or one recording gets two splits.
     """
     known = {*keys, *keys.values()}
-    if unknown := sorted(listed.keys() - known - set(left_out)):
+    there = Listing("", dict.fromkeys(sorted(known.union(left_out)), 0))
+    pairs = [(there.find(name)[0], split) for name, split in listed.items()]
+    if unknown := sorted({name for name, _ in pairs} - there.sizes.keys()):
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise DataError(f"{uri}: {_named(unknown)} not in the source{hint}")
     result: dict[str, str] = {}
-    for name, split in listed.items():
+    for name, split in pairs:
         if name in known:
             key = keys.get(name, name)
             if result.setdefault(key, split) != split:
@@ -95,6 +100,8 @@ def _from_lines(uri: str, text: str) -> list[tuple[str, str]]:
     pairs = []
     for number, line in enumerate(lines, 1):
         if any(line) and not (number == 1 and line[1:] == ["split"]):
+            while len(line) > 2 and not line[-1]:  # of a line that ends with a comma
+                line.pop()
             if len(line) != 2:
                 raise ValueError(f"line {number} is not a clip and its split")
             pairs.append((line[0], line[1]))

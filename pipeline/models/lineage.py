@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import EquihandError
+from pipeline.frames.listing import list_inputs
 from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.frames.schema import add_digests, digest_to_hex
 from pipeline.models.shipped import model_uri
 from pipeline.models.weights import read_meta
-from pipeline.storage import join, list_files, preflight, read_json
+from pipeline.storage import join, preflight, read_json
 
 _LONGEST = 8
 
@@ -91,7 +92,7 @@ def _sources(manifest: Manifest) -> list[SourceRecord]:
 def _stated_license(uri: str) -> str | None:
     """The licence in the first label file of a folder of labelled videos."""
     try:
-        labels = list_files(uri, ".labels.json")
+        labels = sorted(list_inputs(uri, (".labels.json",)).uris())
         value = read_json(labels[0]).get("license") if labels else None
     except EquihandError:
         return None

@@ -10,18 +10,18 @@ from pydantic import Field
 from pipeline.config import Settings
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.detect import DetectorSettings, require_mediapipe, shared_detector
+from pipeline.frames.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_inputs, needs, nothing_here
 from pipeline.frames.manifest import Manifest, has_manifest, read_manifest
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import Hand, SourceSettings, Unit, open_source
 from pipeline.frames.sources.boxed_images import BoxedImages
-from pipeline.frames.sources.images import IMAGE_SUFFIXES, read_images
-from pipeline.frames.sources.video import VIDEO_SUFFIXES
+from pipeline.frames.sources.images import read_images
 from pipeline.frames.stream import decode_frames
 from pipeline.frames.track import TrackSettings
 from pipeline.models.pose import default_camera
 from pipeline.prediction.cameras import FOCAL_FACTOR, Cameras
 from pipeline.prediction.hands import CropPlan, Row, bone_length, camera_of_source, hand_row
-from pipeline.storage import absolute, is_file, join, list_files, preflight, resolve
+from pipeline.storage import absolute, is_file, join, preflight, resolve
 from pipeline.views import CROP_MARGIN
 
 Kind = Literal["images", "video", "frame set"]
@@ -85,15 +85,18 @@ def kind_of(uri: str) -> Kind:
             return "images"
         raise DataError(
             f"{uri}: neither a video ({', '.join(VIDEO_SUFFIXES)}) nor an image ({', '.join(IMAGE_SUFFIXES)})"
+            + needs("." + lower.rpartition(".")[2])
         )
     if has_manifest(uri):
         return "frame set"
-    videos, images = list_files(uri, VIDEO_SUFFIXES), list_files(uri, IMAGE_SUFFIXES)
-    if videos and images:
-        raise DataError(f"{uri}: holds {len(videos)} videos and {len(images)} images; give folders of one kind")
-    if not videos and not images:
-        raise DataError(f"{uri}: no video, image or frame set here")
-    return "video" if videos else "images"
+    listing = list_inputs(uri, VIDEO_SUFFIXES + IMAGE_SUFFIXES)
+    if not listing.sizes:
+        raise nothing_here(uri, "video, image or frame set", VIDEO_SUFFIXES + IMAGE_SUFFIXES, listing)
+    num_videos = sum(path.lower().endswith(VIDEO_SUFFIXES) for path in listing.sizes)
+    if 0 < num_videos < len(listing.sizes):
+        num_images = len(listing.sizes) - num_videos
+        raise DataError(f"{uri}: holds {num_videos} videos and {num_images} images; give folders of one kind")
+    return "video" if num_videos else "images"
 
 
 def check(settings: InputSettings, kind: Kind) -> None:
@@ -132,10 +135,12 @@ def list_pieces(settings: InputSettings, kind: Kind, rejects: Rejects) -> list[P
     if kind == "images":
         return _image_pieces(settings, rejects)
     source = open_source(settings.video_source())
-    return [
+    pieces = [
         Piece(unit.name, unit.uri, unit.num_frames, {"unit": [unit.name, unit.uri, unit.num_frames]})
         for unit in source.list_units(rejects)
     ]
+    rejects.notes += Cameras(settings.cameras).unused([piece.name for piece in pieces])
+    return pieces
 
 
 def read_piece(settings: InputSettings, kind: Kind, piece: Piece, plan: CropPlan, rejects: Rejects) -> Iterator[Row]:
@@ -156,16 +161,18 @@ def _image_pieces(settings: InputSettings, rejects: Rejects) -> list[Piece]:
     entries: list[dict[str, Any]] = []
     if settings.boxes is not None:
         source = BoxedImages(SourceSettings(kind="boxed_images", uri=root, boxes=settings.boxes))
-        for unit in source.list_units(rejects):
+        for unit in source.list_units(Rejects() if single else rejects):
             folder = "" if unit.uri == root else unit.name + "/"
             entries += [{**entry, "file": folder + entry["file"]} for entry in unit.entries or []]
         if single and not any(entry["file"] == file for entry in entries):
             raise DataError(f"{settings.boxes}: names no image {file}")
     else:
-        files = [file] if single else [path[len(root) + 1 :] for path in list_files(root, IMAGE_SUFFIXES)]
-        entries = [{"file": name} for name in files]
+        listing = list_inputs(settings.input, IMAGE_SUFFIXES, known=(settings.cameras,))
+        rejects.notes += listing.notes
+        entries = [{"file": name} for name in listing.sizes]
     if single:
         entries = [entry for entry in entries if entry["file"] == file]
+    rejects.notes += Cameras(settings.cameras).unused([entry["file"] for entry in entries])
     chunks = [entries[i : i + IMAGES_PER_PIECE] for i in range(0, len(entries), IMAGES_PER_PIECE)]
     return [Piece(chunk[0]["file"], root, len(chunk), {"entries": chunk}) for chunk in chunks]
 

@@ -366,6 +366,12 @@ def notes(
     if num_hands:
         finder = "the detector's" if settings.detector.model else "what the input gave, if anything:"
         lines.append(f"confidence is {finder} that a hand is there; the joints come without one")
+    elif settings.detector.model and rejects.counts.get("no_hand"):
+        lines.append(
+            f"not one frame shows a hand to detector.model={settings.detector.model} with "
+            f"detector.min_confidence={settings.detector.min_confidence:g}"
+        )
+    lines += rejects.notes
     if rejects.counts:
         lines.append(f"left out: {rejects.text()}")
     return lines

@@ -16,9 +16,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.frames.detect import DetectorSettings
+from pipeline.frames.listing import list_inputs
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.track import TrackSettings
-from pipeline.storage import absolute, is_file, list_sizes, size
+from pipeline.storage import absolute
 
 Kind = Literal[
     "labelled_video",
@@ -338,5 +339,5 @@ class Source(Protocol):
 
 
 def file_sizes(uri: str, suffixes: tuple[str, ...]) -> dict[str, int]:
-    """{URI: bytes} of a file, or of the files below a folder with one of these suffixes."""
-    return {absolute(uri): size(uri)} if is_file(uri) else list_sizes(uri, suffixes)
+    """{URI: bytes} of a file, or of the files below a folder with one of these suffixes (see listing.py)."""
+    return list_inputs(uri, suffixes).uris()

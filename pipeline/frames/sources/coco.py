@@ -6,7 +6,7 @@
 
 Hands are the annotations of categories called hand, left_hand, "Right Hand" and the like (or those of source.coco.categories),
 and in COCO-WholeBody the lefthand_box and righthand_box of people whose lefthand_valid, righthand_valid is true. file_name
-is relative to the source's URI. Images without a hand are not used. Annotations of crowds are counted and left out.
+is relative to the source's URI (see Listing.find). Images without a hand are not used. Annotations of crowds are counted and left out.
 
 The file may be large (COCO-WholeBody's has gigabytes): it is read once, from front to back, and only boxes are kept.
 """
@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.errors import DataError
+from pipeline.frames.listing import IMAGE_SUFFIXES, check_below, list_inputs, natural
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.images import IMAGE_SUFFIXES, clip_names, open_boxed
+from pipeline.frames.sources.images import clip_names, open_boxed
 from pipeline.frames.sources.json_stream import open_json
 from pipeline.storage import join, size
 
@@ -45,18 +46,24 @@ class Coco:
 
     def list_units(self, rejects: Rejects) -> list[Unit]:
         """One unit an image, or a folder (source.coco.clips). Raises DataError where the file is not valid or has no hands."""
+        listing = list_inputs(self.settings.uri, IMAGE_SUFFIXES, known=(self.annotations,))
+        rejects.notes += listing.notes
         images, boxes = self._read(rejects)
-        entries: list[dict[str, Any]] = []
+        if twice := [file for file, count in Counter(images[i][0] for i in boxes if i in images).items() if count > 1]:
+            raise DataError(f"{self.annotations}: two images have the file_name '{twice[0]}'")
+        by_path: dict[str, dict[str, Any]] = {}
         for image_id, of_image in boxes.items():
             if image_id not in images:
                 rejects.add("bad_labels", f"{self.annotations}: image_id {image_id}", len(of_image))
                 continue
             file, image_size = images[image_id]
-            hands = [side for _, side in of_image]
-            entries.append({"file": file, "size": image_size, "boxes": [box for box, _ in of_image], "hands": hands})
-        entries.sort(key=lambda entry: entry["file"])
-        if twice := [file for file, count in Counter(entry["file"] for entry in entries).items() if count > 1]:
-            raise DataError(f"{self.annotations}: two images have the file_name '{twice[0]}'")
+            path, hint = listing.find(file)
+            entry = by_path.setdefault(path, {"file": path, "size": image_size, "boxes": [], "hands": []})
+            entry["boxes"] += [box for box, _ in of_image]
+            entry["hands"] += [side for _, side in of_image]
+            if hint:
+                entry["name"] = f"{path} (there is '{hint}')"
+        entries = [by_path[path] for path in sorted(by_path, key=natural)]
         if not entries:
             raise DataError(f"{self.annotations}: no hand in an image that it describes")
         uri = self.settings.uri
@@ -136,6 +143,8 @@ class Coco:
             raise DataError(f"{self.annotations}: {key}[{number}] has no {error}") from None
         except (TypeError, AttributeError):
             raise DataError(f"{self.annotations}: {key}[{number}] is not of COCO's form") from None
+        except ValueError as error:
+            raise DataError(f"{self.annotations}: {key}[{number}]: file_name {error}") from None
 
     def _hand_categories(self, categories: dict[Any, str]) -> dict[Any, str | None]:
         """{category id: side where its name says it} of those that are hands."""
@@ -155,7 +164,7 @@ def _image(value: dict[str, Any]) -> tuple[str, list[int] | None]:
     width: Any = value.get("width")
     height: Any = value.get("height")
     known = isinstance(width, int) and isinstance(height, int) and min(width, height) > 0
-    return str(value["file_name"]), [width, height] if known else None
+    return check_below(str(value["file_name"])), [width, height] if known else None
 
 
 def _whole_body_boxes(value: dict[str, Any]) -> Boxes:

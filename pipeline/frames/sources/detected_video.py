@@ -15,10 +15,10 @@ import numpy as np
 
 from pipeline.errors import MissingError, RefusedError, SettingsError
 from pipeline.frames.detect import require_mediapipe, shared_detector
+from pipeline.frames.listing import VIDEO_SUFFIXES
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
 from pipeline.frames.sources.video import (
-    VIDEO_SUFFIXES,
     VideoInfo,
     declared_times,
     expected_frames,
@@ -54,7 +54,7 @@ class DetectedVideo:
         """One unit a video. Raises DataError where there is no video, or no detector to run."""
         require_mediapipe()
         preflight(self._model)
-        videos = find_videos(self.settings.uri)
+        videos = find_videos(self.settings.uri, rejects)
         fps, stride = self.settings.fps, self.settings.stride
         with ThreadPoolExecutor(_READERS) as pool:
             counts = pool.map(lambda video: expected_frames(video, fps, stride), videos.values())

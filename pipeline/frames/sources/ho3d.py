@@ -28,6 +28,7 @@ from pipeline.frames.sources.plain_pickle import load_plain
 from pipeline.frames.sources.published import continuous_camera, labelled_hand, read_all, read_array, read_stills
 from pipeline.frames.sources.video import sample
 from pipeline.storage import exists, join, list_files, read_bytes, size
+from pipeline.text_files import decode_text
 
 IMAGE_SIZE = (640, 480)
 _OPENGL_TO_OPENCV = np.array([1.0, -1.0, -1.0])
@@ -52,9 +53,9 @@ class Ho3d:
         """One unit a sequence. Raises DataError where the list of frames is not valid, or the file of joints is not for it."""
         sequences: dict[str, dict[str, int]] = {}
         try:
-            lines = read_bytes(self.list_uri).decode().split()
-        except UnicodeDecodeError:
-            raise DataError(f"{self.list_uri}: not a text file") from None
+            lines = decode_text(read_bytes(self.list_uri)).split()
+        except ValueError as error:
+            raise DataError(f"{self.list_uri}: not a text file ({error})") from None
         for number, line in enumerate(lines, 1):
             sequence, _, frame = line.partition("/")
             if not sequence or not frame.isdecimal():

@@ -4,7 +4,8 @@
   left out as in video; without one every image stands for itself.
 * whole_image: each image is one hand already. It becomes the crop as it is, whatever box_margin says.
 
-A unit is a folder, with its images in the order of their names, or an image (source.image_folder.clips).
+A unit is a folder, with its images in the order of their names (of the numbers in them), or an image
+(source.image_folder.clips).
 """
 
 import warnings
@@ -19,12 +20,13 @@ from PIL import Image
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.detect import require_mediapipe, shared_detector
 from pipeline.frames.image_file import read_image
+from pipeline.frames.listing import IMAGE_SUFFIXES, list_inputs, nothing_here
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
 from pipeline.frames.sources.detected_video import detections_in, read_found, settle
-from pipeline.frames.sources.images import IMAGE_SUFFIXES, clip_names, image_name, open_stills, read_images, tracked
+from pipeline.frames.sources.images import clip_names, image_name, open_stills, read_images, tracked
 from pipeline.frames.sources.video import sample
-from pipeline.storage import absolute, is_file, join, list_files, preflight, resolve
+from pipeline.storage import absolute, is_file, join, preflight, resolve
 
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
@@ -48,9 +50,11 @@ class ImageFolder:
         root = absolute(self.settings.uri)
         if is_file(root):
             raise DataError(f"{self.settings.uri}: a file; image_folder needs a folder")
-        files = [uri[len(root) + 1 :] for uri in list_files(root, IMAGE_SUFFIXES)]
-        if not files:
-            raise DataError(f"{self.settings.uri}: no image here ({', '.join(IMAGE_SUFFIXES)})")
+        listing = list_inputs(self.settings.uri, IMAGE_SUFFIXES)
+        if not listing.sizes:
+            raise nothing_here(self.settings.uri, "image", IMAGE_SUFFIXES, listing)
+        rejects.notes += listing.notes
+        files = list(listing.sizes)
         if self.settings.image_folder.clips == "image":
             return [Unit(n, root, 1, [{"file": f}]) for n, f in zip(clip_names(files), files, strict=True)]
         folders: dict[str, list[dict[str, Any]]] = {}
@@ -152,7 +156,8 @@ def _size_of_header(uri: str) -> tuple[int, int] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with filesystem.open_input_file(path) as file, Image.open(file) as image:
-                turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+                # Pillow gives the size of a TIFF as displayed already.
+                turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED and image.format != "TIFF"
                 return image.size[::-1] if turned else image.size
     except Exception:  # whatever it is shows, and is counted, when the image is read
         return None

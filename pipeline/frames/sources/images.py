@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.frames.crop import is_box
+from pipeline.frames.crop import box_fault
 from pipeline.frames.image_file import read_image
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit
@@ -16,7 +16,6 @@ from pipeline.frames.sources.video import sample
 from pipeline.frames.track import link
 from pipeline.storage import join
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _SAME_SHAPE = 0.01  # width / height may differ by this fraction, by rounding, between two resolutions of a picture
 
 
@@ -85,11 +84,11 @@ def boxed_hands(
     """
     hands = []
     for box, side in zip(boxes, sides, strict=True):
-        if is_box(box):
+        if fault := box_fault(box):
+            rejects.add(fault, name)
+        else:
             x0, y0, x1, y1 = box
             hands.append(Hand(0, side or default, (x0, y0, x1, y1)))
-        else:
-            rejects.add("bad_box", name)
     return hands if hands or not boxes else None
 
 

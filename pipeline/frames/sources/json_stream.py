@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from pipeline.errors import DataError
 from pipeline.storage import as_local_file
+from pipeline.text_files import NOT_UNICODE, DuplicateKeyError, json_fault, unique_keys
 
 CHUNK = 2**22
 _SPACE = " \t\n\r"
@@ -33,15 +34,19 @@ class JsonStream:
         self._text = ""
         self._at = 0
         self._ended = False
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._scan = json.JSONDecoder().raw_decode
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._scan = json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode
 
     def members(self) -> Iterator[str]:
         """The keys of the object that comes next; each one's value has to be taken."""
+        seen = set()
         for _ in self._items("{", "}"):
             key = self.value()
             if not isinstance(key, str):
                 raise self._error("a key is expected")
+            if key in seen:
+                raise self._error(f"the key '{key}' is there twice in one object")
+            seen.add(key)
             self._take(":")
             yield key
 
@@ -57,8 +62,10 @@ class JsonStream:
                 value, end = self._scan(self._text, self._at)
             except ValueError as error:
                 if not self._more():
-                    raise self._error(str(error)) from None
+                    raise self._error(_fault(self._text, error)) from None
                 continue
+            except DuplicateKeyError as error:
+                raise self._error(str(error)) from None
             # A number that ends with the text may go on.
             if end == len(self._text) and not isinstance(value, dict | list | str) and self._more():
                 continue
@@ -76,6 +83,8 @@ class JsonStream:
                 self._at += 1
                 return
             self._take(",")
+            if self._next() == end:
+                raise self._error(f"a comma before '{end}', which JSON does not allow")
 
     def _take(self, sign: str) -> None:
         if self._next() != sign:
@@ -98,10 +107,12 @@ class JsonStream:
             return False
         data = self._file.read(CHUNK)
         self._ended = not data
+        if self._decoder is None:
+            self._decoder = codecs.getincrementaldecoder(json.detect_encoding(data))()
         try:
             more = self._decoder.decode(data, final=self._ended)
         except UnicodeDecodeError:
-            raise self._error("it is not UTF-8") from None
+            raise self._error(NOT_UNICODE) from None
         self._text = self._text[self._at :] + more
         self._at = 0
         return True
@@ -109,6 +120,12 @@ class JsonStream:
     def _error(self, why: str) -> DataError:
         near = self._text[self._at : self._at + 20].replace("\n", " ")
         return DataError(f"{self._name}: not JSON of the expected form near '{near}' ({why})")
+
+
+def _fault(text: str, error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return json_fault(text, error.pos, error.msg)
+    return str(error)
 
 
 @contextmanager

@@ -17,9 +17,6 @@ in the order of their names, numbers by their value. Of one subject all clips ar
 """
 
 import hashlib
-import json
-import posixpath
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -28,12 +25,14 @@ import numpy as np
 import pydantic
 
 from pipeline.errors import DataError, SettingsError
-from pipeline.frames.crop import MIN_BOX_SIDE, is_box
+from pipeline.frames.crop import MIN_BOX_SIDE, box_fault
+from pipeline.frames.listing import IMAGE_SUFFIXES, check_below, list_inputs, natural
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import Hand, OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.images import IMAGE_SUFFIXES, clip_names, open_stills
+from pipeline.frames.sources.images import clip_names, open_stills
 from pipeline.frames.sources.published import continuous_camera, project, tight_box
 from pipeline.storage import absolute, is_file, read_bytes, size
+from pipeline.text_files import parse_json
 
 HAND_SPAN_M = (0.01, 1.0)
 """Joints that span less or more are in another unit."""
@@ -58,10 +57,7 @@ class ImageLabel(pydantic.BaseModel):
     @pydantic.field_validator("file")
     @classmethod
     def _is_relative(cls, value: str) -> str:
-        path = posixpath.normpath(value.replace("\\", "/"))  # of labels that were made on Windows
-        if path.startswith(("/", "..")) or path == "." or ":" in path.partition("/")[0]:
-            raise ValueError("must be a path below the source's URI")
-        return path
+        return check_below(value)
 
     @pydantic.field_validator("hand", mode="before")
     @classmethod
@@ -100,14 +96,20 @@ class LabelledImages:
         """One unit a clip. Raises DataError where the labels are not of the expected form, or contradict each other."""
         if is_file(self.settings.uri):
             raise DataError(f"{self.settings.uri}: a file; labelled_images needs the folder of the images")
+        listing = list_inputs(self.settings.uri, IMAGE_SUFFIXES, known=(self.annotations,))
+        rejects.notes += listing.notes
         labels = self._read()
-        files = sorted({label.file for label in labels}, key=_by_number)
+        hints = {}
+        for label in labels:
+            label.file, hint = listing.find(label.file)
+            hints[label.file] = f"{label.file} (there is '{hint}')" if hint else label.file
+        files = sorted(hints, key=natural)
         clip_of = dict(zip(files, self._own_clips(files), strict=True))
         clip_of |= self._agreed(labels, [label.file for label in labels], "image", "clip")
         clips_of_labels = [clip_of[label.file] for label in labels]
         subjects = self._agreed(labels, clips_of_labels, "clip", "subject")
         splits = self._agreed(labels, clips_of_labels, "clip", "split")
-        images: dict[str, dict[str, Any]] = {file: {"file": file, "name": file, "hands": []} for file in files}
+        images: dict[str, dict[str, Any]] = {file: {"file": file, "name": hints[file], "hands": []} for file in files}
         for number, label in enumerate(labels):
             hand = {key: getattr(label, key) for key in _LABELS}
             images[label.file]["hands"].append({**hand, "name": f"{label.file}, entry {number}"})
@@ -138,7 +140,7 @@ class LabelledImages:
 
     def _read(self) -> list[ImageLabel]:
         try:
-            entries = json.loads(read_bytes(self.annotations))  # of any Unicode encoding, with and without a BOM
+            entries = parse_json(read_bytes(self.annotations))
         except ValueError as error:
             raise DataError(f"{self.annotations}: not valid JSON ({error})") from None
         if not isinstance(entries, list):
@@ -213,8 +215,8 @@ class LabelledImages:
         else:
             seen = points
         box = tight_box(seen) if label["box_xyxy"] is None else label["box_xyxy"]
-        if not is_box(box):
-            raise _UnusableError("bad_box")
+        if fault := box_fault(box):
+            raise _UnusableError(fault)
         if not _mostly_inside(seen, box):
             raise _UnusableError("joints_outside_box")
         return Hand(
@@ -283,9 +285,3 @@ def _what_is_wrong(number: int, entry: Any, error: pydantic.ValidationError) -> 
     file = f" ({entry['file']})" if isinstance(entry, dict) and isinstance(entry.get("file"), str) else ""
     keys = f"; its keys are {', '.join(map(str, entry))}" if isinstance(entry, dict) and not where else ""
     return f"entry {number}{file}: {where}{first['msg'].removeprefix('Value error, ')}{keys}"
-
-
-def _by_number(file: str) -> list[tuple[int, int, str]]:
-    """Sorts "2.jpg" before "10.jpg"."""
-    parts = re.split(r"(\d+)", file)
-    return [(int(part), len(part), "") if part.isdecimal() else (-1, 0, part) for part in parts]

@@ -8,8 +8,8 @@ The labels file:
 Boxes are in pixels, joints in metres in the camera frame. joint_order is one of those in pipeline/hands.py.
 """
 
-import json
 import math
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,10 +19,10 @@ import numpy as np
 import pydantic
 
 from pipeline.errors import DataError, MissingError, RefusedError
+from pipeline.frames.listing import VIDEO_SUFFIXES, list_inputs
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
 from pipeline.frames.sources.video import (
-    VIDEO_SUFFIXES,
     declared_times,
     facts,
     find_videos,
@@ -30,7 +30,8 @@ from pipeline.frames.sources.video import (
     read_frames,
     sample,
 )
-from pipeline.storage import absolute, as_local_file, is_file, list_files, read_bytes
+from pipeline.storage import absolute, as_local_file, is_file, read_bytes
+from pipeline.text_files import parse_json
 
 LABELS_SUFFIX = ".labels.json"
 _READERS = 16
@@ -79,15 +80,15 @@ class LabelledVideo:
 
     def list_units(self, rejects: Rejects) -> list[Unit]:
         """One unit a video that has labels. Raises DataError where there is no video, or not one with labels."""
-        videos = find_videos(self.settings.uri)
-        there = self._labels_there()
-        labelled = {name: uri for name, uri in videos.items() if labels_uri(uri) in there}
+        videos = find_videos(self.settings.uri, rejects, beside=(LABELS_SUFFIX,))
+        labelled = self._with_labels(videos, rejects)
         for name in videos.keys() - labelled.keys():
             rejects.add("missing_labels", name)
         if not labelled:
+            hint = "".join(f"; {note}" for note in rejects.notes if LABELS_SUFFIX in note)
             raise DataError(
                 f"{self.settings.uri}: none of {len(videos)} videos has a <stem>{LABELS_SUFFIX} beside it; "
-                "kind detected_video finds hands without labels"
+                f"kind detected_video finds hands without labels{hint}"
             )
         with ThreadPoolExecutor(_READERS) as pool:
             lengths = pool.map(self._lengths, labelled.values())
@@ -106,11 +107,16 @@ class LabelledVideo:
             if info is None or part is None:
                 yield None
                 return
-            labels = _parse(read_bytes(labels_uri(unit.uri)))
+            try:
+                labels = read_labels(unit.uri)
+            except ValueError as error:
+                rejects.add("labels_mismatch", f"{unit.name} ({error})")
+                yield None
+                return
             times = declared_times(info)
-            if labels is not None and labels.num_frames == len(info.times_s):
+            if labels.num_frames == len(info.times_s):
                 times = info.times_s  # the container only claims that there are more
-            if labels is None or (labels.num_frames, labels.width, labels.height) != (
+            if (labels.num_frames, labels.width, labels.height) != (
                 len(times),
                 info.width,
                 info.height,
@@ -140,18 +146,24 @@ class LabelledVideo:
                 rejects.add("no_hand", f"{unit.name}/{index:06d}")
         return selected
 
-    def _labels_there(self) -> set[str]:
-        """URIs of the labels files below the source (beside it, where it is one video)."""
+    def _with_labels(self, videos: dict[str, str], rejects: Rejects) -> dict[str, str]:
+        """The videos that have labels beside them; notes names that differ from those of videos in upper and lower case."""
         root = absolute(self.settings.uri)
-        return set(list_files(root.rpartition("/")[0] if is_file(root) else root, LABELS_SUFFIX))
+        there = list_inputs(root.rpartition("/")[0] if is_file(root) else root, (LABELS_SUFFIX,))
+        labelled = {}
+        for name, uri in videos.items():
+            path, hint = there.find(labels_uri(uri)[len(there.root) + 1 :])
+            if path in there.sizes:
+                labelled[name] = uri
+            elif hint:
+                rejects.notes.append(f"{uri}: has no {path}; '{hint}' differs from it in upper and lower case")
+        return labelled
 
     def _lengths(self, uri: str) -> tuple[int, int]:
         """(hands that the video is expected to give, its frames)"""
         try:
-            labels = _parse(read_bytes(labels_uri(uri)))
-        except (MissingError, RefusedError):
-            labels = None  # counted when the clip is opened
-        if labels is None:
+            labels = read_labels(uri)
+        except (MissingError, RefusedError, ValueError):  # counted when the clip is opened
             return 0, 0
         fps = self.settings.fps
         rate = min(1.0, fps / labels.fps) if fps and labels.fps else 1.0 / self.settings.stride
@@ -163,17 +175,25 @@ def labels_uri(video_uri: str) -> str:
     return video_uri.rpartition(".")[0] + LABELS_SUFFIX
 
 
-def _parse(data: bytes) -> VideoLabels | None:
-    """A labels file, or None where it is not a valid one."""
+def read_labels(video_uri: str) -> VideoLabels:
+    """The labels beside a video, also where the two names differ in Unicode normalisation.
+
+    Raises ValueError that says why it is no valid labels file, and MissingError or RefusedError.
+    """
+    folder, _, name = labels_uri(video_uri).rpartition("/")
+    forms = dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))])
+    uris = [f"{folder}/{form}" for form in forms]
+    uri = next(filter(is_file, uris), uris[0]) if len(uris) > 1 else uris[0]
     try:
-        labels = VideoLabels.model_validate(json.loads(data))
-    except ValueError:
-        return None
+        labels = VideoLabels.model_validate(parse_json(read_bytes(uri)))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the labels'}: {first['msg']}") from None
     if labels.joint_order != "freihand":
         from pipeline.hands import JOINT_ORDERS
 
         if labels.joint_order not in JOINT_ORDERS:
-            return None
+            raise ValueError(f"joint_order '{labels.joint_order}' is none of {', '.join(JOINT_ORDERS)}")
     return labels
 
 

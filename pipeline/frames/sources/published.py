@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from pipeline.errors import DataError, MissingError
@@ -14,6 +13,7 @@ from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import Hand
 from pipeline.frames.sources.json_stream import open_json
 from pipeline.storage import read_bytes
+from pipeline.text_files import parse_yaml
 
 _READERS = 8
 
@@ -117,9 +117,9 @@ def _numbers_or_nan(value: Any, shape: tuple[int, ...]) -> np.ndarray:
 def read_yaml(uri: str) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises DataError where it is not one, StorageError where it cannot be read."""
     try:
-        value = yaml.safe_load(read_bytes(uri))
-    except (yaml.YAMLError, ValueError) as error:
-        raise DataError(f"{uri}: not valid YAML ({' '.join(str(error).split())})") from None
+        value = parse_yaml(read_bytes(uri))
+    except ValueError as error:
+        raise DataError(f"{uri}: not valid YAML ({error})") from None
     if not isinstance(value, dict):
         raise DataError(f"{uri}: not a YAML mapping")
     return value

@@ -19,7 +19,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from pipeline.errors import DataError
+from pipeline.frames.listing import VIDEO_SUFFIXES, list_inputs, nothing_here
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import Unit
 from pipeline.frames.sources.damage import Damage
@@ -36,9 +36,7 @@ from pipeline.frames.sources.video_order import (
     packets_of,
     scan,
 )
-from pipeline.storage import absolute, is_file, list_files, resolve
-
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts", ".mts")
+from pipeline.storage import resolve
 
 _HEADER_READ = 2**18
 _SEEK_MARGIN = 32  # frames; more than any codec reorders
@@ -73,19 +71,20 @@ class VideoInfo:
         return self.display.shown[1]
 
 
-def find_videos(uri: str) -> dict[str, str]:
+def find_videos(uri: str, rejects: Rejects | None = None, beside: tuple[str, ...] = ()) -> dict[str, str]:
     """{unit name: URI} of a folder's videos, or of one video file; sorted by name. Raises DataError where there is none.
 
-    Names are paths below the folder without the suffix (with it where two videos would share a name).
+    Names are paths below the folder without the suffix (with it where two videos would share a name). What is not
+    read is noted in the rejects, but for files with the suffixes `beside`.
     """
-    root = absolute(uri)
-    if is_file(root):
-        return {_stem(root.rpartition("/")[2]): root}
-    found = {path[len(root) + 1 :]: path for path in list_files(root, VIDEO_SUFFIXES)}
-    if not found:
-        raise DataError(f"{uri}: no video here ({', '.join(VIDEO_SUFFIXES)})")
-    stems = Counter(_stem(name) for name in found)
-    return dict(sorted((_stem(name) if stems[_stem(name)] == 1 else name, path) for name, path in found.items()))
+    listing = list_inputs(uri, VIDEO_SUFFIXES, beside)
+    if not listing.sizes:
+        raise nothing_here(uri, "video", VIDEO_SUFFIXES, listing)
+    if rejects is not None:
+        rejects.notes += listing.notes
+    stems = Counter(map(_stem, listing.sizes))
+    names = {_stem(path) if stems[_stem(path)] == 1 else path: path for path in listing.sizes}
+    return {name: listing.uri(path) for name, path in sorted(names.items())}
 
 
 def probe(path: str) -> VideoInfo | None:

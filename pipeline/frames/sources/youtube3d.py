@@ -16,7 +16,6 @@ The file is large (gigabytes): the driver reads it once, from front to back, and
 """
 
 import io
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,12 +23,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.frames.listing import IMAGE_SUFFIXES, list_inputs
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import Hand, OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.images import IMAGE_SUFFIXES, boxed_hands, open_stills
+from pipeline.frames.sources.images import boxed_hands, open_stills
 from pipeline.frames.sources.json_stream import open_json
 from pipeline.frames.sources.published import tight_box
-from pipeline.storage import absolute, join, list_files, read_bytes, size
+from pipeline.storage import absolute, join, read_bytes, size
+from pipeline.text_files import parse_json
 
 NUM_VERTICES = 778
 REGRESSOR_SHAPE = (16, NUM_VERTICES)
@@ -55,7 +56,9 @@ class YouTube3d:
         """One unit a video of which frames are there. Raises DataError where there is none, or the file is not valid."""
         images, hands = self._read(rejects)
         root = absolute(self.settings.uri)
-        there = {uri[len(root) + 1 :].rpartition(".")[0]: uri for uri in list_files(root, IMAGE_SUFFIXES)}
+        listing = list_inputs(root, IMAGE_SUFFIXES, known=(self.annotations, self.settings.youtube3d.regressor))
+        rejects.notes += listing.notes
+        there = {path.rpartition(".")[0]: listing.uri(path) for path in listing.sizes}
         videos: dict[str, list[dict[str, Any]]] = {}
         for image_id, of_image in hands.items():
             name, image_size = images[image_id]
@@ -125,7 +128,7 @@ def read_regressor(uri: str | None) -> np.ndarray | None:
         return None
     data = read_bytes(uri)
     try:
-        value = np.load(io.BytesIO(data), allow_pickle=False) if uri.endswith(".npy") else json.loads(data)
+        value = np.load(io.BytesIO(data), allow_pickle=False) if uri.endswith(".npy") else parse_json(data)
         regressor = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError, EOFError):
         regressor = np.empty(0)

@@ -10,8 +10,8 @@ from torch import Tensor
 from pipeline import storage
 from pipeline.errors import DataError
 from pipeline.frames.image_file import decode_image
+from pipeline.frames.listing import IMAGE_SUFFIXES, list_inputs
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MEMORY_BYTES = 256 * 2**20
 """What a worker keeps of a folder; of a larger one, it takes photographs evenly spread over the sorted names."""
 
@@ -38,9 +38,11 @@ def photograph(rng: np.random.Generator, folder: str, size: int) -> Tensor:
 @lru_cache(maxsize=16)
 def photograph_uris(folder: str, size: int) -> list[str]:
     """The photographs of a folder that backgrounds of `size` pixels are taken from. Raises DataError where there is none."""
-    names = storage.list_files(folder, SUFFIXES)
+    names = sorted(list_inputs(folder, IMAGE_SUFFIXES).uris())
     if not names:
-        raise DataError(f"{folder}: no photographs here ({', '.join(SUFFIXES)}) for setting 'background.photographs'")
+        raise DataError(
+            f"{folder}: no photographs here ({', '.join(IMAGE_SUFFIXES)}) for setting 'background.photographs'"
+        )
     wanted = min(len(names), max(1, _MEMORY_BYTES // (3 * _stored_side(size) ** 2 * 2)))
     return [names[index * len(names) // wanted] for index in range(wanted)]
 
