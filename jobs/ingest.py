@@ -12,7 +12,7 @@ from jobs.terminal import TerminalProgress
 from pipeline.frames.ingest import execute, prepare
 from pipeline.frames.manifest import Manifest
 from pipeline.frames.plan import IngestSettings
-from pipeline.frames.rejects import CHOICE_REASONS
+from pipeline.frames.rejects import choices
 from pipeline.frames.schema import SPLITS
 from pipeline.progress import SILENT, Progress
 
@@ -58,7 +58,7 @@ def _show(uri: str, manifest: Manifest, terminal: TerminalProgress) -> None:
         [
             source,
             reason,
-            "choice" if reason in CHOICE_REASONS else "not usable",
+            "choice" if reason in choices(manifest.kind_of(source)) else "not usable",
             count,
             ", ".join(manifest.reject_examples.get(reason, [])[:2]),
         ]

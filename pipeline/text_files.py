@@ -35,7 +35,8 @@ def parse_json(data: bytes) -> Any:
     except DuplicateKeyError as error:
         raise ValueError(str(error)) from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{json_fault(text, error.pos, error.msg)} in line {error.lineno}") from None
+        where = f" in line {error.lineno}" if text.strip() else ""
+        raise ValueError(f"{json_fault(text, error.pos, error.msg)}{where}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

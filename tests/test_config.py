@@ -110,6 +110,22 @@ def test_the_rest_of_a_section_keeps_the_defaults_of_where_it_is_used():
     assert Search.model_validate({"optimiser": {"learning_rate": 0.5}}).optimiser.name == "sgd"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_settings_in_any_unicode_encoding(tmp_path, encoding):
+    path = tmp_path / "job.yaml"
+    path.write_bytes(to_yaml(Job(uri="ä")).replace("\n", "\r\n").encode(encoding))
+    assert load(Job, ["--config", str(path)]) == Job(uri="ä")
+
+
+def test_a_setting_that_is_there_twice_is_said(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("epochs: 1\nuri: a\nepochs: 2\n")
+    with pytest.raises(
+        SettingsError, match=r"job\.yaml' is not valid YAML \(the key 'epochs' is there twice at line 3\)"
+    ):
+        load(Job, ["--config", str(path)])
+
+
 def test_yaml_round_trip(tmp_path):
     job = load(Job, ["--uri", "x", "--optimiser.learning_rate", "0.25", "--models.a", "b"])
     path = tmp_path / "saved.yaml"

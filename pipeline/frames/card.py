@@ -18,7 +18,7 @@ from pipeline.frames.inspect_columns import Measures
 from pipeline.frames.inspect_distribution import Distribution, merged
 from pipeline.frames.inspect_sample import Sample
 from pipeline.frames.manifest import Manifest, VideoGroup
-from pipeline.frames.rejects import CHOICE_REASONS, REASONS
+from pipeline.frames.rejects import REASONS, choices
 from pipeline.frames.schema import SPLITS
 from pipeline.frames.verify import Verification
 from pipeline.hands import BONES, FINGER_JOINTS, JOINTS, MIDDLE_MCP, MIDDLE_PIP
@@ -378,7 +378,7 @@ def _reject_rows(manifest: Manifest) -> list[tuple[str, str, str, int, str, list
             reason,
             REASONS.get(reason, ""),
             count,
-            "choice" if reason in CHOICE_REASONS else "damage",
+            "choice" if reason in choices(manifest.kind_of(source)) else "damage",
             _own_examples(manifest, source, reason),
         )
         for source, by_reason in manifest.rejects.items()

@@ -89,5 +89,5 @@ def _eight_bits(grey: np.ndarray) -> np.ndarray:
     if grey.dtype.kind == "f":
         finite = np.nan_to_num(grey, posinf=255.0)
         return (finite * (255.0 if finite.max() <= 1 else 1.0)).round().clip(0, 255).astype(np.uint8)
-    # Pillow's mode I is for 32 bits, and for 16 as well.
-    return (grey.clip(0).astype(np.uint32) >> (8 if grey.max() < 2**16 else 24)).astype(np.uint8)
+    whole = grey.astype(np.uint32)  # Pillow gives 32 bits as if they had a sign, and 16 as if they were 32
+    return (whole >> (8 if whole.max() < 2**16 else 24)).astype(np.uint8)

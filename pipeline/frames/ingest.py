@@ -50,6 +50,9 @@ from pipeline.frames.sources import Source, Unit, open_source
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import delete, exists, join, list_files, preflight, read_json, with_patience, write_json
 
+_MAX_NOTES = 3
+"""That an error repeats."""
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -283,24 +286,25 @@ def _check_same(output_uri: str, name: str, there: IngestRecord, record: dict[st
 def _check_rejects(settings: IngestSettings, plan: Plan, rejects: Rejects, num_rows: int) -> None:
     """Raises DataError where there is nothing to publish, or too much could not be used. Choices count as usable."""
     limit = settings.source.resolved_max_reject_fraction()
-    uri = settings.source.uri
+    uri, kind = settings.source.uri, settings.source.kind
+    notes = "".join(f"; note: {note}" for note in rejects.notes[:_MAX_NOTES])
     if num_rows == 0 and (detector := _detector_without_hands(settings, rejects)):
-        raise DataError(f"{uri}: not one frame shows a hand to {detector}; left out: {rejects.text()}")
+        raise DataError(f"{uri}: not one frame shows a hand to {detector}; left out: {rejects.text()}{notes}")
     if num_rows == 0:
         left_out = (
-            f"{rejects.text()}; {rejects.main_reason()}" if rejects.counts else "nothing, the labels name no hands"
+            f"{rejects.text()}; {rejects.main_reason(kind)}" if rejects.counts else "nothing, the labels name no hands"
         )
-        raise DataError(f"{uri}: not one usable hand; left out: {left_out}")
+        raise DataError(f"{uri}: not one usable hand; left out: {left_out}{notes}")
     fractions = {
         "clips": rejects.num_clips / plan.num_clips,
-        "frames": rejects.num_frames / (rejects.num_frames + rejects.num_by_choice + num_rows),
+        "frames": rejects.num_damaged(kind) / (rejects.num_damaged(kind) + rejects.num_chosen(kind) + num_rows),
     }
     for what, fraction in fractions.items():
         if fraction > limit:
             raise DataError(
                 f"{uri}: {fraction:.0%} of the {what} had to be left out, more than source.max_reject_fraction={limit:g}: "
                 f"{rejects.text()}; nothing was published (with a higher limit the finished work is used again); "
-                f"{rejects.main_reason()}"
+                f"{rejects.main_reason(kind)}{notes}"
             )
 
 

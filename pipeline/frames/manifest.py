@@ -112,6 +112,11 @@ class Manifest(_Model):
         """Rows of one split."""
         return sum(by_split.get(split, 0) for by_split in self.counts.values())
 
+    def kind_of(self, source: str) -> str:
+        """The kind of a source, as far as the manifest says."""
+        record = self.settings.get(source)
+        return str(record.settings.get("source", {}).get("kind", "")) if record else ""
+
     def splits(self) -> list[str]:
         """Splits that have rows."""
         return [split for split in SPLITS if self.rows_in(split)]

@@ -1,8 +1,8 @@
 """What ingest leaves out, counted by reason, with names. Nothing is left out silently.
 
 Reasons are of three kinds: damage that costs a whole clip, damage that costs a frame or one hand of it, and what is left out
-by choice: frames without a hand, and hands that the settings do not want (quality.py). Only damage counts toward
-source.max_reject_fraction.
+by choice: hands that the settings do not want (quality.py), and frames in which a detector finds none (see `choices`). Only
+damage counts toward source.max_reject_fraction.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,6 +24,7 @@ FRAME_REASONS = {
     "refused_image": "the image may not be read (permission)",
     "unreadable_image": "the image is truncated or not an image",
     "huge_image": "the image has more pixels than a camera gives; it is not decoded",
+    "no_hand": "no hand was given or found in the frame",
     "missing_frame_label": "a label is for a frame that the video does not have",
     "short_track": "the hand was seen in too few frames to be trusted",
     "duplicate_hand": "two hands of the frame have the same track, or the same box",
@@ -49,13 +50,15 @@ FRAME_REASONS = {
 """Reasons that cost a frame, or one hand of a frame."""
 
 CHOICE_REASONS = {
-    "no_hand": "no hand was given or found in the frame",
     "low_confidence": "the hand's confidence is below quality.min_confidence",
     "small_hand": "the hand's box is smaller than quality.min_hand_px",
     "blurred": "the hand is less sharp than quality.min_sharpness",
     "near_duplicate": "the crop differs from the clip's last kept one by less than quality.min_change",
 }
-"""Reasons for which a good hand is left out, because the settings ask for it, or a good frame, because it shows none."""
+"""Reasons for which a good hand is left out, because the settings ask for it."""
+
+DETECTOR_KINDS = ("detected_video", "image_folder")
+"""Kinds of sources of which nobody said that a frame shows a hand, so that one without is no damage."""
 
 UNSEEN_REASONS = {
     *CLIP_REASONS,
@@ -74,6 +77,11 @@ UNSEEN_REASONS = {
 REASONS = {**CLIP_REASONS, **FRAME_REASONS, **CHOICE_REASONS}
 
 MAX_EXAMPLES = 20
+
+
+def choices(kind: str) -> set[str]:
+    """The reasons that are a choice, and not damage, in a source of this kind."""
+    return {*CHOICE_REASONS, *(("no_hand",) if kind in DETECTOR_KINDS else ())}
 
 
 class Rejects:
@@ -115,7 +123,7 @@ class Rejects:
 
     @property
     def num_by_choice(self) -> int:
-        """Hands left out because the settings ask for it, and frames without a hand."""
+        """Hands left out because the settings ask for it."""
         return _total(self.counts, CHOICE_REASONS)
 
     def text(self) -> str:
@@ -123,9 +131,17 @@ class Rejects:
         ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(f"{reason} {count} (e.g. {self.examples[reason][0]})" for reason, count in ordered)
 
-    def main_reason(self) -> str:
+    def num_chosen(self, kind: str) -> int:
+        """What is left out by choice of a source of this kind."""
+        return _total(self.counts, choices(kind))
+
+    def num_damaged(self, kind: str) -> int:
+        """Frames (or hands of a frame) left out of a source of this kind because they could not be used."""
+        return _total(self.counts, FRAME_REASONS.keys() - choices(kind))
+
+    def main_reason(self, kind: str) -> str:
         """For people: what the most frequent reason means, of damage where there is some."""
-        damage = self.counts.keys() - CHOICE_REASONS.keys()
+        damage = self.counts.keys() - choices(kind)
         reason = max(damage or self.counts, key=lambda name: (self.counts[name], name))
         return f"{reason}: {REASONS[reason]}"
 

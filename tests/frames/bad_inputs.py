@@ -40,6 +40,8 @@ class Images:
         """A good image; the first of the folder."""
         self.text: str | None = None
         """Of the boxes file, where it is not made of the entries."""
+        self.encoding = "utf-8"
+        """Of the boxes file."""
 
     def add(self, content: bytes, name: str = "odd/00000.jpg", boxes: list[Any] | None = None) -> None:
         """One more image and its entry; the box is that of the picture."""
@@ -53,7 +55,8 @@ class Images:
 
     def source(self) -> dict[str, Any]:
         """Its settings; writes the boxes file."""
-        self.boxes.write_text(json.dumps(self.entries) if self.text is None else self.text)
+        text = json.dumps(self.entries, ensure_ascii=False) if self.text is None else self.text
+        self.boxes.write_bytes(text.encode(self.encoding))
         return {"kind": "boxed_images", "uri": str(self.root), "boxes": str(self.boxes)}
 
 
@@ -312,6 +315,90 @@ def _folder_called_images(images: Images) -> None:
     images.add(encoded(images.picture), "00000.jpg")
 
 
+def _in_encoding(encoding: str) -> Callable[[Images], None]:
+    def make(images: Images) -> None:
+        images.add(encoded(images.picture), "ödd/0.jpg")
+        images.encoding = encoding
+
+    return make
+
+
+def _named_as(name: str, listed: str = "odd/0.jpg") -> Callable[[Images], None]:
+    """The boxes file names a file in another way than the folder."""
+
+    def make(images: Images) -> None:
+        images.add(encoded(images.picture), listed)
+        images.entries[-1]["file"] = name
+
+    return make
+
+
+def _twice_by_link(images: Images) -> None:
+    images.add(encoded(images.picture), "odd/0.jpg")
+    (images.root / "link").symlink_to(images.root / "odd")
+    images.entries.append({**images.entries[-1], "file": "link/0.jpg"})
+
+
+def _left_behind(thing: Images | Videos) -> None:
+    for path in list(thing.root.rglob("*.*")):
+        for name in (
+            f"._{path.name}",
+            f"__MACOSX/{path.name}",
+            f".ipynb_checkpoints/{path.name}",
+            f"@eaDir/{path.name}",
+        ):
+            (path.parent / name).parent.mkdir(exist_ok=True)
+            (path.parent / name).write_bytes(b"not for anybody's eyes")
+    (thing.root / ".DS_Store").write_bytes(b"")
+    (thing.root / "Thumbs.db").write_bytes(b"")
+
+
+def _labels_encoded(encoding: str) -> Callable[[Videos], None]:
+    def make(videos: Videos) -> None:
+        path = videos.add().with_name("odd.labels.json")
+        path.write_bytes(path.read_text().encode(encoding))
+
+    return make
+
+
+def _labels_edited(old: str, new: str) -> Callable[[Videos], None]:
+    def make(videos: Videos) -> None:
+        path = videos.add().with_name("odd.labels.json")
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    return make
+
+
+def _labels_called(name: str, video: str = "odd") -> Callable[[Videos], None]:
+    def make(videos: Videos) -> None:
+        videos.add(name=video).with_name(f"{video}.labels.json").rename(videos.root / name)
+
+    return make
+
+
+def _links(videos: Videos) -> None:
+    """To a parent, to a file that is there already, and to nothing."""
+    (videos.root / "again").symlink_to(videos.root)
+    (videos.root / "up").symlink_to(videos.root.parent)
+    (videos.root / "second.mp4").hardlink_to(videos.root / "good.mp4")
+    (videos.root / "third.mp4").symlink_to(videos.root / "good.mp4")
+    (videos.root / "gone.mp4").symlink_to(videos.root / "nowhere.mp4")
+
+
+def _tiff_turned(images: Images) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images.add(encoded(images.picture.transpose(Image.Transpose.ROTATE_90), "TIFF", exif=exif), "odd/0.tiff")
+
+
+def _grey_tiff(numbers: Callable[[np.ndarray], np.ndarray]) -> Callable[[Images], None]:
+    """numbers: of greys, uint8."""
+    return lambda images: images.add(
+        encoded(Image.fromarray(numbers(np.asarray(images.picture.convert("L")))), "TIFF"), "odd/0.TIF"
+    )
+
+
 HUGE = (60_000, 50_000)
 LARGE = (12_000, 10_000)
 assert HUGE[0] * HUGE[1] > LARGE[0] * LARGE[1] > MAX_PIXELS
@@ -335,6 +422,10 @@ IMAGE_CASES = [
     Case("CMYK JPEG", lambda s: s.add(encoded(s.picture.convert("CMYK"))), kept="as RGB; colour profiles are not applied", num_kept=1, looks=like()),
     Case("16-bit grey PNG", _sixteen_bit_grey, kept="the upper 8 bits", num_kept=1, looks=like()),
     Case("16-bit RGB PNG", _sixteen_bit_rgb, kept="the upper 8 bits", num_kept=1, looks=like()),
+    Case("grey TIFF of 32 bits", _grey_tiff(lambda grey: (grey.astype(np.uint32) << 24).view(np.int32)), kept="the upper 8 bits", num_kept=1, looks=like()),
+    Case("grey TIFF of floating point in 0..1", _grey_tiff(lambda grey: grey.astype(np.float32) / 255), kept="255 times its values", num_kept=1, looks=like()),
+    Case("TIFF turned by its orientation tag", _tiff_turned, kept="turned upright", num_kept=1, looks=like()),
+    Case("suffixes .jpe, .jfif, .JPEG and the like", lambda s: [s.add(encoded(s.picture), f"odd/{i}{suffix}") for i, suffix in enumerate((".jpe", ".jfif", ".JPEG", ".Jpg"))], kept="as any image", num_kept=4, looks=like()),
     Case("odd width and height", _odd_size, kept="as it is", num_kept=1, looks=like()),
     Case("1 x 1 image", lambda s: s.add(encoded(s.picture.resize((1, 1)))), {"box_outside_image": 1}),
     Case("animated GIF", lambda s: _animated(s, "GIF"), kept="its first picture", num_kept=1, looks=like(8)),
@@ -352,6 +443,20 @@ IMAGE_CASES = [
     Case("folder called as the root's own clip would be", _folder_called_images, stops="two clips would both be called 'images'"),
     Case("boxes file that is not JSON", _text("file,x0,y0,x1,y1"), stops="not a valid boxes file"),
     Case("boxes file of another form", _text('{"images": []}'), stops="not a valid boxes file"),
+    Case("boxes in 0..1", lambda s: s.add_box([0.1, 0.2, 0.5, 1.0], [0, 0, 1, 1]), {"fraction_box": 2}),
+    Case("boxes file with a byte order mark", _in_encoding("utf-8-sig"), kept="read", num_kept=1, looks=like()),
+    Case("boxes file in UTF-16", _in_encoding("utf-16"), kept="read", num_kept=1, looks=like()),
+    Case("boxes file in Latin-1", _in_encoding("latin-1"), stops="neither UTF-8 nor UTF-16; save it as UTF-8"),
+    Case("boxes file with Windows' line ends", _text('[\r\n{"file": "good/00000.jpg",\r\n"boxes_xyxy": [[30,20,90,80]]}]\r\n'), kept="read", num_kept=0),
+    Case("comma before a closing bracket", _text('[{"file": "good/00000.jpg", "boxes_xyxy": [[1,2,30,40],]},\n]'), stops="a comma before ']', which JSON does not allow in line 1"),
+    Case("key that an entry has twice", _text('[{"file": "a.jpg", "boxes_xyxy": [], "file": "b.jpg"}]'), stops="the key 'file' is there twice"),
+    Case("JSON Lines, an entry a line", _text('{"file": "a.jpg"}\n{"file": "b.jpg"}\n'), stops="more than one value (JSON Lines?"),
+    Case("file named with backslashes", _named_as("odd\\0.jpg"), kept="the file that is meant", num_kept=1, looks=like()),
+    Case("file named with ./ or //", _named_as("./odd//0.jpg"), kept="the file that is meant", num_kept=1, looks=like()),
+    Case("file named in another Unicode normalisation (macOS)", _named_as("o\u0308dd/0.jpg", "\u00f6dd/0.jpg"), kept="the file that is meant", num_kept=1, looks=like()),
+    Case("file named in other case", _named_as("odd/0.JPG"), {"missing_image": 1}),
+    Case("file named by its path on the disk", _named_as("/data/odd/0.jpg"), stops="must be a path below the source's URI"),
+    Case("image named by two links", _twice_by_link, {"duplicate_hand": 1}, kept="once", num_kept=1, looks=like()),
     Case("boxes file without entries", _text("[]"), stops="names no images"),
     Case("more boxes than hands in an entry", _entry_without_hands, stops="has more or fewer hands than boxes"),
     Case("empty image folder", _empty, stops="no image here"),
@@ -390,6 +495,14 @@ VIDEO_CASES = [
     Case("camera with NaN", lambda s: s.add(camera=[[NAN, 0, 80], [0, 190, 60], [0, 0, 1]]), {"bad_camera": 4}),
     Case("camera of 2 x 3 numbers", lambda s: s.add(camera=[[200, 0, 80], [0, 190, 60]]), {"bad_camera": 4}),
     Case("camera transposed", lambda s: s.add(camera=CAMERA.T.tolist()), {"bad_camera": 4}),
+    Case("hidden files, and those that systems leave behind (._*, .DS_Store, __MACOSX, .ipynb_checkpoints, @eaDir, Thumbs.db)", _left_behind, kept="not looked at, also among images"),
+    Case("links to a parent, to files that are there, to nothing", _links, kept="every file once; a note names them"),
+    Case("labels with a byte order mark", _labels_encoded("utf-8-sig"), kept="read", num_kept=4),
+    Case("labels in UTF-16", _labels_encoded("utf-16"), kept="read", num_kept=4),
+    Case("labels with a comma before a closing bracket", _labels_edited("}]}]}", "}]}],}"), {"labels_mismatch": 1}),
+    Case("labels with a key twice", _labels_edited('"version": 1', '"version": 1, "version": 1'), {"labels_mismatch": 1}),
+    Case("labels file in another Unicode normalisation than its video", _labels_called("o\u0308dd.labels.json", "\u00f6dd"), kept="read", num_kept=4),
+    Case("labels file in other case than its video", _labels_called("Odd.labels.json"), {"missing_labels": 1}),
     Case("two hands of one track in a frame", _two_tracks_alike, {"duplicate_hand": 1}, num_kept=1),
     Case("videos 'odd' of two hands, and 'odd#1'", _names_that_collide, kept="each frame id stays unique", num_kept=3),
     Case("empty video folder", _empty, stops="no video here"),
@@ -429,6 +542,14 @@ def markdown() -> str:
     ]
     lines += [f"| {case.what} | {_outcome(case)} |" for case in [*IMAGE_CASES, *VIDEO_CASES]]
     lines += [
+        "| names without leading zeros (frame_9, frame_10) | kept: images of a folder are in the order of their numbers |",
+        "| files of other kinds among images or videos | a note counts them by suffix |",
+        "| HEIC | kept: with pillow-heif (`pip install equihand[heif]`); without it the note says so |",
+        "| S3 key with an empty part (`a//b.png`) or one of dots | left out; a note names it |",
+        "| frames in which a detector finds no hand | left out: `no_hand`, which is no damage |",
+        '| no frame with a hand at all | stops: "not one frame shows a hand to source.detector.model=..." |',
+        "| COCO file, labelled images' JSON, split list, cameras, settings YAML with a byte order mark, in UTF-16, with a key twice | as a boxes file |",
+        "| names in them with backslashes, in another Unicode normalisation | as in a boxes file |",
         "| image that may not be read (permission) | left out: `refused_image` |",
         "| video or labels file that may not be read | left out: `refused_file` |",
         "| S3 object to which access is denied | left out: as above |",

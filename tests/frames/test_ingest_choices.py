@@ -1,15 +1,21 @@
 """Whole ingests with quality filters, a list of splits, and everything bad at once."""
 
 import json
+import shutil
+from contextlib import nullcontext
 
 import pytest
+from PIL import Image
 
 from jobs.ingest import IngestJob, run
+from jobs.terminal import TerminalProgress
 from pipeline.errors import DataError
+from pipeline.frames.card import _reject_rows
 from pipeline.frames.ingest import ingest
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.plan import IngestSettings
-from pipeline.frames.rejects import CHOICE_REASONS
+from pipeline.frames.rejects import CHOICE_REASONS, REASONS
+from pipeline.frames.track import Detection
 from pipeline.storage import exists, join
 from tests.frames.bad_inputs import IMAGE_CASES, Images
 from tests.frames.clips import hand_label, write_clip
@@ -148,3 +154,63 @@ def test_the_job_says_what_was_a_choice(clips, tmp_path, monkeypatch, capsys):
     line = next(line for line in capsys.readouterr().out.splitlines() if "small_hand" in line)
     assert "choice" in line
     assert "12" in line
+
+
+def detected(tmp_path, monkeypatch, shown: list[int], **source) -> IngestSettings:
+    """A folder of 20 images; the detector finds a hand in those whose numbers are `shown`."""
+    module = "pipeline.frames.sources.image_folder"
+
+    def detector(*_):
+        return lambda image: (
+            [Detection((10, 10, 40, 40), "right", 0.9)] if round(image.getpixel((0, 0))[0] / 10) in shown else []
+        )
+
+    monkeypatch.setattr(f"{module}.require_mediapipe", lambda: None)
+    monkeypatch.setattr(f"{module}.shared_detector", detector)
+    (tmp_path / "in").mkdir()
+    for number in range(20):
+        Image.new("RGB", (64, 64), (10 * number,) * 3).save(tmp_path / "in" / f"{number}.png")
+    (tmp_path / "hands.task").write_bytes(b"model")
+    values = {"kind": "image_folder", "uri": str(tmp_path / "in"), "detector": {"model": str(tmp_path / "hands.task")}}
+    return IngestSettings.model_validate({"source": {**values, **source}, "image_size": 48})
+
+
+def test_frames_without_a_hand_are_no_damage_to_a_detector(tmp_path, monkeypatch):
+    settings = detected(tmp_path, monkeypatch, [7], max_reject_fraction=0.0)
+    manifest = ingest(settings, str(tmp_path / "out"))
+    assert manifest.num_rows == 1
+    assert manifest.rejects == {"in": {"no_hand": 19}}
+    assert [row[1:5] for row in _reject_rows(manifest)] == [("no_hand", REASONS["no_hand"], 19, "choice")]
+
+
+def test_damage_beside_frames_without_a_hand_is_still_damage(tmp_path, monkeypatch):
+    settings = detected(tmp_path, monkeypatch, [7], max_reject_fraction=0.04)
+    (tmp_path / "in" / "3.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"5% of the frames.*no_hand 18.*; unreadable_image: the image is truncated"):
+        ingest(settings, str(tmp_path / "out"))
+
+
+def test_a_source_without_any_hand_names_the_detector(tmp_path, monkeypatch):
+    settings = detected(tmp_path, monkeypatch, [])
+    (tmp_path / "in" / "3.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"not one frame shows a hand to source\.detector\.model=") as caught:
+        ingest(settings, str(tmp_path / "out"))
+    assert "no_hand 19" in str(caught.value)
+    assert "source.detector.min_confidence=0.5" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_notes_on_the_input_are_kept_and_said(clips, tmp_path, capsys):
+    folder = tmp_path / "clips"
+    shutil.copytree(clips, folder)
+    (folder / "notes.txt").write_text("not read")
+    note = f"{folder}: 1 file of another kind was left out: 1 .txt"
+    job = IngestJob.model_validate(
+        {**settings_for(folder).model_dump(), "output": str(tmp_path / "out"), "ray": {"address": "local"}}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.ingest.ray_session", lambda _: nullcontext())
+        with TerminalProgress() as progress:
+            run(job, progress)
+    assert read_manifest(str(tmp_path / "out")).notes == {"s": [note]}
+    assert capsys.readouterr().out.count(f"note: {note}") == 1

@@ -210,6 +210,20 @@ def test_videos_without_labels_are_counted(tmp_path):
         read_rows(labelled(tmp_path))
 
 
+def test_what_is_wrong_with_labels_is_noted(tmp_path):
+    write_clip(tmp_path, "good")
+    for name, text in (("comma", '{"version": 1,}'), ("twice", '{"version": 1, "version": 1}')):
+        write_clip(tmp_path, name).with_name(f"{name}.labels.json").write_text(text)
+    write_clip(tmp_path, "case").with_name("case.labels.json").rename(tmp_path / "Case.labels.json")
+    _, rejects = read_rows(labelled(tmp_path))
+    assert rejects.counts == {"labels_mismatch": 2, "missing_labels": 1}
+    assert rejects.notes == [
+        f"{tmp_path}/case.mp4: has no case.labels.json; 'Case.labels.json' differs from it in upper and lower case",
+        f"{tmp_path}/comma.labels.json: a comma before '}}', which JSON does not allow in line 1",
+        f"{tmp_path}/twice.labels.json: the key 'version' is there twice in one object",
+    ]
+
+
 def test_an_empty_folder_is_said(tmp_path):
     with pytest.raises(DataError, match="no video here"):
         read_rows(labelled(tmp_path))

@@ -7,7 +7,7 @@ from pipeline.errors import DataError, StorageError
 from pipeline.frames.groups import assign_splits
 from pipeline.frames.plan import IngestSettings, make_plan
 from pipeline.frames.sources import Unit
-from pipeline.frames.split_list import content_digest, read_split_list
+from pipeline.frames.split_list import apply_split_list, content_digest, read_split_list
 
 EXPECTED = {"clip_00": "train", "b/clip 01": "val", "clip_02": "train"}
 
@@ -93,6 +93,21 @@ def test_the_list_decides(tmp_path):
     # The name of a recording stands for its cameras, and so does one of them.
     assert splits_of(tmp_path, {"a": "train", "b/left": "val", "c": "test"}) == listed
     assert splits_of(tmp_path, {**listed, "lost": "val"}) == listed
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(("name", "text"), [("a.csv", "clip,split,\r\nö\\1,val,\r\n"), ("a.json", '{"ö\\\\1": "val"}')])
+def test_lists_of_other_systems_are_read(tmp_path, encoding, name, text):
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    keys = {"o\u0308/1": "o\u0308/1"}
+    listed = read_split_list(str(tmp_path / name))
+    assert apply_split_list("a", listed, keys, ()) == {"o\u0308/1": "val"}
+
+
+def test_a_key_twice_in_a_list_is_said(tmp_path):
+    uri = write(tmp_path / "a.json", '{"a": "train", "a": "val"}')
+    with pytest.raises(DataError, match=r"not a list of splits \(the key 'a' is there twice"):
+        read_split_list(uri)
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,14 @@ from PIL import Image
 
 from jobs.predict import PredictJob, run
 from pipeline.errors import DataError, SettingsError
-from pipeline.frames.detect import shared_detector
+from pipeline.frames.detect import DetectorSettings, shared_detector
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.rejects import Rejects
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.weights import LoadedPoseModel
-from pipeline.prediction.inputs import IMAGES_PER_PIECE, kind_of, list_pieces
+from pipeline.prediction.cameras import Cameras
+from pipeline.prediction.inputs import IMAGES_PER_PIECE, InputSettings, kind_of, list_pieces
 from pipeline.prediction.overlay import draw_hands, write_video_overlay
 from pipeline.prediction.run import PoseActor, PredictSettings, ReadPieces, finish_piece, notes, prepare, row_from_json
 from pipeline.prediction.table import SCHEMA
@@ -134,6 +135,30 @@ def test_video_with_labels_in_s3_through_ray(ray_cluster, model, tmp_path, s3):
     check_rows(table)
     with av.open(io.BytesIO(read_bytes(join(output, "overlay", "one.mp4"))), "r") as video:
         assert len(list(video.decode(video=0))) == 3
+
+
+def test_images_are_listed_as_for_an_ingest(model, images, tmp_path):
+    for number in (1, 2, 10):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"._{number}.png").write_bytes(b"of a Mac")
+    (tmp_path / "notes.txt").write_text("not read")
+    write_json(str(tmp_path / ".k.json"), {".\\10.png": CAMERA.tolist(), "2.PNG": CAMERA.tolist()})
+    settings = InputSettings(
+        input=str(tmp_path), detector=DetectorSettings(model="m.task"), cameras=str(tmp_path / ".k.json")
+    )
+    assert kind_of(str(tmp_path)) == "images"
+    rejects = Rejects()
+    (piece,) = list_pieces(settings, "images", rejects)
+    assert [entry["file"] for entry in piece.content["entries"]] == ["1.png", "2.png", "10.png"]
+    assert rejects.notes == [
+        f"{tmp_path}: 1 file of another kind was left out: 1 .txt",
+        f"{tmp_path}/.k.json: 1 name was not in the input, such as '2.PNG' (there is '2.png': upper and lower case differ)",
+    ]
+    cameras = Cameras(settings.cameras)
+    assert np.array_equal(cameras.find("10.png"), CAMERA)
+    assert cameras.find("2.png") is None
+    (tmp_path / "._a.mp4").write_bytes(b"")
+    assert kind_of(str(tmp_path)) == "images"
 
 
 def test_frame_set_keeps_its_ids_and_cameras(model, tmp_path):

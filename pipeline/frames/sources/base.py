@@ -35,7 +35,7 @@ Kind = Literal[
     "dexycb",
 ]
 _MAX_REJECT_FRACTION = {"detected_video": 0.9, "image_folder": 0.9, "youtube3d": 0.9, "interhand": 0.5, "dexycb": 0.5}
-"""Where it is not 0.1: detectors find no hand, videos of YouTube 3D Hands have vanished since, InterHand2.6M has hands with
+"""Where it is not 0.1: detectors find hands for moments only, videos of YouTube 3D Hands have vanished since, InterHand2.6M has hands with
 missing joints, and DexYCB's sequences begin before the hand comes in."""
 PARTS = {"freihand": ("training", "evaluation"), "interhand": ("train", "val", "test"), "ho3d": ("train", "evaluation")}
 """Kinds of which `part` chooses among published parts; the first is the default."""
@@ -158,9 +158,10 @@ class SourceSettings(Settings):
     """detected_video, and image_folder with an image_rate: how detections become clips."""
     max_reject_fraction: float | None = Field(default=None, ge=0, le=1)
     """Stop, without publishing anything, when a larger fraction of the clips or of the frames had to be left out. None:
-    0.1 for given labels and boxes, 0.9 for a detector, whose videos may well show hands only now and then, and for
+    0.1 for given labels and boxes, 0.9 for a detector, whose hands may be seen too briefly to be trusted, and for
     youtube3d (videos that are no longer to be had), 0.5 for interhand (hands with missing joints) and dexycb (sequences that
-    begin before the hand comes in)."""
+    begin before the hand comes in). Frames in which a
+    detector finds no hand do not count."""
 
     @field_validator("fps", "stride")
     @classmethod

@@ -91,11 +91,11 @@ class LabelledVideo:
                 f"kind detected_video finds hands without labels{hint}"
             )
         with ThreadPoolExecutor(_READERS) as pool:
-            lengths = pool.map(self._lengths, labelled.values())
-            return [
-                Unit(name, uri, num_hands, length=length)
-                for (name, uri), (num_hands, length) in zip(labelled.items(), lengths, strict=True)
-            ]
+            lengths = dict(zip(labelled, pool.map(self._lengths, labelled.values()), strict=True))
+        rejects.notes += [f"{labels_uri(labelled[name])}: {fault}" for name, (_, _, fault) in lengths.items() if fault]
+        return [
+            Unit(name, labelled[name], num_hands, length=length) for name, (num_hands, length, _) in lengths.items()
+        ]
 
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
@@ -109,8 +109,8 @@ class LabelledVideo:
                 return
             try:
                 labels = read_labels(unit.uri)
-            except ValueError as error:
-                rejects.add("labels_mismatch", f"{unit.name} ({error})")
+            except ValueError:  # noted when it was listed
+                rejects.add("labels_mismatch", unit.name)
                 yield None
                 return
             times = declared_times(info)
@@ -159,15 +159,17 @@ class LabelledVideo:
                 rejects.notes.append(f"{uri}: has no {path}; '{hint}' differs from it in upper and lower case")
         return labelled
 
-    def _lengths(self, uri: str) -> tuple[int, int]:
-        """(hands that the video is expected to give, its frames)"""
+    def _lengths(self, uri: str) -> tuple[int, int, str]:
+        """(hands that the video is expected to give, its frames, what is wrong with its labels file)"""
         try:
             labels = read_labels(uri)
-        except (MissingError, RefusedError, ValueError):  # counted when the clip is opened
-            return 0, 0
+        except (MissingError, RefusedError):  # counted when the clip is opened
+            return 0, 0, ""
+        except ValueError as error:
+            return 0, 0, str(error)
         fps = self.settings.fps
         rate = min(1.0, fps / labels.fps) if fps and labels.fps else 1.0 / self.settings.stride
-        return math.ceil(sum(len(frame.hands) for frame in labels.frames) * rate), labels.num_frames
+        return math.ceil(sum(len(frame.hands) for frame in labels.frames) * rate), labels.num_frames, ""
 
 
 def labels_uri(video_uri: str) -> str:

@@ -39,6 +39,25 @@ def test_categories_called_hand_with_their_sides(tmp_path):
         check(row, number)
 
 
+def test_files_may_be_named_in_other_ways(tmp_path):
+    """With backslashes, and one of them by two names; folders count by number."""
+    images, annotations = write_coco(tmp_path, ["c/9.jpg", "c/10.jpg", "d/1.jpg"])
+    (images / "d" / "1.jpg").unlink()
+    (images / "d" / "1.jpg").symlink_to(images / "c" / "10.jpg")
+    value = json.loads(annotations.read_text())
+    for image in value["images"]:
+        image["file_name"] = ".\\" + image["file_name"].replace("/", "\\")
+    annotations.write_bytes(json.dumps(value).encode("utf-16"))
+    rows, rejects, (unit,) = read(settings(images, annotations, coco={"clips": "folder"}))
+    assert [entry["file"] for entry in unit.entries or []] == ["9.jpg", "10.jpg"]
+    assert len(rows) + rejects.counts.get("duplicate_hand", 0) == 6
+    for image in value["images"]:
+        image["file_name"] = "/data/" + image["file_name"]
+    annotations.write_text(json.dumps(value))
+    with pytest.raises(DataError, match=r"images\[0\]: file_name must be a path below the source's URI"):
+        read(settings(images, annotations))
+
+
 def test_whole_body_boxes(tmp_path):
     rows, rejects, _ = read(settings(*write_coco(tmp_path, FILES, whole_body=True)))
     assert rejects.counts == {"crowd": 1}

@@ -18,6 +18,7 @@ from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import SourceSettings, image_folder, open_source
 from pipeline.frames.sources.base import ImageFolderSettings
 from pipeline.frames.track import Detection
+from pipeline.storage import copy_from_local
 from tests.conftest import real_data
 from tests.frames.inline_ray import PLACES, run_inline
 from tests.frames.sources.coco_set import CAMERA, box_of, joints_of, write_coco
@@ -90,6 +91,24 @@ def test_whole_images_are_the_crops(tmp_path, side):
         assert abs(np.ravel(row["crop"])[0]) == pytest.approx(256 / 240)
         assert row["mirrored"] == (side == "left")
         check(row, 0, "right")
+
+
+@pytest.mark.parametrize("storage", ["local", "s3"])
+def test_images_come_in_the_order_of_their_numbers(tmp_path, request, storage):
+    for number in range(1, 13):
+        Image.new("RGB", (64, 64), (20 * number,) * 3).save(tmp_path / f"frame_{number}.png")
+        (tmp_path / f"._frame_{number}.png").write_bytes(b"of a Mac")
+    uri = str(tmp_path)
+    if storage == "s3":
+        uri = request.getfixturevalue("s3")
+        copy_from_local(tmp_path, f"{uri}/in")
+        uri += "/in"
+    settings = SourceSettings(kind="image_folder", uri=uri, image_folder=WHOLE, image_rate=10)
+    rows, rejects, _ = read(settings)
+    assert not rejects.counts
+    shown = [np.asarray(Image.open(io.BytesIO(row["jpeg"]))).mean() for row in rows.values()]
+    assert np.abs(np.array(shown) - 20 * np.arange(1, 13)).max() < 2
+    assert [row["timestamp_s"] for row in rows.values()] == [index / 10 for index in range(12)]
 
 
 def test_images_as_clips(tmp_path):

@@ -33,6 +33,29 @@ def test_values_are_those_of_json_loads(monkeypatch, chunk, indent):
     assert walk(json.dumps(DOCUMENT, indent=indent, ensure_ascii=False).encode()) == DOCUMENT
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_every_unicode_encoding_is_read(monkeypatch, encoding):
+    monkeypatch.setattr(json_stream, "CHUNK", 5)
+    assert walk(json.dumps(DOCUMENT, ensure_ascii=False).encode(encoding)) == DOCUMENT
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"n": 1, "n": 2}', "the key 'n' is there twice"),
+        (b'{"a": [{"x": 1, "x": 2}]}', "the key 'x' is there twice"),
+        (b'{"n": 1,\n}', "a comma before '}', which JSON does not allow"),
+        (b'{"a": [1, ]}', "a comma before ']', which JSON does not allow"),
+        (b'{"a": [{"x": [1,]}]}', "a comma before ']', which JSON does not allow"),
+        ('{"n": "é"}'.encode("latin-1"), "neither UTF-8 nor UTF-16"),
+    ],
+)
+def test_what_is_wrong_is_said(data, message):
+    with pytest.raises(DataError, match=message) as caught:
+        walk(data)
+    assert "\n" not in str(caught.value)
+
+
 def test_every_cut_is_seen():
     data = json.dumps(DOCUMENT, ensure_ascii=False).encode()
     for end in range(len(data)):
