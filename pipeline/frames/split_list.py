@@ -99,9 +99,9 @@ def _from_lines(uri: str, text: str) -> list[tuple[str, str]]:
         lines = [line.rsplit(maxsplit=1) for line in text.splitlines()]
     pairs = []
     for number, line in enumerate(lines, 1):
+        while len(line) > 2 and not line[-1]:  # of a line that ends with a comma
+            line.pop()
         if any(line) and not (number == 1 and line[1:] == ["split"]):
-            while len(line) > 2 and not line[-1]:  # of a line that ends with a comma
-                line.pop()
             if len(line) != 2:
                 raise ValueError(f"line {number} is not a clip and its split")
             pairs.append((line[0], line[1]))

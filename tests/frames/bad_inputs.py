@@ -323,6 +323,10 @@ def _in_encoding(encoding: str) -> Callable[[Images], None]:
     return make
 
 
+def _windows(images: Images) -> None:
+    images.text = json.dumps(images.entries, indent=1).replace("\n", "\r\n") + "\r\n"
+
+
 def _named_as(name: str, listed: str = "odd/0.jpg") -> Callable[[Images], None]:
     """The boxes file names a file in another way than the folder."""
 
@@ -447,7 +451,7 @@ IMAGE_CASES = [
     Case("boxes file with a byte order mark", _in_encoding("utf-8-sig"), kept="read", num_kept=1, looks=like()),
     Case("boxes file in UTF-16", _in_encoding("utf-16"), kept="read", num_kept=1, looks=like()),
     Case("boxes file in Latin-1", _in_encoding("latin-1"), stops="neither UTF-8 nor UTF-16; save it as UTF-8"),
-    Case("boxes file with Windows' line ends", _text('[\r\n{"file": "good/00000.jpg",\r\n"boxes_xyxy": [[30,20,90,80]]}]\r\n'), kept="read", num_kept=0),
+    Case("boxes file with Windows' line ends", _windows, kept="read"),
     Case("comma before a closing bracket", _text('[{"file": "good/00000.jpg", "boxes_xyxy": [[1,2,30,40],]},\n]'), stops="a comma before ']', which JSON does not allow in line 1"),
     Case("key that an entry has twice", _text('[{"file": "a.jpg", "boxes_xyxy": [], "file": "b.jpg"}]'), stops="the key 'file' is there twice"),
     Case("JSON Lines, an entry a line", _text('{"file": "a.jpg"}\n{"file": "b.jpg"}\n'), stops="more than one value (JSON Lines?"),
