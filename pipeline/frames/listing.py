@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from PIL import features
 
@@ -160,7 +161,7 @@ def is_left_behind(path: str) -> bool:
     )
 
 
-def natural(path: str) -> tuple[object, ...]:
+def natural(path: str) -> tuple[Any, ...]:
     """The key of natural order: numbers count by their value, in the names of folders too."""
     *folders, name = unicodedata.normalize("NFC", path).split("/")
     stem, _, suffix = name.rpartition(".") if "." in name else (name, "", "")

@@ -2,6 +2,7 @@
 
 import io
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -38,7 +39,7 @@ PICTURE = np.stack([GREY, GREY[:, ::-1], GREY // 2], 2)
 def by_ffmpeg(codec: str, form: str) -> tuple[bytes, np.ndarray]:
     """(file, the picture that it holds)."""
     frame = av.VideoFrame.from_ndarray(PICTURE, format="rgb24").reformat(format=form)
-    context = av.CodecContext.create(codec, "w")
+    context: Any = av.CodecContext.create(codec, "w")
     context.height, context.width = PICTURE.shape[:2]
     context.pix_fmt, context.time_base = form, Fraction(1, 25)
     data = b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
