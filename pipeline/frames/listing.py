@@ -138,12 +138,19 @@ def list_inputs(
         else:
             sizes[file.path] = file.size
             names[file.identity] = file.path
-    notes = [
-        *([_others_text(others, ".jpg" in suffixes)] if others else []),
-        *([f"{_count(len(second), 'name')} left out, other names (links) of files that are listed, such as '{second[0][0]}' of '{second[0][1]}'"] if second else []),
-        *([f"{_count(len(dead), 'link')} left out that lead to nothing, such as '{dead[0]}'"] if dead else []),
-        *([f"{_count(len(unreadable), 'object')} left out whose keys cannot be read, with an empty part (//) or one of dots, such as '{unreadable[0]}': copy them to other keys"] if unreadable else []),
-    ]  # fmt: skip
+    notes = [_others_text(others, ".jpg" in suffixes)] if others else []
+    if second:
+        first = "'{}' of '{}'".format(*second[0])
+        notes.append(
+            f"{_count(len(second), 'name')} left out, other names (links) of files that are listed, such as {first}"
+        )
+    if dead:
+        notes.append(f"{_count(len(dead), 'link')} left out that lead to nothing, such as '{dead[0]}'")
+    if unreadable:
+        notes.append(
+            f"{_count(len(unreadable), 'object')} left out whose keys cannot be read, with an empty part (//) or one of dots, "
+            f"such as '{unreadable[0]}': copy them to other keys"
+        )
     ordered = {path: sizes[path] for path in sorted(sizes, key=natural)}
     return Listing(root, ordered, [f"{uri}: {note}" for note in notes], names if is_local(root) else {})
 

@@ -429,7 +429,6 @@ IMAGE_CASES = [
     Case("grey TIFF of 32 bits", _grey_tiff(lambda grey: (grey.astype(np.uint32) << 24).view(np.int32)), kept="the upper 8 bits", num_kept=1, looks=like()),
     Case("grey TIFF of floating point in 0..1", _grey_tiff(lambda grey: grey.astype(np.float32) / 255), kept="255 times its values", num_kept=1, looks=like()),
     Case("TIFF turned by its orientation tag", _tiff_turned, kept="turned upright", num_kept=1, looks=like()),
-    Case("suffixes .jpe, .jfif, .JPEG and the like", lambda s: [s.add(encoded(s.picture), f"odd/{i}{suffix}") for i, suffix in enumerate((".jpe", ".jfif", ".JPEG", ".Jpg"))], kept="as any image", num_kept=4, looks=like()),
     Case("odd width and height", _odd_size, kept="as it is", num_kept=1, looks=like()),
     Case("1 x 1 image", lambda s: s.add(encoded(s.picture.resize((1, 1)))), {"box_outside_image": 1}),
     Case("animated GIF", lambda s: _animated(s, "GIF"), kept="its first picture", num_kept=1, looks=like(8)),
@@ -448,24 +447,29 @@ IMAGE_CASES = [
     Case("boxes file that is not JSON", _text("file,x0,y0,x1,y1"), stops="not a valid boxes file"),
     Case("boxes file of another form", _text('{"images": []}'), stops="not a valid boxes file"),
     Case("boxes in 0..1", lambda s: s.add_box([0.1, 0.2, 0.5, 1.0], [0, 0, 1, 1]), {"fraction_box": 2}),
-    Case("boxes file with a byte order mark", _in_encoding("utf-8-sig"), kept="read", num_kept=1, looks=like()),
-    Case("boxes file in UTF-16", _in_encoding("utf-16"), kept="read", num_kept=1, looks=like()),
     Case("boxes file in Latin-1", _in_encoding("latin-1"), stops="neither UTF-8 nor UTF-16; save it as UTF-8"),
-    Case("boxes file with Windows' line ends", _windows, kept="read"),
     Case("comma before a closing bracket", _text('[{"file": "good/00000.jpg", "boxes_xyxy": [[1,2,30,40],]},\n]'), stops="a comma before ']', which JSON does not allow in line 1"),
     Case("key that an entry has twice", _text('[{"file": "a.jpg", "boxes_xyxy": [], "file": "b.jpg"}]'), stops="the key 'file' is there twice"),
     Case("JSON Lines, an entry a line", _text('{"file": "a.jpg"}\n{"file": "b.jpg"}\n'), stops="more than one value (JSON Lines?"),
-    Case("file named with backslashes", _named_as("odd\\0.jpg"), kept="the file that is meant", num_kept=1, looks=like()),
-    Case("file named with ./ or //", _named_as("./odd//0.jpg"), kept="the file that is meant", num_kept=1, looks=like()),
-    Case("file named in another Unicode normalisation (macOS)", _named_as("o\u0308dd/0.jpg", "\u00f6dd/0.jpg"), kept="the file that is meant", num_kept=1, looks=like()),
-    Case("file named in other case", _named_as("odd/0.JPG"), {"missing_image": 1}),
     Case("file named by its path on the disk", _named_as("/data/odd/0.jpg"), stops="must be a path below the source's URI"),
-    Case("image named by two links", _twice_by_link, {"duplicate_hand": 1}, kept="once", num_kept=1, looks=like()),
     Case("boxes file without entries", _text("[]"), stops="names no images"),
     Case("more boxes than hands in an entry", _entry_without_hands, stops="has more or fewer hands than boxes"),
     Case("empty image folder", _empty, stops="no image here"),
     Case("folder without images", _other_files_only, stops="no image here"),
 ]  # fmt: skip
+
+NAME_CASES = [
+    Case("suffixes .jpe, .jfif, .JPEG and the like", lambda s: [s.add(encoded(s.picture), f"odd/{i}{suffix}") for i, suffix in enumerate((".jpe", ".jfif", ".JPEG", ".Jpg"))], kept="as any image", num_kept=4, looks=like()),
+    Case("boxes file with a byte order mark", _in_encoding("utf-8-sig"), kept="read", num_kept=1, looks=like()),
+    Case("boxes file in UTF-16", _in_encoding("utf-16"), kept="read", num_kept=1, looks=like()),
+    Case("boxes file with Windows' line ends", _windows, kept="read"),
+    Case("file named with backslashes", _named_as("odd\\0.jpg"), kept="the file that is meant", num_kept=1, looks=like()),
+    Case("file named with ./ or //", _named_as("./odd//0.jpg"), kept="the file that is meant", num_kept=1, looks=like()),
+    Case("file named in another Unicode normalisation (macOS)", _named_as("o\u0308dd/0.jpg", "\u00f6dd/0.jpg"), kept="the file that is meant", num_kept=1, looks=like()),
+    Case("file named in other case", _named_as("odd/0.JPG"), {"missing_image": 1}),
+    Case("image named by two links", _twice_by_link, {"duplicate_hand": 1}, kept="once", num_kept=1, looks=like()),
+]  # fmt: skip
+"""How files and boxes files are named and written; each is tried by itself."""
 
 LEFT_OUT_CLIP = {"unreadable_video": 1}
 
@@ -544,7 +548,7 @@ def markdown() -> str:
         "| input | what becomes of it |",
         "| --- | --- |",
     ]
-    lines += [f"| {case.what} | {_outcome(case)} |" for case in [*IMAGE_CASES, *VIDEO_CASES]]
+    lines += [f"| {case.what} | {_outcome(case)} |" for case in [*IMAGE_CASES, *NAME_CASES, *VIDEO_CASES]]
     lines += [
         "| names without leading zeros (frame_9, frame_10) | kept: images of a folder are in the order of their numbers |",
         "| files of other kinds among images or videos | a note counts them by suffix |",

@@ -19,7 +19,17 @@ from pipeline.frames.rows import unit_groups
 from pipeline.frames.sources import open_source
 from pipeline.storage import copy_to_local, read_bytes
 from tests.conftest import ROOT
-from tests.frames.bad_inputs import IMAGE_CASES, VIDEO_CASES, Case, Images, Videos, encoded, markdown, refused
+from tests.frames.bad_inputs import (
+    IMAGE_CASES,
+    NAME_CASES,
+    VIDEO_CASES,
+    Case,
+    Images,
+    Videos,
+    encoded,
+    markdown,
+    refused,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")
 
@@ -85,7 +95,7 @@ def check(thing: Images | Videos, case: Case, good: dict[str, bytes]) -> None:
         assert case.looks(pixels(others[0]), pixels({"jpeg": good["s/good/000000"]}))
 
 
-@pytest.mark.parametrize("case", IMAGE_CASES, ids=lambda case: case.what)
+@pytest.mark.parametrize("case", [*IMAGE_CASES, *NAME_CASES], ids=lambda case: case.what)
 def test_images(case, tmp_path, good):
     images = Images(tmp_path)
     case.make(images)
@@ -180,5 +190,5 @@ def test_the_page_shows_this_table():
 
 
 def test_the_table_is_long_enough():
-    names = [case.what for case in [*IMAGE_CASES, *VIDEO_CASES]]
+    names = [case.what for case in [*IMAGE_CASES, *NAME_CASES, *VIDEO_CASES]]
     assert len(set(names)) == len(names) >= 25
