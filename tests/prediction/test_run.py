@@ -155,7 +155,9 @@ def test_images_are_listed_as_for_an_ingest(model, images, tmp_path):
         f"{tmp_path}/.k.json: 1 name was not in the input, such as '2.PNG' (there is '2.png': upper and lower case differ)",
     ]
     cameras = Cameras(settings.cameras)
-    assert np.array_equal(cameras.find("10.png"), CAMERA)
+    found = cameras.find("10.png")
+    assert found is not None
+    assert found.tolist() == CAMERA.tolist()
     assert cameras.find("2.png") is None
     (tmp_path / "._a.mp4").write_bytes(b"")
     assert kind_of(str(tmp_path)) == "images"
