@@ -20,7 +20,7 @@ from pydantic import Field
 
 from jobs.ray_errors import lost_in_ray, ray_start_error
 from pipeline.config import Settings, load, to_yaml
-from pipeline.errors import EquihandError, SettingsError, StorageError, causes, one_line
+from pipeline.errors import EquihandError, SettingsError, StorageError, UntrackedError, causes, one_line
 from pipeline.storage import DISK_TROUBLE
 
 if TYPE_CHECKING:
@@ -176,7 +176,8 @@ def run_job(
     names it. EQUIHAND_DEBUG=1 shows tracebacks in the terminal.
     chatter_to: that log file, which then receives all that libraries print; none makes one in the folder for temporary files.
     argv: arguments without the program's name; None takes the process's own.
-    Exit codes: 0 done, 1 failed, 2 bad settings, 3 not finished in the time given, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad settings, 3 not finished in the time given, 4 done but not all of it
+    tracked, 130 interrupted.
     """
     from jobs.terminal import TerminalProgress
 
@@ -186,8 +187,14 @@ def run_job(
         settings = load(settings_type, argv, prog=prog, description=description or "")
         print(f"# {prog}: settings\n{to_yaml(settings)}", flush=True)
         log_file = chatter_to(settings) if chatter_to else _new_log(prog)
-        with _own_terminal(log_file, errors_only=chatter_to is None) as console, TerminalProgress(console) as progress:
-            run(settings, progress)
+        with (
+            _own_terminal(log_file, errors_only=chatter_to is None) as console,
+            TerminalProgress(console) as progress,
+            _warnings_to(progress.warning),
+        ):
+            result = run(settings, progress)
+        if isinstance(result, dict) and result.get("untracked"):
+            raise UntrackedError(f"done, and its results are written, but {result['untracked']}")
     except (Exception, KeyboardInterrupt) as error:
         code = _say(error, log_file)
     if chatter_to is None and log_file is not None and log_file.exists() and not log_file.stat().st_size:
@@ -256,6 +263,22 @@ def _new_log(prog: str) -> Path | None:
         return None
     os.close(handle)
     return Path(name)
+
+
+@contextmanager
+def _warnings_to(show: Callable[[str], None]) -> Iterator[None]:
+    """The project's warnings (`pipeline.errors.warn`) go to `show` instead of stderr."""
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            show(record.getMessage())
+
+    logger, handler = logging.getLogger("equihand"), Shown()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager

@@ -158,6 +158,10 @@ class TerminalProgress(Progress):
         """A line of text, above a bar that moves."""
         self._print(escape(text))
 
+    def warning(self, text: str) -> None:
+        """One line on what was wrong, where the work goes on."""
+        self._print(f"[bold yellow]warning:[/] {escape(' '.join(text.split()))}")
+
     def error(self, message: str) -> None:
         """One line on what went wrong."""
         self._stop_bar()

@@ -1,10 +1,12 @@
-"""Errors that are meant for people: one line that says what is wrong, where, and what to do.
+"""Errors and warnings that are meant for people: one line that says what is wrong, where, and what to do.
 
 An error that is raised `from` a library's says less than that one does: the whole of it goes to the job's log.
 """
 
+import logging
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 _PASSWORD = re.compile(r"(://[^/@\s]*):[^/@\s]+@")
 
@@ -43,6 +45,10 @@ class DataError(EquihandError):
     """Input data is missing, damaged, or not what it claims to be."""
 
 
+class DamagedError(DataError, StorageError):
+    """This file is missing, cut off or changed; an earlier one of its kind may do."""
+
+
 class TrainingError(EquihandError):
     """Training cannot go on (for example a loss that is not a number)."""
 
@@ -51,6 +57,21 @@ class UnfinishedError(EquihandError):
     """The time that was given is over; the same command goes on."""
 
     exit_code = 3
+
+
+class UntrackedError(EquihandError):
+    """The work is done and its results are written, but MLflow does not have all of them."""
+
+    exit_code = 4
+
+
+@lru_cache(maxsize=1000)
+def warn(text: str) -> None:
+    """Say what was wrong where work goes on all the same; the same words once a process.
+
+    It goes to the logger "equihand": without further ado to stderr, in a job to its terminal.
+    """
+    logging.getLogger("equihand").warning(text)
 
 
 def one_line(error: object, length: int = 300) -> str:

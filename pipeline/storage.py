@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.errors import BadUriError, MissingError, RefusedError, StorageError, one_line
+from pipeline.errors import BadUriError, DamagedError, MissingError, RefusedError, StorageError, one_line
 from pipeline.local_files import File
 from pipeline.local_files import walk as walk_local
 from pipeline.text_files import parse_json
@@ -224,11 +224,11 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """A JSON file. Raises StorageError, which says why, where it is not valid JSON."""
+    """A JSON file. Raises DamagedError, a StorageError that says why, where it is not valid JSON."""
     try:
         return parse_json(read_bytes(uri))
     except ValueError as error:
-        raise StorageError(f"{uri}: not valid JSON ({error})") from None
+        raise DamagedError(f"{uri}: not valid JSON ({error})") from None
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -317,7 +317,7 @@ def _preflight_local(uri: str, write: bool) -> None:
 
 
 def _preflight_s3(uri: str, write: bool) -> None:
-    """One small request, with short timeouts and few retries, so that a mistake shows in seconds."""
+    """One or two small requests, with short timeouts and few retries, so that a mistake shows in seconds."""
     import boto3
     from botocore import exceptions
     from botocore.config import Config
@@ -337,8 +337,12 @@ def _preflight_s3(uri: str, write: bool) -> None:
             client.put_object(Bucket=bucket, Key=probe, Body=b"")
             client.delete_object(Bucket=bucket, Key=probe)
         else:
-            listed = client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
-            if not listed.get("KeyCount"):
+            # The object itself comes before all longer names; those below it may come after others that begin alike.
+            for prefix in (key, f"{key}/"):
+                listed = client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])
+                if listed and (not key or listed[0]["Key"] == key or listed[0]["Key"].startswith(f"{key}/")):
+                    break
+            else:
                 raise StorageError(f"{uri}: nothing there (bucket '{bucket}' exists{at})")
     except exceptions.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")

@@ -77,6 +77,24 @@ def test_preflight_names_a_missing_bucket(s3):
         storage.preflight("s3://no-such-bucket/x")
 
 
+def test_preflight_does_not_take_a_longer_name_for_the_one_asked_for(s3):
+    for name in (
+        "frames-old/manifest.json",
+        "frames.json",
+        "model.pth",
+        "model.pth.old",
+        "runs!/a",
+        "runs/a",
+        "deep/er/a",
+    ):
+        storage.write_bytes(f"{s3}/{name}", b"x")
+    for missing in ("frames", "frames-ol", "model", "deep/e"):
+        with pytest.raises(StorageError, match=f"{s3}/{missing}: nothing there"):
+            storage.preflight(f"{s3}/{missing}")
+    for there in ("frames-old", "frames-old/", "frames.json", "model.pth", "runs", "deep", "deep/er", ""):
+        storage.preflight(f"{s3}/{there}")
+
+
 def test_preflight_is_quick_when_nobody_answers(s3, monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

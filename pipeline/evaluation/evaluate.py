@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -31,7 +32,7 @@ from pipeline.evaluation.model_probes import ModelProbes, ModelProbeSettings, wa
 from pipeline.evaluation.predict import Predictions, bone_lengths, predict
 from pipeline.evaluation.report import build_report
 from pipeline.evaluation.report_data import Overlays, Picture, ReportData, Results, Stage
-from pipeline.evaluation.run_report import gather_report
+from pipeline.evaluation.run_report import finished_runs, gather_report
 from pipeline.evaluation.verdict import Comparison, Verdict, compare
 from pipeline.evaluation.yardsticks import CONSTANT, RANDOM, Constant
 from pipeline.frames.manifest import Manifest, read_manifest
@@ -39,7 +40,7 @@ from pipeline.geometry import project
 from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import join, preflight, write_bytes, write_json
-from pipeline.tracking import TrackingSettings, ending, start_run
+from pipeline.tracking import Delivery, Run, TrackingSettings, ending, start_run, with_untracked
 from pipeline.training.labelled import LabelledFrames, load_labelled, read_joints_2d, read_poses
 from pipeline.training.launch import new_run_id
 
@@ -126,7 +127,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
     {"uri", "metrics", "notes"}}, "yardsticks": {name: {"metrics"}} of what answers without looking, "verdict":
     verdict.Verdict, "conclusions": its sentences, "probes": {name: scores named as in metric_names.PROBE_METRICS},
     "mlflow_run_id", "results": report_data.Results}; <output>/metrics.json holds it without the pictures. The overlays are
-    of the first model that is not the baseline. Raises DataError where a model or the labels cannot be used.
+    of the first model that is not the baseline. Where MLflow failed on the way, "untracked" says why, and all else is there.
+    Raises DataError where a model or the labels cannot be used, EquihandError at once where MLflow does not answer.
     """
     preflight(settings.frame_set)
     if settings.output:
@@ -135,8 +137,26 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
         raise SettingsError(
             f"setting 'baseline' = '{settings.baseline}' is none of the models ({', '.join(settings.models)})"
         )
-    models = {name: load_pose_model(uri) for name, uri in settings.models.items()}
     manifest = read_manifest(settings.frame_set)
+    finished_runs(settings.pretrain_run, settings.search_run)
+    tags = {"frame_set": settings.frame_set, "frame_set_digest": manifest.digest}
+    run = start_run(settings.tracking, new_run_id("evaluate"), "evaluate", settings, tags) if settings.track else None
+    deliver = Delivery()
+    with ending(*([run.finish] if run else []), deliver=deliver):
+        outcome = _evaluated(settings, manifest, progress, stages, run, deliver)
+    return outcome | with_untracked(deliver.problem)
+
+
+def _evaluated(
+    settings: EvaluateSettings,
+    manifest: Manifest,
+    progress: Progress,
+    stages: Sequence[Stage],
+    run: Run | None,
+    deliver: Delivery,
+) -> dict[str, Any]:
+    """Evaluate, and record it with `run`."""
+    models = {name: load_pose_model(uri) for name, uri in settings.models.items()}
     data = load_labelled(settings.frame_set, settings.split, manifest, limit=settings.max_frames)
     use_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
     device = torch.device("cuda" if use_gpu else "cpu")
@@ -210,7 +230,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
         "verdict": verdict.model_dump(mode="json"),
         "conclusions": verdict.sentences(),
         "probes": probed,
-        "mlflow_run_id": _track(settings, manifest, [*evaluations, *yardsticks], probed) if settings.track else None,
+        "mlflow_run_id": run.mlflow_run_id if run else None,
     }
     if settings.output:
         report = gather_report(
@@ -222,8 +242,12 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
             pretrain_run=settings.pretrain_run,
             search_run=settings.search_run,
             stages=stages,
+            deliver=deliver,
         )
         _write(settings.output, outcome, report, evaluations, data, settings.save_predictions)
+    if run is not None:
+        found = _tracked([*evaluations, *yardsticks], probed)
+        deliver(partial(run.log_metrics, found, step=0))
     return {**outcome, "results": results.model_dump(mode="json")}
 
 
@@ -384,20 +408,11 @@ def model_notes(
     return notes
 
 
-def _track(
-    settings: EvaluateSettings,
-    manifest: Manifest,
-    answers: Sequence[Answers],
-    probed: Mapping[str, Mapping[str, float]],
-) -> str:
-    """Record "<model or yardstick>/<metric>" and "<model>/probe_<score>"; MLflow's id of the run."""
-    tags = {"frame_set": settings.frame_set, "frame_set_digest": manifest.digest}
-    run = start_run(settings.tracking, new_run_id("evaluate"), "evaluate", settings, tags)
-    with ending(run.finish):
-        found = {f"{e.name}/{name}": value for e in answers for name, value in e.result().metrics.items()}
-        found |= {f"{name}/probe_{key}": value for name, scores in probed.items() for key, value in scores.items()}
-        run.log_metrics({name: value for name, value in found.items() if value is not None}, step=0)
-    return run.mlflow_run_id
+def _tracked(answers: Sequence[Answers], probed: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Metrics for MLflow: "<model or yardstick>/<metric>" and "<model>/probe_<score>"."""
+    found = {f"{e.name}/{name}": value for e in answers for name, value in e.result().metrics.items()}
+    found |= {f"{name}/probe_{key}": value for name, scores in probed.items() for key, value in scores.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _write(

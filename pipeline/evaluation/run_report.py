@@ -30,7 +30,7 @@ from pipeline.evaluation.verdict import Verdict
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.stream import load_frames
 from pipeline.storage import exists, join, read_bytes, read_json
-from pipeline.tracking import TrackingSettings, existing_run
+from pipeline.tracking import Delivery, TrackingSettings, existing_run
 
 _SHEET_FRAMES = 48
 _SHOWN_VIEWS = ("size", "rotation_deg", "brightness", "saturation", "hue")
@@ -47,13 +47,16 @@ def gather_report(
     pretrain_run: str | None = None,
     search_run: str | None = None,
     stages: Sequence[Stage] = (),
+    deliver: Delivery | None = None,
 ) -> ReportData:
-    """The data of a report; sections whose run is not given are left out.
+    """The data of a report; sections whose run is not given are left out, and curves that MLflow does not give.
 
-    pretrain_run, search_run: URIs of finished runs' folders. Raises DataError where one is not that.
+    pretrain_run, search_run: URIs of finished runs' folders. deliver: notes where MLflow fails. Raises DataError where one is
+    not that.
     """
+    deliver = deliver or Delivery()
     runs = {"pretrain": pretrain_run, "search": search_run}
-    found = {kind: _result(uri, kind) for kind, uri in runs.items() if uri is not None}
+    found = finished_runs(pretrain_run, search_run)
     settings = {kind: read_bytes(join(uri, "settings.yaml")).decode() for kind, uri in runs.items() if uri is not None}
     return ReportData(
         title=title,
@@ -64,13 +67,19 @@ def gather_report(
         stages=list(stages),
         frame_sets=[_frame_set(frame_set)],
         views=_views(pretrain_run, settings["pretrain"]) if pretrain_run else None,
-        pretraining=_pretraining(pretrain_run, found["pretrain"], settings["pretrain"], tracking)
+        pretraining=_pretraining(pretrain_run, found["pretrain"], settings["pretrain"], tracking, deliver)
         if pretrain_run
         else None,
         search=_search(found["search"]) if "search" in found else None,
         results=results,
         settings=settings,
     )
+
+
+def finished_runs(pretrain_run: str | None, search_run: str | None) -> dict[str, dict[str, Any]]:
+    """The results of those runs that are given, by kind. Raises DataError where one is not a finished run of its kind."""
+    runs = {"pretrain": pretrain_run, "search": search_run}
+    return {kind: _result(uri, kind) for kind, uri in runs.items() if uri is not None}
 
 
 def _result(uri: str, kind: str) -> dict[str, Any]:
@@ -114,10 +123,13 @@ def _views(run: str, settings: str) -> Views:
     )
 
 
-def _pretraining(run: str, result: dict[str, Any], settings: str, tracking: TrackingSettings) -> Pretraining:
+def _pretraining(
+    run: str, result: dict[str, Any], settings: str, tracking: TrackingSettings, deliver: Delivery
+) -> Pretraining:
     values = yaml.safe_load(settings)
     encoder, objective, workers = values["encoder"], values["objective"], result["world_size"]
-    history = existing_run(tracking, result["mlflow_run_id"]).history()
+    history: dict[str, list[tuple[int, float]]] = {}
+    deliver.once(lambda: history.update(existing_run(tracking, result["mlflow_run_id"]).history()))
     return Pretraining(
         run_id=result["run_id"],
         history={name: [(float(step), value) for step, value in points] for name, points in history.items()},

@@ -61,6 +61,7 @@ def stream_batches(
 
     frames: a frame set's URI, or several sets (see mixing.open_frame_sets).
     start_step: batches of the first epoch to leave out, because they were seen before an interruption; not with clips.
+    num_epochs: 0 gives nothing, and reads nothing.
     columns: what to read besides the frames; columns not named are not read.
     clips: only rows of these clips (label fractions) of a single set; every worker gets those among its rows.
     num_readers: reading tasks at a time for this worker; None lets Ray Data decide.
@@ -74,6 +75,8 @@ def stream_batches(
     check_together(sets, split)
     if clips is not None and (len(sets) > 1 or start_step):
         raise ValueError("clips are chosen from a single frame set, and from the start of an epoch")
+    if num_epochs < 1:
+        return
     wanted = tuple(columns)
     rows = worker_rows(sets, split, rank, world_size)
     seen = rows_after(tuple(rows), batch_size)

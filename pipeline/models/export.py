@@ -37,7 +37,7 @@ from pipeline.models.weights import load_encoder, load_pose_model, read_meta
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import copy_from_local, join, preflight, write_json
 from pipeline.tracking import TrackingSettings, existing_run, save_model
-from pipeline.training.checkpoints import save_checkpoint
+from pipeline.training.checkpoints import save_checkpoint, seal
 from pipeline.views import VIEW_MARGIN, ViewSettings
 
 MAX_DIFFERENCE = 1e-3
@@ -171,12 +171,12 @@ def write_weights(model: Exportable, folder: Path, half: bool = False) -> None:
     torch.save({"state_dict": state}, folder / "encoder.pth")
     safetensors.torch.save_file(state, folder / "encoder.safetensors", metadata={"format": "pt"})
     if model.pose is not None:
-        save_checkpoint(folder, model.pose, {}, {key: v for key, v in model.meta.items() if key != "format_version"})
-        (folder / "trainer.pt").unlink()
+        save_checkpoint(folder, model.pose, None, {key: v for key, v in model.meta.items() if key != "format_version"})
         if half:
             file = folder / "model.safetensors"
             weights = safetensors.torch.load_file(file)
             safetensors.torch.save_file({name: _halved(tensor) for name, tensor in weights.items()}, file)
+            seal(folder)
 
 
 def _halved(tensor: Tensor) -> Tensor:
@@ -293,7 +293,7 @@ def _descriptions(settings: ExportSettings, model: Exportable) -> dict[str, str]
     files = {"encoder.pth": 'the encoder, {"state_dict": ...} under torchvision\'s names, without `fc`'}
     files["encoder.safetensors"] = "the same"
     if model.pose is not None:
-        files["model.safetensors, meta.json"] = "the pose model as a checkpoint of Equihand"
+        files["model.safetensors, meta.json, checksums.json"] = "the pose model as a checkpoint of Equihand"
     files[f"{model.kind}.pt2"] = f"torch.export program (torch {torch.__version__.split('+')[0]})"
     if settings.onnx:
         files[f"{model.kind}.onnx"] = f"ONNX, opset {settings.opset}"

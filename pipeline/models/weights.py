@@ -16,14 +16,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.errors import DataError
+from pipeline.errors import DamagedError, DataError, warn
 from pipeline.evaluation.yardsticks import Constant
 from pipeline.hands import NUM_JOINTS, reorder
 from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.projection import ProjectionHead
 from pipeline.models.shipped import model_uri
-from pipeline.training.checkpoints import read_checkpoint
+from pipeline.training.checkpoints import CHECKSUMS, META, read_checkpoint
+from pipeline.training.kept import read_best
 from pipeline.views import VIEW_MARGIN
 
 StateDict = dict[str, Tensor]
@@ -64,7 +65,7 @@ class LoadedPoseModel(NamedTuple):
 
 
 def load_encoder(uri: str) -> tuple[Encoder, dict[str, Any]]:
-    """The encoder in a checkpoint directory (pretrained or fine-tuned), a run directory (its best checkpoint), or a
+    """The encoder in a checkpoint directory (pretrained or fine-tuned), a run directory (its best checkpoint that is whole), or a
     weights file (.safetensors, .pth, .pt, .ckpt, .tar): torchvision's, with or without `fc`, or a released PeCLR one.
 
     Returns the encoder and the checkpoint's meta data ({} for files). Raises DataError when the file holds no such
@@ -129,14 +130,19 @@ def _read(uri: str) -> tuple[StateDict, dict[str, Any]]:
     uri = model_uri(uri)
     if storage.is_file(uri):
         return _read_file(uri), {}
-    if storage.is_file(storage.join(uri, "meta.json")):
+    if any(storage.is_file(storage.join(uri, name)) for name in (META, CHECKSUMS)):
         return read_checkpoint(uri)
     result = storage.join(uri, "result.json")
     if storage.is_file(result):
-        best = storage.read_json(result).get("best_checkpoint")
-        if not best:
-            raise DataError(f"{result}: the run names no best_checkpoint")
-        return read_checkpoint(best)
+        best = None
+        try:
+            best = storage.read_json(result).get("best_checkpoint")
+        except DamagedError as error:
+            warn(f"{error}; the best of the run's checkpoints is taken")
+        else:
+            if not best:
+                raise DataError(f"{result}: the run names no best_checkpoint")
+        return read_best(uri, best)[1:]
     raise DataError(f"{uri}: neither a weights file, a checkpoint (meta.json) nor a finished run (result.json)")
 
 

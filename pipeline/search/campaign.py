@@ -3,13 +3,18 @@
 A trial is the single-process `finetune` inside Tune's own actor, with the frames shared through Ray's object store: no
 nested Ray Train, so that a trial starts in a second or two.
 
-    <storage>/<run_id>/tune/     Tune's state and the trials' checkpoints
-    <storage>/<run_id>/best/     checkpoint of the best trial at its best epoch
+    <storage>/<run_id>/tune/            Tune's state
+    <storage>/<run_id>/trials/ID/       a trial's checkpoints (see training/kept.py), and its values
+    <storage>/<run_id>/best/            checkpoint of the best trial at its best epoch
     <storage>/<run_id>/result.json
+
+A trial that starts again tells Tune again what its checkpoints say it has reached. So Tune's state may be lost, or lag behind:
+a search without it tries the same values first, and each trial that was there takes its place.
 """
 
+import json
 import os
-import pickle
+import pickletools
 import tempfile
 import time
 from pathlib import Path
@@ -18,26 +23,39 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import Settings
-from pipeline.errors import SettingsError, TrainingError
+from pipeline.errors import DamagedError, DataError, MissingError, SettingsError, TrainingError, warn
 from pipeline.frames.manifest import Manifest
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
 from pipeline.search.monitor import SearchMonitor
 from pipeline.search.space import SearchSpace, first_guess, sampled, trial_settings
-from pipeline.storage import copy_tree, delete, join, preflight, write_json
-from pipeline.tracking import TrackingSettings, ending, start_run
+from pipeline.storage import (
+    copy_tree,
+    delete,
+    exists,
+    join,
+    list_files,
+    list_folders,
+    preflight,
+    read_bytes,
+    read_json,
+    write_json,
+)
+from pipeline.tracking import TrackingSettings, ending, start_run, with_untracked
+from pipeline.training.checkpoints import SaveCheckpoint
 from pipeline.training.finetune import (
     FinetuneSettings,
-    SaveCheckpoint,
     check_settings,
     finetune,
     in_memory,
     load_validation,
     with_epochs,
 )
-from pipeline.training.labelled import LabelledFrames, LabelSelection, load_labelled
+from pipeline.training.kept import Kept, checkpoints_in, read_best, read_history
+from pipeline.training.labelled import LabelSelection, load_labelled
 from pipeline.training.launch import BackgroundCall, RunSettings, new_run_id, open_run
 
+_VALUES = "values.json"
 _TRIAL_RESTARTS = 1  # a lost worker is worth another try; a diverged trial then fails again, from its last checkpoint
 
 
@@ -91,9 +109,8 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     started = time.monotonic()
     _quiet_tune()
     progress.start("search", settings.num_trials * base.epochs, "epochs")
-    with ending(monitor.close, parent.finish, lambda _: progress.finish()):
-        tuner = _tuner(settings, folder, manifest, selection, monitor)
-        grid = BackgroundCall(tuner.fit).result()
+    with ending(monitor.close, parent.finish, deliver=monitor.deliver):
+        grid = _run_trials(settings, folder, manifest, selection, monitor)
         result = {
             "run_id": run_id,
             "kind": "search",
@@ -104,35 +121,54 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
             "frame_set_digest": manifest.digest,
             "wall_s": round(time.monotonic() - started, 1),
         }
-        parent.log_metrics({f"best_{name}": value for name, value in result["metrics"].items()}, step=0)
         write_json(join(folder, "result.json"), result)
-    return result
+        best = {f"best_{name}": value for name, value in result["metrics"].items()}
+        monitor.deliver(lambda: parent.log_metrics(best, step=0))
+    progress.finish()
+    return result | with_untracked(monitor.deliver.problem)
 
 
-def trial(values: dict[str, Any], base: str, data: dict[str, Any], threads: int, use_gpu: bool) -> None:
-    """One trial, in its own process. values: what the search varies; base: the fine-tuning settings as JSON."""
+def trial(
+    values: dict[str, Any],
+    base: str,
+    data: dict[str, Any],
+    folder: str,
+    earlier: dict[str, str],
+    threads: int,
+    use_gpu: bool,
+) -> None:
+    """One trial, in its own process. values: what the search varies; base: the fine-tuning settings as JSON; folder: URI of the
+    search; earlier: {values as text: folder} of trials that Tune has forgotten."""
     import torch
     from ray import tune
 
     torch.set_num_threads(threads)
     settings = trial_settings(FinetuneSettings.model_validate_json(base), values)
+    own = join(folder, "trials", tune.get_context().get_trial_id())
+    if not checkpoints_in(own) and _text(values) in earlier:
+        copy_tree(earlier[_text(values)], own)
+    write_json(join(own, _VALUES), values)
+    kept = Kept(own)
+    warnings: list[str] = []
+
+    def tell(metrics: dict[str, Any]) -> None:
+        tune.report({**metrics, "wall_s": kept.wall_s, **({"warnings": [*warnings]} if warnings else {})})
+        warnings.clear()
 
     def report(metrics: dict[str, float], save: SaveCheckpoint | None) -> None:
-        if save is None:
-            return
-        with tempfile.TemporaryDirectory() as directory:
-            save(Path(directory))
-            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(directory))
+        if save is not None:
+            kept.keep(save, metrics)
+            tell(metrics)
 
-    checkpoint = tune.get_checkpoint()
     with tempfile.TemporaryDirectory() as directory:
-        finetune(
-            settings,
-            **data,
-            report=report,
-            resume=Path(checkpoint.to_directory(directory)) if checkpoint is not None else None,
-            device=torch.device("cuda" if use_gpu else "cpu"),
-        )
+        try:
+            resume = kept.resume(directory, warnings.append)
+        except DataError as error:  # one trial less would be worse than this one once more
+            warnings.append(f"{error}; the trial starts anew")
+            resume = None
+        for metrics in kept.history:
+            tell(metrics)
+        finetune(settings, **data, report=report, resume=resume, device=torch.device("cuda" if use_gpu else "cpu"))
 
 
 def concurrent_trials(settings: SearchSettings, resources: dict[str, float]) -> tuple[int, float]:
@@ -160,50 +196,110 @@ def _quiet_tune() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def _restored(uri: str, trainable: Any) -> Any | None:
-    """The search whose state is at `uri`. One cut off while its first state was written has nothing yet: None."""
-    from ray import tune
-
-    if not tune.Tuner.can_restore(uri):
-        return None
-    try:
-        return tune.Tuner.restore(uri, trainable, resume_errored=True)
-    except (EOFError, pickle.UnpicklingError):
-        delete(uri)
-        return None
-
-
-def _tuner(
+def _run_trials(
     settings: SearchSettings, folder: str, manifest: Manifest, selection: LabelSelection, monitor: SearchMonitor
 ) -> Any:
-    """A new Tuner, or the one whose state is in storage."""
+    """Run the trials, or what is left of them; Tune's results."""
+    state = join(folder, "tune")
+    earlier = _earlier_trials(folder)
+    trainable, concurrent = _trainable(settings, folder, manifest, selection, earlier)
+    problem = _damage(state)
+    if problem is None and exists(state):
+        from ray import tune
+
+        try:
+            return BackgroundCall(tune.Tuner.restore(state, trainable, resume_errored=True).fit).result()
+        except Exception as error:  # what is in pickles may fail in any way
+            problem = f"{state}: Tune cannot go on from its state ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    if problem is not None:
+        warn(f"{problem}; the search goes on from the checkpoints of its trials")
+        delete(state)
+    return BackgroundCall(_new_tuner(settings, folder, monitor, trainable, concurrent, earlier).fit).result()
+
+
+def _damage(state: str) -> str | None:
+    """Which file of Tune's state is cut off, if one is; they are JSON or pickles, whatever they are called."""
+    for uri in list_files(state):
+        if uri.removeprefix(f"{state}/").count("/") or not uri.endswith((".json", ".pkl")):
+            continue
+        data = read_bytes(uri)
+        try:
+            if data.startswith(b"{"):
+                json.loads(data)
+            else:
+                for _ in pickletools.genops(data):  # reads it to its end without running it
+                    pass
+        except Exception as error:  # genops raises what it likes
+            return f"{uri}: damaged ({'it is empty' if not data else ' '.join(str(error).split())[:120]})"
+    missing = exists(state) and not exists(join(state, "tuner.pkl"))
+    return f"{state}/tuner.pkl: missing" if missing else None
+
+
+def _earlier_trials(folder: str) -> dict[str, str]:
+    """{values as text: folder} of the trials that have a checkpoint; of several with the same values, the one that got furthest."""
+    found = []
+    for uri in list_folders(join(folder, "trials")):
+        checkpoints = checkpoints_in(uri)
+        try:
+            if checkpoints:
+                found.append((checkpoints[-1].rsplit("/", 1)[-1], _text(read_json(join(uri, _VALUES))), uri))
+        except (MissingError, DamagedError) as error:
+            warn(f"{error}; this trial is left out where Tune has forgotten it")
+    return {text: uri for _, text, uri in sorted(found)}
+
+
+def _text(values: dict[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)
+
+
+def _trainable(
+    settings: SearchSettings, folder: str, manifest: Manifest, selection: LabelSelection, earlier: dict[str, str]
+) -> tuple[Any, int]:
+    """What Tune calls for each trial; and how many trials run at a time."""
     import ray
     from ray import tune
-    from ray.tune.logger import JsonLoggerCallback
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.optuna import OptunaSearch
 
     base = settings.finetune
     concurrent, gpus = concurrent_trials(settings, ray.cluster_resources())
-    train: LabelledFrames = load_labelled(base.frame_set, base.split, manifest, clips=selection.clips)
     data = {
-        "train": train,
+        "train": load_labelled(base.frame_set, base.split, manifest, clips=selection.clips),
         "validation": load_validation(base, manifest),
         "mean_bone_length": selection.mean_bone_length,
         "constant": selection.constant,
         "constant_2d": selection.constant_2d,
         "frame_set_digest": manifest.digest,
     }
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            trial, base=base.model_dump_json(), data=data, threads=settings.cpus_per_trial, use_gpu=gpus > 0
-        ),
-        {"cpu": settings.cpus_per_trial, "gpu": gpus},
+
+    parameters = tune.with_parameters(
+        trial,
+        base=base.model_dump_json(),
+        data=data,
+        folder=folder,
+        earlier=earlier,
+        threads=settings.cpus_per_trial,
+        use_gpu=gpus > 0,
     )
-    restored = _restored(join(folder, "tune"), trainable)
-    if restored is not None:
-        return restored
+    return tune.with_resources(parameters, {"cpu": settings.cpus_per_trial, "gpu": gpus}), concurrent
+
+
+def _new_tuner(
+    settings: SearchSettings,
+    folder: str,
+    monitor: SearchMonitor,
+    trainable: Any,
+    concurrent: int,
+    earlier: dict[str, str],
+) -> Any:
+    """Tries the values of earlier trials first."""
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    base = settings.finetune
     guess = first_guess(settings.space, base)
+    points = [json.loads(text) for text in earlier]
+    if guess is not None and _text(guess) not in earlier:
+        points.insert(0, guess)
     return tune.Tuner(
         trainable,
         param_space=sampled(settings.space),
@@ -212,7 +308,8 @@ def _tuner(
             mode="min",
             num_samples=settings.num_trials,
             max_concurrent_trials=concurrent,
-            search_alg=OptunaSearch(seed=settings.seed, points_to_evaluate=[guess] if guess else None),
+            # A sampler of the same seed would propose once more what the earlier trials got from it.
+            search_alg=OptunaSearch(seed=settings.seed + len(earlier), points_to_evaluate=points or None),
             scheduler=ASHAScheduler(
                 time_attr="epoch",
                 max_t=base.epochs,
@@ -226,10 +323,7 @@ def _tuner(
             name="tune",
             storage_path=folder,
             failure_config=tune.FailureConfig(max_failures=_TRIAL_RESTARTS),
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="score", checkpoint_score_order="min"
-            ),
-            callbacks=[monitor.callback(), JsonLoggerCallback()],
+            callbacks=[monitor.callback()],
             verbose=0,
         ),
     )
@@ -237,43 +331,41 @@ def _tuner(
 
 def _outcome(grid: Any, base: FinetuneSettings, folder: str) -> dict[str, Any]:
     """The trials' table, and the best one's model, copied to `best/`."""
-    rows = [_trial_row(result, base) for result in grid]
-    done = [(row, result) for row, result in zip(rows, grid, strict=True) if row["value"] is not None]
+    rows = [_trial_row(result, base, folder) for result in grid]
+    done = [row for row in rows if row["value"] is not None]
     if not done:
         reasons = {str(result.error).strip().splitlines()[-1] for result in grid if result.error}
         raise TrainingError(f"no trial gave a model: {'; '.join(sorted(reasons)) or 'none reported a metric'}")
-    row, best = min(done, key=lambda pair: pair[0]["value"])
-    checkpoint = best.get_best_checkpoint("score", "min")
-    metrics = next(metrics for kept, metrics in best.best_checkpoints if kept == checkpoint)
-    source = checkpoint.path if folder.startswith("/") else f"s3://{checkpoint.path}"
+    best = min(done, key=lambda row: row["value"])
+    source, _, meta = read_best(join(folder, "trials", best["name"]))
     target = join(folder, "best")
     delete(target)
     copy_tree(source, target)
     return {
         "best_checkpoint": target,
-        "best_trial": row["name"],
-        "best_values": row["config"],
-        "metrics": {name: value for name, value in metrics.items() if name == "score" or name.startswith("val_")},
+        "best_trial": best["name"],
+        "best_values": best["config"],
+        "metrics": {n: value for n, value in meta["metrics"].items() if n == "score" or n.startswith("val_")},
         "trials": sorted(rows, key=lambda row: (row["value"] is None, row["value"])),
     }
 
 
-def _trial_row(result: Any, base: FinetuneSettings) -> dict[str, Any]:
+def _trial_row(result: Any, base: FinetuneSettings, folder: str) -> dict[str, Any]:
     """One trial as plain JSON, in the form of evaluation.report_data.Trial; value: the best score of all its rungs."""
-    history = result.metrics_dataframe
-    rungs: list[list[float]] = []
-    if history is not None and "score" in history:
-        rungs = [[float(epoch), float(score)] for epoch, score in zip(history["epoch"], history["score"], strict=True)]
+    name = Path(result.path).name.removeprefix("trial_")
+    history = read_history(join(folder, "trials", name))
+    # A trial that started again may have told Tune twice what it had reached; its checkpoints know it once.
+    rungs = [[float(metrics["epoch"]), float(metrics["score"])] for metrics in history]
     metrics = result.metrics or {}
     scores = [score for _, score in rungs]
     patience = base.patience
     exhausted = patience is not None and len(scores) - 1 - scores.index(min(scores)) >= patience if scores else False
     finished = bool(rungs) and (rungs[-1][0] >= base.epochs or exhausted)
     return {
-        "name": str(metrics.get("trial_id", Path(result.path).name.removeprefix("trial_"))),
+        "name": name,
         "config": result.config,
         "value": min(scores, default=None),
         "state": "failed" if result.error else "completed" if finished else "stopped",
         "rungs": rungs,
-        "seconds": metrics.get("time_total_s"),
+        "seconds": metrics.get("wall_s"),
     }

@@ -4,9 +4,10 @@ from typing import Any
 
 from ray import tune
 
+from pipeline.errors import warn
 from pipeline.progress import Progress
 from pipeline.search.space import trial_settings
-from pipeline.tracking import Run, TrackingSettings, start_run
+from pipeline.tracking import Delivery, Run, TrackingSettings, start_run
 from pipeline.training.finetune import FinetuneSettings, score_figures
 
 _OPEN: dict[str, "SearchMonitor"] = {}
@@ -37,6 +38,7 @@ class SearchMonitor:
         self, run_id: str, parent: Run, tracking: TrackingSettings, base: FinetuneSettings, progress: Progress
     ) -> None:
         self.run_id, self.parent, self.tracking, self.base, self.progress = run_id, parent, tracking, base, progress
+        self.deliver = Delivery()
         self._runs: dict[str, Run] = {}
         self._epochs: dict[str, float] = {}
         self._best = float("inf")
@@ -51,16 +53,13 @@ class SearchMonitor:
         """A trial reported."""
         if "score" not in result:
             return
-        if trial_id not in self._runs:
-            settings = trial_settings(self.base, values)
-            self._runs[trial_id] = start_run(
-                self.tracking, f"{self.run_id}-{trial_id}", "trial", settings, parent=self.parent
-            )
+        for text in result.get("warnings", []):
+            warn(text)
         names = ("loss", "learning_rate", "frames_per_second", "score")
         metrics = {
             key: float(value) for key, value in result.items() if key in names or key.startswith(("loss_", "val_"))
         }
-        self._runs[trial_id].log_metrics(metrics, step=int(result["step"]))
+        self.deliver(lambda: self._run(trial_id, values).log_metrics(metrics, step=int(result["step"])))
         self._best = min(self._best, result["score"])
         self._figures = score_figures(result, self._best, "best ")
         self._epochs[trial_id] = result["epoch"]
@@ -69,15 +68,28 @@ class SearchMonitor:
     def ended(self, trial_id: str, status: str) -> None:
         """A trial is over, by itself, by the scheduler, or by an error."""
         self._epochs[trial_id] = self.base.epochs
-        if trial_id in self._runs:
-            self._runs.pop(trial_id).finish(status)
+        self.deliver(lambda: self._end(trial_id, status))
         self._show()
 
     def close(self, status: str) -> None:
         """The search is over."""
+        _OPEN.pop(self.run_id, None)
         for run in self._runs.values():
             run.finish(status)
-        _OPEN.pop(self.run_id, None)
+
+    def _end(self, trial_id: str, status: str) -> None:
+        if trial_id in self._runs:
+            self._runs[trial_id].finish(status)
+            del self._runs[trial_id]
+
+    def _run(self, trial_id: str, values: dict[str, Any]) -> Run:
+        """The child run of a trial, opened when it first reports."""
+        if trial_id not in self._runs:
+            settings = trial_settings(self.base, values)
+            self._runs[trial_id] = start_run(
+                self.tracking, f"{self.run_id}-{trial_id}", "trial", settings, parent=self.parent
+            )
+        return self._runs[trial_id]
 
     def _show(self) -> None:
         self.progress.update(round(sum(self._epochs.values())), trials=len(self._epochs), **self._figures)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline import hands
-from pipeline.errors import TrainingError
+from pipeline.errors import TrainingError, warn
 from pipeline.evaluation.frozen import encode
 from pipeline.evaluation.metrics import MM, joint_errors
 from pipeline.evaluation.predict import predict
@@ -26,12 +26,15 @@ from pipeline.models.encoder import build_encoder
 from pipeline.models.weights import load_encoder, load_pose_model
 from pipeline.storage import delete, join, write_json
 from pipeline.study.grid import for_labels
-from pipeline.study.kept import Kept, OutOfTime
 from pipeline.training import finetune, pretrain
+from pipeline.training.checkpoints import SaveCheckpoint
 from pipeline.training.finetune import FinetuneSettings
+from pipeline.training.kept import Kept, OutOfTime, read_best
 from pipeline.training.labelled import LabelledFrames, load_labelled, select_labels
 from pipeline.training.pretrain import PretrainRecipe
 from pipeline.views import ViewSettings
+
+_HISTORY = ("step", "epoch", "loss", "val_pa_epe_mm", "val_mpjpe_mm")
 
 Notice = Callable[[int], None]
 """Receives the frames seen so far."""
@@ -90,16 +93,18 @@ class Errors:
         return cls.of_joints(joint_errors(aligned, true), joint_errors(_rooted(predicted), _rooted(true)), clip_of)
 
 
-def pretrain_cell(place: Place, recipe: PretrainRecipe, notice: Notice) -> dict[str, Any]:
-    """Pretrain an arm; {"stopped": True} where its time was over.
+def pretrain_cell(
+    place: Place, recipe: PretrainRecipe, notice: Notice, say: Callable[[str], None] = warn
+) -> dict[str, Any]:
+    """Pretrain an arm; {"stopped": True} where its time was over. say: receives what is wrong with its checkpoints.
 
     The result, also in the cell's file: "encoder" (URI), "frames" seen, "unlabelled_frames", "wall_s", "history".
     """
     device = place.device()
     sets = pretrain.check_recipe(recipe, workers=1)
-    kept = Kept(place.work, place.deadline)
+    kept = Kept(place.work, deadline=place.deadline)
 
-    def report(metrics: dict[str, Any], save: pretrain.SaveCheckpoint | None) -> None:
+    def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
         if save is not None:
             kept.keep(save, metrics, last=metrics["epoch"] >= recipe.epochs)
 
@@ -111,7 +116,7 @@ def pretrain_cell(place: Place, recipe: PretrainRecipe, notice: Notice) -> dict[
                 device,
                 report,
                 folder=place.work,
-                resume=kept.fetch_newest(directory),
+                resume=kept.resume(directory, say),
                 notice=lambda frames, _: notice(frames),
             )
     except OutOfTime:
@@ -122,11 +127,11 @@ def pretrain_cell(place: Place, recipe: PretrainRecipe, notice: Notice) -> dict[
         place,
         {
             "kind": "pretrain",
-            "encoder": join(place.work, str(kept.newest)),
+            "encoder": str(kept.newest),
             "frames": recipe.epochs * pretrain.steps_of_epoch(recipe, sets, 1) * recipe.batch_size,
             "unlabelled_frames": sum(each.manifest.rows_in(recipe.split) for each in sets),
             "wall_s": round(kept.wall_s, 1),
-            "history": kept.history,
+            "history": _history(kept),
         },
     )
 
@@ -138,6 +143,7 @@ def finetune_cell(
     test_split: str,
     probe_frames: int,
     notice: Notice,
+    say: Callable[[str], None] = warn,
 ) -> dict[str, Any]:
     """Fine-tune and test the best model; {"stopped": True} where the time was over. settings: with a budget in frames.
 
@@ -150,9 +156,9 @@ def finetune_cell(
     selection = select_labels(settings.frame_set, settings.split, settings.labels, manifest)
     settings = for_labels(settings, validations, selection.num_frames)
     data = finetune.worker_data(settings, manifest, selection, 0, 1)
-    kept = Kept(place.work, place.deadline)
+    kept = Kept(place.work, deadline=place.deadline)
 
-    def report(metrics: dict[str, float], save: finetune.SaveCheckpoint | None) -> None:
+    def report(metrics: dict[str, float], save: SaveCheckpoint | None) -> None:
         if save is not None:
             kept.keep(save, metrics, last=metrics["epoch"] >= settings.epochs)
 
@@ -163,7 +169,7 @@ def finetune_cell(
                 data,
                 device,
                 report,
-                resume=kept.fetch_newest(directory),
+                resume=kept.resume(directory, say),
                 notice=lambda frames, _: notice(frames),
             )
     except OutOfTime:
@@ -171,8 +177,7 @@ def finetune_cell(
     test = load_labelled(settings.frame_set, test_split, manifest)
     clips, clip_of = np.unique([name.rsplit("/", 1)[0] for name in test.frame_ids], return_inverse=True)
     true = torch.from_numpy(test.joints_3d)
-    with tempfile.TemporaryDirectory() as directory:
-        predicted = _predicted(str(kept.fetch_best(directory)), test, device)
+    predicted = _predicted(read_best(place.work)[0], test, device)
     assert selection.constant is not None, "a study's labels are in 3D"
     some = load_labelled(settings.frame_set, settings.split, manifest, clips=selection.clips, limit=probe_frames)
     result = _finished(
@@ -188,7 +193,7 @@ def finetune_cell(
             "frames": settings.epochs * data.steps_per_epoch * data.batch_size,
             "labelled_frames": selection.num_frames,
             "wall_s": round(kept.wall_s, 1),
-            "history": kept.history,
+            "history": _history(kept),
         },
     )
     delete(place.work)
@@ -215,6 +220,11 @@ def _probed(settings: FinetuneSettings, train: LabelledFrames, test: LabelledFra
 
 def _rooted(joints: Tensor) -> Tensor:
     return joints - joints[:, hands.WRIST : hands.WRIST + 1]
+
+
+def _history(kept: Kept) -> list[dict[str, float]]:
+    """Of its metrics, those that a study shows."""
+    return [{key: metrics[key] for key in _HISTORY if key in metrics} for metrics in kept.history]
 
 
 def _finished(place: Place, result: dict[str, Any]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Schedule:
 
 
 def _pretrain(place: Place, recipe: PretrainRecipe, board: BoardHandle) -> dict[str, Any]:
-    return pretrain_cell(place, recipe, lambda frames: board.post(place.key, frames))
+    return pretrain_cell(place, recipe, lambda frames: board.post(place.key, frames), board.warn)
 
 
 def _finetune(
@@ -160,7 +160,7 @@ def _finetune(
     board: BoardHandle,
 ) -> dict[str, Any]:
     return finetune_cell(
-        place, settings, validations, test_split, probe_frames, lambda frames: board.post(place.key, frames)
+        place, settings, validations, test_split, probe_frames, lambda frames: board.post(place.key, frames), board.warn
     )
 
 

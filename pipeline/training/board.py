@@ -1,7 +1,8 @@
 """What a run's processes have to know of each other while it runs on a cluster.
 
 Workers post their progress to a small actor; a thread of the driver reads it and feeds the driver's `Progress`. Posts are
-not waited for. The same actor holds the run's MLflow handle, and the reason why the run must stop, if there is one.
+not waited for. What they warn of reaches the driver the same way. The same actor holds the run's MLflow handle, what MLflow
+did not take, and the reason why the run must stop, if there is one.
 """
 
 import threading
@@ -10,26 +11,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import TrainingError
+from pipeline.errors import TrainingError, warn
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:  # the actor's process starts beside those of the workers, so it loads little
     from pipeline.tracking import Run
 
 _POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 20
 
 
 class _Board:
     def __init__(self) -> None:
         self.posts: dict[str, tuple[int, int | None, dict[str, Any]]] = {}
+        self.warnings: list[str] = []
         self.reason = ""
         self.run: Run | None = None
+        self.problem = ""
 
     def post(self, key: str, done: int, total: int | None, figures: dict[str, Any]) -> None:
         self.posts[key] = (done, total, figures)
 
-    def read(self) -> dict[str, tuple[int, int | None, dict[str, Any]]]:
-        return self.posts
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def read(self) -> tuple[dict[str, tuple[int, int | None, dict[str, Any]]], list[str]]:
+        return self.posts, self.warnings
 
     def stop(self, reason: str) -> None:
         self.reason = self.reason or reason
@@ -43,6 +50,12 @@ class _Board:
     def tracked(self) -> "tuple[Run | None, str]":
         return self.run, self.reason
 
+    def note_untracked(self, problem: str) -> None:
+        self.problem = problem
+
+    def untracked(self) -> str:
+        return self.problem
+
 
 class BoardHandle:
     """What workers hold; picklable."""
@@ -53,6 +66,12 @@ class BoardHandle:
     def post(self, key: str, done: int, total: int | None = None, **figures: Any) -> None:
         """Say how far `key` (a worker's or a trial's name) is, with figures worth showing."""
         self._actor.post.remote(key, done, total, figures)
+
+    def warn(self, text: str) -> None:
+        """Warn the user, at the driver's terminal."""
+        import ray
+
+        ray.get(self._actor.warn.remote(text))
 
     def stop(self, reason: str) -> None:
         """Say that the work must not be tried again, and why; the first reason stays."""
@@ -83,6 +102,17 @@ class BoardHandle:
                 raise TrainingError(reason)
             time.sleep(_POLL_SECONDS)
 
+    def note_untracked(self, problem: str) -> None:
+        """Say why MLflow does not have all of the run by now; empty where it has."""
+        self._actor.note_untracked.remote(problem)
+
+    def untracked(self) -> str:
+        """What was noted last."""
+        import ray
+
+        problem: str = ray.get(self._actor.untracked.remote())
+        return problem
+
 
 @contextmanager
 def progress_board(progress: Progress, label: str, total: int | None, unit: str) -> Iterator[BoardHandle]:
@@ -94,11 +124,17 @@ def progress_board(progress: Progress, label: str, total: int | None, unit: str)
     progress.start(label, total, unit)
 
     def follow() -> None:
-        while not stop.wait(_POLL_SECONDS):
+        ended = False
+        while not ended:
+            ended = stop.wait(_POLL_SECONDS)  # and a last look, at what came just before the end
             try:
-                posts: dict[str, Any] = ray.get(actor.read.remote(), timeout=5)
+                posts, warnings = ray.get(actor.read.remote(), timeout=_ANSWER_SECONDS)
+            except ray.exceptions.GetTimeoutError:  # a busy machine
+                continue
             except Exception:  # the cluster is going away; the driver's main thread knows why
                 return
+            for text in warnings:
+                warn(text)
             if posts:
                 figures = {k: v for _, _, each in posts.values() for k, v in each.items()}
                 progress.update(sum(done for done, _, _ in posts.values()), **figures)
@@ -109,6 +145,6 @@ def progress_board(progress: Progress, label: str, total: int | None, unit: str)
         yield BoardHandle(actor)
     finally:
         stop.set()
-        follower.join(timeout=6)
+        follower.join(timeout=_ANSWER_SECONDS + 1)
         ray.kill(actor)
     progress.finish()

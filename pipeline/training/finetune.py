@@ -28,7 +28,7 @@ from pipeline.geometry import project, transform_camera
 from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
-from pipeline.training.checkpoints import read_trainer_state, save_checkpoint
+from pipeline.training.checkpoints import META, SaveCheckpoint, read_part, read_trainer_state, save_checkpoint
 from pipeline.training.distributed import bf16_pays, gather_values, share_buffers
 from pipeline.training.labelled import (
     LabelledFrames,
@@ -72,9 +72,6 @@ _VALIDATIONS = 20  # where their number is not given
 
 _VALIDATED = ("pa_epe_mm", "epe_mm", "mpjpe_mm", "auc", "pa_auc", "constant_pa_epe_mm", "constant_mpjpe_mm")
 _VALIDATED_2D = ("epe_2d", "epe_2d_crop_px", "pck_2d_10", "constant_epe_2d")
-
-SaveCheckpoint = Callable[[Path], None]
-"""Writes the checkpoint of this moment into a local directory."""
 
 Report = Callable[[dict[str, float], SaveCheckpoint | None], None]
 """Receives the metrics of an interval, and at each validation also the means to save a checkpoint."""
@@ -316,7 +313,8 @@ def run_epochs(
         state = _load_state(resume, model, optimiser)
     trainer = _Trainer(settings, model, optimiser, data, device, rank, world_size)
 
-    metrics: dict[str, float] = {}
+    # Where the last checkpoint was the end, its figures are the run's.
+    metrics: dict[str, float] = {} if resume is None else read_part(str(resume), META).get("metrics", {})
     stopped_early = False
     for epoch in range(state["epoch"], settings.epochs):
         if settings.patience is not None and state["without_gain"] >= settings.patience:

@@ -1,8 +1,6 @@
 """Fine-tuning as a run on a cluster: Ray Train workers, MLflow, checkpoints in storage, resume by run id."""
 
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,6 @@ from pipeline.storage import preflight
 from pipeline.tracking import TrackingSettings
 from pipeline.training.finetune import (
     FinetuneSettings,
-    SaveCheckpoint,
     batch_and_steps,
     check_settings,
     run_epochs,
@@ -23,9 +20,16 @@ from pipeline.training.finetune import (
     worker_data,
 )
 from pipeline.training.labelled import LabelSelection
-from pipeline.training.launch import RunSettings, WorkerSettings, new_run_id, open_run, train_on_workers
+from pipeline.training.launch import (
+    RunSettings,
+    WorkerSettings,
+    new_run_id,
+    open_run,
+    train_on_workers,
+    worker_checkpoints,
+)
 
-_CHECKPOINTS_KEPT = 2  # the best, and always the newest
+_BEST_KEPT = 1  # checkpoints, besides the newest two
 
 
 class FinetuneRunSettings(FinetuneSettings):
@@ -60,8 +64,6 @@ def run_finetune(settings: FinetuneRunSettings, progress: Progress = SILENT) -> 
         kind="finetune",
         workers=settings.workers,
         tracking=settings.tracking,
-        num_to_keep=_CHECKPOINTS_KEPT,
-        score="score",
         total=planned.epochs * steps * batch_size * world_size,
         unit="frames",
         progress=progress,
@@ -83,21 +85,11 @@ def finetune_worker(config: dict[str, Any]) -> dict[str, Any]:
     cores = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     torch.set_num_threads(settings.workers.threads or (1 if device.type == "cuda" else cores))
 
-    def report(metrics: dict[str, float], save: SaveCheckpoint | None) -> None:
-        if rank != 0 or save is None:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as directory:
-            save(Path(directory))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
-
     def notice(num_frames: int, figures: dict[str, float]) -> None:
         if rank == 0:
             config["board"].post("train", num_frames * world_size, **figures)
 
-    checkpoint = ray.train.get_checkpoint()
-    with tempfile.TemporaryDirectory() as directory:
-        resume = Path(checkpoint.to_directory(directory)) if checkpoint is not None else None
+    with worker_checkpoints(config, _BEST_KEPT, rank) as (resume, report):
         data = worker_data(settings, manifest, selection, rank, world_size)
         try:
             outcome = run_epochs(

@@ -2,27 +2,34 @@
 
 A run is named by its id. Same storage and same id: the run goes on from its last checkpoint, or, once finished, is simply
 returned. Another id: another run.
+
+Checkpoints are kept by kept.py, from the first worker, and not through Ray Train: it would go on from its newest one only,
+whole or not, and only where its own list of them is whole too.
 """
 
 import os
 import secrets
+import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field
 
 from pipeline.config import Settings, flatten, flatten_values, to_yaml
-from pipeline.errors import DataError, EquihandError, SettingsError, TrainingError
+from pipeline.errors import DamagedError, DataError, EquihandError, SettingsError, TrainingError, warn
 from pipeline.progress import Progress
-from pipeline.storage import absolute, exists, join, preflight, read_bytes, read_json, write_bytes, write_json
-from pipeline.tracking import Run, TrackingSettings, ending, start_run
+from pipeline.storage import absolute, delete, exists, join, preflight, read_bytes, read_json, write_bytes, write_json
+from pipeline.tracking import Delivery, Run, TrackingSettings, ending, start_run, with_untracked
 from pipeline.training.board import BoardHandle, progress_board
+from pipeline.training.checkpoints import SaveCheckpoint
+from pipeline.training.kept import Kept, checkpoints_in, fetch, read_best
 
 
 class WorkerSettings(Settings):
@@ -67,9 +74,9 @@ def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, di
     """The run's folder, and its result where it has finished. Saves the settings; refuses other settings for an old id."""
     preflight(run.storage, write=True)
     folder = join(absolute(run.storage), run_id)
-    settings_uri, result_uri = join(folder, "settings.yaml"), join(folder, "result.json")
-    if exists(settings_uri):
-        old = yaml.safe_load(read_bytes(settings_uri))
+    settings_uri = join(folder, "settings.yaml")
+    old = _saved_settings(settings_uri)
+    if old is not None:
         flat = flatten(settings)
         previous = flatten_values(old)
         # A setting that is in only one of the two came or went with a version of the code.
@@ -86,7 +93,38 @@ def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, di
             )
     else:
         write_bytes(settings_uri, to_yaml(settings).encode())
-    return folder, read_json(result_uri) if exists(result_uri) else None
+    return folder, read_result(folder)
+
+
+def read_result(folder: str) -> dict[str, Any] | None:
+    """The result of a run that has finished. A damaged one does not count: it is made again from the last checkpoint."""
+    uri = join(folder, "result.json")
+    if not exists(uri):
+        return None
+    try:
+        result = read_json(uri)
+        if isinstance(result, dict):
+            return result
+        problem = f"{uri}: damaged"
+    except DamagedError as error:
+        problem = str(error)
+    warn(f"{problem}; the run counts as not finished")
+    return None
+
+
+def _saved_settings(uri: str) -> dict[str, Any] | None:
+    """The settings that a run was started with; None for a new run, or where they can no longer be read."""
+    if not exists(uri):
+        return None
+    try:
+        old = yaml.safe_load(read_bytes(uri))
+        if isinstance(old, dict):
+            return old
+        problem = "it is empty" if old is None else f"it holds a {type(old).__name__}"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+    warn(f"{uri}: damaged ({problem}); the settings given now are taken for those of the run, and kept in its place")
+    return None
 
 
 def train_on_workers(
@@ -99,18 +137,17 @@ def train_on_workers(
     kind: str,
     workers: WorkerSettings,
     tracking: TrackingSettings,
-    num_to_keep: int,
-    score: str,
     total: int,
     unit: str,
     progress: Progress,
     tags: dict[str, str],
 ) -> dict[str, Any]:
-    """Run `worker_loop(config)` on every worker, and return the run's result (also written to result.json).
+    """Run `worker_loop(config)` on every worker, and return the run's result (also written to result.json). Where MLflow does
+    not have all of it, "untracked" says why.
 
     config gets "board" (a BoardHandle), "folder" (the run's URI), "use_gpu" and "started_at" (seconds since 1970). The loop
-    reports metrics and checkpoints through ray.train.report; its return value may hold "error", which ends the run as a TrainingError.
-    score: metric of a checkpoint by which the best is kept (smaller is better).
+    reports metrics and keeps checkpoints as `worker_checkpoints` gives it to; its return value may hold "error", which ends the
+    run as a TrainingError.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -118,6 +155,7 @@ def train_on_workers(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
     folder = join(absolute(run.storage), run_id)
     use_gpu = check_resources(workers)
+    _forget_ray_snapshot(folder)
     started, started_at = time.monotonic(), time.time()
     with ExitStack() as stack:
         board = stack.enter_context(progress_board(progress, kind, total, unit))
@@ -139,9 +177,6 @@ def train_on_workers(
                 name=run_id,
                 storage_path=absolute(run.storage),
                 failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(
-                    num_to_keep=num_to_keep, checkpoint_score_attribute=score, checkpoint_score_order="min"
-                ),
                 callbacks=[_mlflow_callback(board, folder)],
             ),
         )
@@ -153,24 +188,39 @@ def train_on_workers(
             board.stop(str(error))
             fit.wait(_STOP_S)
             raise
-        stack.enter_context(ending(mlflow_run.finish))
+        deliver = Delivery()
+        stack.enter_context(ending(mlflow_run.finish, deliver=deliver))
         board.track(mlflow_run)
         outcome = _outcome(fit)
         returned = outcome.return_value or {}
         if "error" in returned:
             raise TrainingError(f"run '{run_id}': {returned['error']}")
-        best = outcome.get_best_checkpoint(score, "min") or outcome.checkpoint
+        checkpoints = checkpoints_in(folder)
         result = {
             "run_id": run_id,
             "kind": kind,
             "mlflow_run_id": mlflow_run.mlflow_run_id,
-            "best_checkpoint": _checkpoint_uri(folder, best),
-            "last_checkpoint": _checkpoint_uri(folder, outcome.checkpoint),
+            "best_checkpoint": read_best(folder)[0] if checkpoints else None,
+            "last_checkpoint": checkpoints[-1] if checkpoints else None,
             "wall_s": round(time.monotonic() - started, 1),
             **returned,
         }
         write_json(join(folder, "result.json"), result)
-    return result
+        untracked = board.untracked()
+    return result | with_untracked(untracked or deliver.problem)
+
+
+def _forget_ray_snapshot(folder: str) -> None:
+    """Remove Ray Train's own list of checkpoints, of runs that kept theirs through it: Ray would start from nothing else than
+    what it names, and not at all where it is damaged. The checkpoints themselves are enough."""
+    uri = join(folder, "checkpoint_manager_snapshot.json")
+    if not exists(uri):
+        return
+    try:
+        read_json(uri)
+    except DamagedError as error:
+        warn(f"{error}; it is not needed: the run goes on from the checkpoints that are there")
+    delete(uri)
 
 
 def _stopping(worker_loop: Callable[[dict[str, Any]], Any], config: dict[str, Any]) -> Any:
@@ -187,6 +237,33 @@ def _stopping(worker_loop: Callable[[dict[str, Any]], Any], config: dict[str, An
     except (DataError, SettingsError, TrainingError) as error:
         board.stop(str(error))
         raise
+
+
+@contextmanager
+def worker_checkpoints(
+    config: dict[str, Any], num_best: int, rank: int
+) -> Iterator[tuple[Path | None, Callable[[dict[str, Any], SaveCheckpoint | None], None]]]:
+    """For the loop of a worker: a local checkpoint to go on from, the same on all workers, and where to report to.
+
+    config: as the loop got it. num_best: see kept.Kept.
+    """
+    import ray.train
+    from ray.train.collective import broadcast_from_rank_zero
+
+    kept = Kept(config["folder"], num_best)
+
+    def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
+        if save is not None and rank == 0:
+            kept.keep(save, metrics)
+        ray.train.report(metrics)
+
+    with tempfile.TemporaryDirectory() as directory:
+        # The first worker chooses, for all: what is damaged for one might be whole for another.
+        resume = kept.resume(directory, config["board"].warn) if rank == 0 else None
+        chosen = broadcast_from_rank_zero(kept.newest)
+        if rank > 0 and chosen is not None:
+            resume = fetch(chosen, directory)
+        yield resume, report
 
 
 def check_resources(workers: WorkerSettings) -> bool:
@@ -271,18 +348,18 @@ def _mlflow_callback(board: BoardHandle, folder: str) -> Any:
 
     class LogToMlflow(UserCallback):
         mlflow_run: Run | None = None
+        deliver: Delivery | None = None
 
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            if self.mlflow_run is None:
-                self.mlflow_run = board.tracked()
-            first = metrics[0]
+            run = self.mlflow_run = self.mlflow_run or board.tracked()
+            deliver = self.deliver = self.deliver or Delivery(board.warn)
+            first, before = metrics[0], deliver.problem
             numbers = {k: float(v) for k, v in first.items() if isinstance(v, int | float) and k != "step"}
-            self.mlflow_run.log_metrics(numbers, step=int(first.get("step", 0)))
+            deliver(partial(run.log_metrics, numbers, step=int(first.get("step", 0))))
             for name in first.get("pictures", []):
-                self.mlflow_run.log_bytes(f"pictures/{name}", read_bytes(join(folder, "pictures", name)))
+                data = read_bytes(join(folder, "pictures", name))
+                deliver(partial(run.log_bytes, f"pictures/{name}", data))
+            if deliver.problem != before:
+                board.note_untracked(deliver.problem)
 
     return LogToMlflow()
-
-
-def _checkpoint_uri(folder: str, checkpoint: Any) -> str | None:
-    return None if checkpoint is None else join(folder, str(checkpoint.path).rstrip("/").rsplit("/", 1)[-1])

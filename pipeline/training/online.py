@@ -25,7 +25,8 @@ class ProbeSettings(Settings):
     enabled: bool = False
     """Whether to probe; needs a frame set with joints."""
     frame_set: str | None = None
-    """Labelled frame set; none takes the one that is pretrained on."""
+    """Labelled frame set; none takes the one that is pretrained on, of several the first. Result, checkpoints and MLflow's tags
+    name it (probe_frame_set)."""
     every_epochs: int = Field(default=5, ge=1)
     """Epochs between probes; the last epoch is always probed."""
     train_split: str = "train"
@@ -49,7 +50,10 @@ class OnlineProbe:
             manifest = read_manifest(uri)
             for split in (settings.train_split, settings.test_split):
                 if manifest.rows_in(split) == 0:
-                    raise DataError(f"{uri}: the probe needs split '{split}'; the set has {manifest.counts_text()}")
+                    raise DataError(
+                        f"{uri}: the probe needs split '{split}'; the set has {manifest.counts_text()}; setting "
+                        "'probe.frame_set' names another one"
+                    )
             _load(uri, settings.test_split, 1, manifest)
 
     def __init__(self, settings: ProbeSettings, frame_set: str, views: ViewSettings, device: torch.device) -> None:

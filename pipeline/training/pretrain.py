@@ -6,10 +6,8 @@ in contrast.py, how a batch larger than the memory gets through the network in g
 """
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,11 +38,18 @@ from pipeline.objectives import ObjectiveSettings, similarity_stats
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import join, preflight, write_bytes
 from pipeline.tracking import TrackingSettings
-from pipeline.training.checkpoints import read_trainer_state, save_checkpoint
+from pipeline.training.checkpoints import META, SaveCheckpoint, read_part, read_trainer_state, save_checkpoint
 from pipeline.training.contrast import Pairs, columns_for, make_pairs, step_loss
 from pipeline.training.distributed import bf16_pays, gather_values
 from pipeline.training.grad_cache import backward
-from pipeline.training.launch import RunSettings, WorkerSettings, new_run_id, open_run, train_on_workers
+from pipeline.training.launch import (
+    RunSettings,
+    WorkerSettings,
+    new_run_id,
+    open_run,
+    train_on_workers,
+    worker_checkpoints,
+)
 from pipeline.training.online import NUM_VIEW_PAIRS, OnlineProbe, ProbeSettings, view_pairs_picture
 from pipeline.training.optim import (
     OptimiserSettings,
@@ -56,9 +61,6 @@ from pipeline.training.optim import (
 from pipeline.training.supply import BadFrames, Startup, one_ahead
 from pipeline.training.sync_norm import synchronise_batch_norm
 from pipeline.views import ViewSettings, generator_for
-
-SaveCheckpoint = Callable[[Path], None]
-"""Writes the checkpoint of this moment into a local directory."""
 
 Report = Callable[[dict[str, Any], SaveCheckpoint | None], None]
 """Receives the metrics of an interval, and where a checkpoint is due also the means to save it."""
@@ -75,7 +77,7 @@ class CheckpointSettings(Settings):
     every_steps: int | None = Field(default=None, ge=1)
     """Also a checkpoint every so many steps within an epoch, for epochs that take long."""
     keep: int = Field(default=3, ge=1)
-    """How many checkpoints are kept: the best ones, and always the newest."""
+    """How many of the best checkpoints are kept: by the probe's PA-EPE, without a probe by the loss. The newest two always are."""
 
 
 class PretrainRecipe(Settings):
@@ -161,12 +163,14 @@ def pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[st
         kind="pretrain",
         workers=settings.workers,
         tracking=settings.tracking,
-        num_to_keep=settings.checkpoint.keep,
-        score="score",
         total=settings.epochs * steps * global_batch,
         unit="frames",
         progress=progress,
-        tags={"frame_set": ", ".join(each.uri for each in sets), "frame_set_digest": digest_of(sets)},
+        tags={
+            "frame_set": ", ".join(each.uri for each in sets),
+            "frame_set_digest": digest_of(sets),
+            **_probed_set(settings, sets),
+        },
     )
 
 
@@ -191,6 +195,11 @@ def steps_of_epoch(settings: PretrainRecipe, sets: Sequence[FrameSet], workers: 
             f"for one step, split '{settings.split}' has {rows}"
         )
     return steps
+
+
+def _probed_set(settings: PretrainRecipe, sets: Sequence[FrameSet]) -> dict[str, str]:
+    """{"probe_frame_set": URI}, of several sets the first unless the settings name one; nothing where nothing is probed."""
+    return {"probe_frame_set": settings.probe.frame_set or sets[0].uri} if settings.probe.enabled else {}
 
 
 def _check_positives(settings: PretrainRecipe, sets: Sequence[FrameSet]) -> None:
@@ -221,19 +230,10 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
         settings.workers.threads or (1 if device.type == "cuda" else max(1, (os.cpu_count() or 1) // local_workers))
     )
 
-    def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
-        if save is None:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as directory:
-            save(Path(directory))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
-
     def notice(num_frames: int, figures: dict[str, float]) -> None:
         config["board"].post("train", num_frames, **figures)
 
-    checkpoint = ray.train.get_checkpoint()
-    with checkpoint.as_directory() if checkpoint is not None else nullcontext() as directory:
+    with worker_checkpoints(config, settings.checkpoint.keep, rank) as (resume, report):
         return run_epochs(
             settings,
             sets,
@@ -242,7 +242,7 @@ def pretrain_worker(config: dict[str, Any]) -> dict[str, Any]:
             folder=config["folder"],
             rank=rank,
             world_size=world_size,
-            resume=Path(directory) if directory is not None else None,
+            resume=resume,
             notice=notice,
             mark=startup.mark,
         )
@@ -264,8 +264,8 @@ def run_epochs(
     """The training loop of one worker, in whatever process (needs a running Ray, which reads the frames).
 
     report gets metrics every `log_every` steps and at each epoch's end, averages over all workers and the same on each;
-    where a checkpoint is due also "score", and on rank 0 a function that saves it. folder: URI for pictures and lists of bad
-    frames. resume: a checkpoint directory of this same run. notice: on rank 0, after every step, the frames seen by all
+    where a checkpoint is due also a function that saves it, on rank 0, and "score", unless the run is probed, but not just now.
+    folder: URI for pictures and lists of bad frames. resume: a checkpoint directory of this same run. notice: on rank 0, after every step, the frames seen by all
     workers. mark: called with the name of each part of the start as it is done.
     Returns the run's last metrics, or {"error": text} where training cannot go on, the same on all workers.
     """
@@ -280,7 +280,7 @@ def run_epochs(
         steps = Steps(network, optimiser, settings, device, rank, world_size, epoch_steps)
         probe = OnlineProbe(settings.probe, sets[0].uri, settings.views, device) if rank == 0 else None
         mark("model")
-        metrics: dict[str, Any] = {"step": saved.step, "epoch": saved.step / epoch_steps}
+        metrics: dict[str, Any] = saved.metrics or {"step": saved.step, "epoch": saved.step / epoch_steps}
         probed = saved.probed
         bad = BadFrames(folder, rank)
         for batch, waited in _timed(batches):
@@ -317,8 +317,11 @@ def run_epochs(
             if (last_of_epoch and (epochs_done % settings.checkpoint.every_epochs == 0 or last)) or _due(
                 settings, steps.number
             ):
-                # The best checkpoint is the one with the best probe; without a probe, the one with the lowest loss.
-                metrics["score"] = probed.get("probe_pa_epe_mm", metrics["loss"])
+                # The best checkpoint is the one with the best probe; without a probe, the one with the lowest loss. An earlier
+                # probe says nothing of this one, nor does a loss beside errors in mm.
+                best_by = "probe_pa_epe_mm" if settings.probe.enabled else "loss"
+                if best_by in metrics:
+                    metrics["score"] = metrics[best_by]
                 save = _saver(metrics, model, optimiser, settings, sets, probed)
                 report(metrics, save if rank == 0 else None)
             else:
@@ -328,6 +331,7 @@ def run_epochs(
         "frame_set": settings.model_dump(mode="json")["frame_set"],
         "frame_set_digest": digest_of(sets),
         "frame_sets": describe(sets, settings.split),
+        **_probed_set(settings, sets),
         "world_size": world_size,
     }
 
@@ -390,7 +394,11 @@ class Steps:
         self._fallbacks.append(pairs.fallback)
         self._waited += waited
         self._frames += len(pairs)
-        if self.number % settings.log_every == 0 or batch.step == self.steps_per_epoch - 1:
+        if (
+            self.number % settings.log_every == 0
+            or batch.step == self.steps_per_epoch - 1
+            or _due(settings, self.number)
+        ):
             self._stats = {f"loss_{name}": value for name, value in done.terms.items()} if len(done.terms) > 1 else {}
             if done.latents is not None:
                 self._stats |= similarity_stats(done.latents[:, 0], done.latents[:, 1])
@@ -476,6 +484,7 @@ class _Saved:
 
     step: int = 0
     probed: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     weights: dict[str, Tensor] | None = None
     optimiser: dict[str, Any] | None = None
 
@@ -486,7 +495,10 @@ def _saved_state(directory: Path | None) -> _Saved:
     if directory is None:
         return _Saved()
     state = read_trainer_state(directory)
-    return _Saved(state["step"], state["probed"], load_file(directory / "model.safetensors"), state["optimiser"])
+    metrics = read_part(str(directory), META).get("metrics", {})
+    return _Saved(
+        state["step"], state["probed"], metrics, load_file(directory / "model.safetensors"), state["optimiser"]
+    )
 
 
 def _built(
@@ -513,8 +525,6 @@ def _stream(
     """This worker's batches from a step of the run on; none where it was the last."""
     positives = settings.objective.positives
     first_epoch, first_step = divmod(step, epoch_steps)
-    if first_epoch >= settings.epochs:
-        return iter(())
     return stream_batches(
         sets,
         split=settings.split,
@@ -553,6 +563,7 @@ def _saver(
                 "settings": settings.model_dump(mode="json"),
                 "frame_set_digest": digest_of(sets),
                 "frame_sets": describe(sets, settings.split),
+                **_probed_set(settings, sets),
                 "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)},
             },
         )

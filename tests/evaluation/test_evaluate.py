@@ -12,7 +12,7 @@ from rich.console import Console
 from jobs.evaluate import EvaluateJob, run
 from jobs.terminal import TerminalProgress
 from pipeline.config import load
-from pipeline.errors import DataError, SettingsError
+from pipeline.errors import DataError, EquihandError, SettingsError
 from pipeline.evaluation.answers import constant_answers
 from pipeline.evaluation.evaluate import (
     EvaluateSettings,
@@ -450,3 +450,37 @@ def test_probes_need_joints_in_3d(tmp_path):
     settings = evaluation_settings({"a": random_checkpoint(tmp_path / "a", 0)}, uri, probe={"enabled": True})
     with pytest.raises(DataError, match="split 'train' has 1 frames with joints in 3D and the evaluated one 0"):
         evaluate(settings)
+
+
+def test_a_wrong_tracking_uri_is_said_before_any_model_runs(frame_set, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("pipeline.evaluation.evaluate.load_pose_model", lambda uri: pytest.fail("a model was loaded"))
+    settings = evaluation_settings(
+        {"a": str(tmp_path)},
+        frame_set,
+        track=True,
+        tracking={"uri": "http://127.0.0.1:1"},
+        output=str(tmp_path / "out"),
+    )
+    with pytest.raises(EquihandError, match=r"^MLflow at http://127.0.0.1:1: "):
+        evaluate(settings)
+
+
+def test_results_are_written_where_tracking_fails_on_the_way(frame_set, tmp_path, monkeypatch, caplog):
+    def fails(*_, **__):
+        raise OSError("the server went away")
+
+    monkeypatch.setattr("pipeline.tracking.Run.log_metrics", fails)
+    output = str(tmp_path / "out")
+    settings = evaluation_settings(
+        {"a": random_checkpoint(tmp_path / "a", 0)},
+        frame_set,
+        track=True,
+        tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+        output=output,
+    )
+    outcome = evaluate(settings)
+    assert outcome["untracked"] == "MLflow failed: the server went away"
+    assert "MLflow failed: the server went away; the work goes on without it" in caplog.text
+    assert "untracked" not in read_json(join(output, "metrics.json"))
+    assert (tmp_path / "out/report.html").exists()

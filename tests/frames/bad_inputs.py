@@ -535,6 +535,26 @@ def refused(path: Path) -> Iterator[None]:
         path.chmod(0o644)
 
 
+_BEFORE = "warning that names the file; goes on from the checkpoint before it, to the same weights"
+RUNS = {
+    "newest checkpoint: trainer.pt, model.safetensors, meta.json or history.json empty, cut off, with one byte changed, or missing": _BEFORE,
+    "newest checkpoint: checksums.json empty, cut off, or with one byte changed": _BEFORE,
+    "newest checkpoint: checksums.json missing (older versions wrote none)": "what can be read is taken to be whole",
+    "newest checkpoint: upload that broke off": "not there",
+    "all checkpoints damaged": 'stops, exit code 1: one line that names each file, and what to do: "none of its checkpoints can be read"; a trial of a search starts anew',
+    "model named by a run's folder (evaluate, predict, export, init): its best checkpoint damaged": "warning that names the file; the next best is taken",
+    "model named by a checkpoint's folder: damaged": "stops: one line that names the file",
+    "Ray Train's checkpoint_manager_snapshot.json (of older versions)": "warning where it is damaged; not needed, removed",
+    "Tune's state (tuner.pkl, experiment_state, searcher) empty, cut off or missing": "warning that names the file; the trials take their places again and go on from their checkpoints",
+    "result.json empty or cut off": "warning; made again from the last checkpoint, without training",
+    "settings.yaml empty or cut off": "warning; the settings given now take its place",
+    "run that ended between its last checkpoint and its result": "result written, no epoch more",
+    "MLflow that does not answer when evaluate, search or training starts": "stops at once: one line with its URI",
+    "MLflow that fails on the way": "warning; the work goes on, its results are written; exit code 4",
+    "S3 prefix where only a longer name begins alike (frames, frames-old)": 'stops: "nothing there"',
+}  # fmt: skip
+
+
 def markdown() -> str:
     """docs/bad-inputs.md."""
     lines = [
@@ -564,6 +584,16 @@ def markdown() -> str:
         "| storage that does not answer, at the start or in between | stops: one line with the URI; what is finished is kept |",
         "",
         *start_errors.markdown(),
+        "",
+        "## Runs",
+        "",
+        "What a run makes of its own files, where they were changed, cut off, emptied or lost, on disk or in S3. Each row is tried",
+        "by `tests/training/test_kept.py`, `tests/training/test_launch.py`, `tests/search/test_campaign.py`,",
+        "`tests/models/test_weights.py` or `tests/evaluation/test_evaluate.py`.",
+        "",
+        "| file | what becomes of the run |",
+        "| --- | --- |",
+        *(f"| {what} | {outcome} |" for what, outcome in RUNS.items()),
         "",
         "## Reasons",
         "",

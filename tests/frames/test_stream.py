@@ -94,6 +94,11 @@ def test_an_epoch_goes_on_in_the_middle(tiny, start_step):
     assert census(tiny, num_epochs=2, batch_size=16, start_step=start_step) == whole[start_step:]
 
 
+def test_no_epochs_read_nothing(tiny, monkeypatch):
+    monkeypatch.setattr(windows, "read_items", lambda *_: pytest.fail("something was read"))
+    assert census(tiny, num_epochs=0, start_epoch=3) == []
+
+
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("rows", [2, 31, 32, 33, 34])
 @pytest.mark.parametrize("drop_last", [True, False])

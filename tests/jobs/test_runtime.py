@@ -16,7 +16,11 @@ import errno, os, sys, time
 from pathlib import Path
 from jobs.runtime import run_job
 from pipeline.config import Settings
+<<<<<<< HEAD
 from pipeline.errors import DataError, StorageError
+=======
+from pipeline.errors import DataError, warn
+>>>>>>> da6901d169d814cae14d49b13023cf26948869ba
 
 class Job(Settings):
     how: str = "well"
@@ -26,6 +30,9 @@ def run(settings, progress):
     progress.note("own words")
     if settings.how == "data":
         raise DataError("s3://a/b: row 3 is broken")
+    if settings.how == "untracked":
+        warn("s3://a/b: cut off")
+        return {"untracked": "MLflow failed: no answer"}
     if settings.how == "wait":
         time.sleep(60)
     if settings.how == "native":
@@ -117,6 +124,14 @@ def test_interrupted(tmp_path, kind):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors == "interrupted; run the same command again to go on\n"
+
+
+def test_warnings_are_shown_and_what_is_not_tracked_has_its_exit_code(tmp_path):
+    process = job(tmp_path, "--how", "untracked")
+    output, errors = process.communicate(timeout=60)
+    assert "warning: s3://a/b: cut off\n" in output
+    assert errors == "error: done, and its results are written, but MLflow failed: no answer\n"
+    assert process.returncode == 4
 
 
 def test_chatter_goes_to_its_file(tmp_path):

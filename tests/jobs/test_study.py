@@ -17,6 +17,7 @@ from pipeline.errors import SettingsError
 from pipeline.study.grid import cells_of
 from pipeline.study.plan import minutes, works_of
 from pipeline.study.results import Results
+from pipeline.training.kept import read_history
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted(StudyJob.presets)
@@ -89,27 +90,28 @@ def run(folder: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
 
 
-def states(folder: Path) -> dict[str, dict]:
-    """Of the cells that have a checkpoint and are not done, by key."""
+def histories(folder: Path) -> dict[str, list[int]]:
+    """Steps of the checkpoints so far, of the cells that have one and are not done, by key."""
     found = {}
-    for path in (folder / "study-smoke/work").glob("*/state.json"):
-        if not (folder / f"study-smoke/cells/{path.parent.name}.json").exists():
-            found[path.parent.name] = json.loads(path.read_text())
+    for path in (folder / "study-smoke/work").glob("*"):
+        history = read_history(str(path))
+        if history and not (folder / f"study-smoke/cells/{path.name}.json").exists():
+            found[path.name] = [int(metrics["step"]) for metrics in history]
     return found
 
 
 @pytest.mark.timeout(600)
 def test_a_study_killed_by_force_goes_on_where_it_was(tmp_path):
     job = run(tmp_path)
-    before: dict[str, dict] = {}
+    before: dict[str, list[int]] = {}
     while not any("pretrain" in key for key in before):
         assert job.poll() is None, (tmp_path / "log").read_text()[-2000:]
         time.sleep(0.05)
-        before = states(tmp_path)
+        before = histories(tmp_path)
     job.send_signal(signal.SIGKILL)
     job.wait(30)
     time.sleep(3)  # Ray's processes end with their driver
-    before = states(tmp_path)
+    before = histories(tmp_path)
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "study-smoke/cells").glob("*")}
     frames = (tmp_path / "study-smoke/frames/manifest.json").stat().st_mtime_ns
 
@@ -122,10 +124,10 @@ def test_a_study_killed_by_force_goes_on_where_it_was(tmp_path):
         <= {f"{k}.json": (tmp_path / f"study-smoke/cells/{k}.json").stat().st_mtime_ns for k in cells}.items()
     )
     assert (tmp_path / "study-smoke/frames/manifest.json").stat().st_mtime_ns == frames
-    for key, state in before.items():
-        history = cells[key]["history"]
-        assert history[: len(state["history"])] == state["history"]  # what was done was not done again
-        assert [entry["step"] for entry in history] == sorted({entry["step"] for entry in history})
+    for key, steps in before.items():
+        history = [entry["step"] for entry in cells[key]["history"]]
+        assert history[: len(steps)] == steps  # what was done was not done again
+        assert history == sorted(set(history))
     results = Results.read(str(tmp_path / "study-smoke/results.parquet"))
     assert [row.method for row in results.rows[:3]] == ["scratch", "peclr", "similar"]
     assert "No claim" in (tmp_path / "study-smoke/report.html").read_text()

@@ -15,6 +15,7 @@ from pipeline.models.projection import ProjectionHead
 from pipeline.models.weights import load_encoder, load_pose_model
 from pipeline.storage import write_json
 from pipeline.training.checkpoints import save_checkpoint
+from tests.training.damage import DAMAGES, damage
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
@@ -94,6 +95,28 @@ def test_own_pose_checkpoint(tmp_path, head):
     assert same_tensors(loaded.model, model)
     encoder, _ = load_encoder(str(tmp_path))
     assert same_tensors(encoder, model.encoder)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("file", ["model.safetensors", "meta.json"])
+def test_a_run_whose_best_checkpoint_is_damaged(tmp_path, caplog, file, how):
+    for number, score in ((1, 2.0), (2, 1.0), (3, 3.0)):
+        model = PoseModel(build_encoder(EncoderSettings(width=8)), PoseSettings())
+        model.mean_bone_length.fill_(score)
+        settings = {"head": PoseSettings().model_dump(), "views": {"size": 48}}
+        meta = {"kind": "pose", "settings": settings, "metrics": {"score": score}}
+        save_checkpoint(tmp_path / f"checkpoint_{number:06d}", model, {}, meta)
+    best = tmp_path / "checkpoint_000002"
+    write_json(str(tmp_path / "result.json"), {"best_checkpoint": str(best)})
+    damage(str(best / file), how)
+    assert load_pose_model(str(tmp_path)).model.mean_bone_length == 2.0
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"{best}/{file}: ")
+    assert warning.endswith(f"; {tmp_path}/checkpoint_000001 is taken in its place")
+    with pytest.raises(DataError, match=f"^{best}/{file}: "):
+        load_pose_model(str(best))
+    damage(str(tmp_path / "result.json"), "cut off")
+    assert load_pose_model(str(tmp_path)).model.mean_bone_length == 2.0
 
 
 class ReleasedLayout(nn.Module):

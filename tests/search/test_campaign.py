@@ -1,13 +1,18 @@
 """A whole search on a tiny labelled set: trials, the best model, MLflow child runs, and going on with it."""
 
+import json
+import pickle
+
 import pytest
 
 from pipeline.errors import SettingsError
 from pipeline.models.weights import load_pose_model
-from pipeline.search.campaign import SearchSettings, concurrent_trials, run_search
-from pipeline.storage import delete, exists, join, read_json
+from pipeline.search.campaign import SearchSettings, _damage, concurrent_trials, run_search
+from pipeline.storage import delete, exists, join, list_files, read_json
 from pipeline.tracking import TrackingSettings
+from pipeline.training.kept import checkpoints_in
 from tests.tiny_sets import write_tiny_set
+from tests.training.damage import damage
 
 
 def search_settings(frame_set: str, **changes) -> SearchSettings:
@@ -48,7 +53,7 @@ def test_too_many_frames_for_a_search_are_refused(tmp_path):
         run_search(settings.model_copy(update={"finetune": finetune}))
 
 
-def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster):
+def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster, caplog):
     write_tiny_set(join(s3, "set"), splits={"train": 48, "val": 16}, image_size=48)
     tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "search-test"}
     run = {"storage": join(s3, "runs"), "run_id": "search-1"}
@@ -90,3 +95,37 @@ def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster):
     assert again["best_trial"] == result["best_trial"]
     assert again["trials"] == result["trials"]
     assert exists(join(s3, "runs", "search-1", "best", "meta.json"))
+
+    # Tune's state is lost too, and the newest checkpoint of a trial damaged: the same trials, and none starts anew.
+    delete(join(s3, "runs", "search-1", "result.json"))
+    state = next(u for u in list_files(join(s3, "runs", "search-1", "tune")) if "experiment_state" in u)
+    damage(state, "empty")
+    trial = join(s3, "runs", "search-1", "trials", result["best_trial"])
+    damage(join(checkpoints_in(trial)[-1], "trainer.pt"), "one byte changed")
+    restored = run_search(settings)
+    assert f"{state}: damaged" in caplog.text
+    assert "/trainer.pt: damaged" in caplog.text
+    values = {json.dumps(trial["config"], sort_keys=True): trial["value"] for trial in result["trials"]}
+    found = {json.dumps(trial["config"], sort_keys=True): trial["value"] for trial in restored["trials"]}
+    assert found.keys() == values.keys()
+    assert restored["metrics"]["score"] <= result["metrics"]["score"]
+
+
+def test_the_damaged_file_of_tunes_state_is_named(tmp_path):
+    """Not run, only read to its end."""
+    state = tmp_path / "tune"
+    assert _damage(str(state)) is None
+    (state / "trial_a").mkdir(parents=True)
+    (state / "tuner.pkl").write_bytes(pickle.dumps({"a": 1}))
+    (state / "search_gen_state-x.json").write_bytes(pickle.dumps({"a": 1}))
+    (state / "experiment_state-x.json").write_text('{"a": 1}')
+    (state / "trial_a/params.json").write_bytes(b"")  # nobody reads it
+    assert _damage(str(state)) is None
+    for name in ("tuner.pkl", "search_gen_state-x.json", "experiment_state-x.json"):
+        whole = (state / name).read_bytes()
+        for how in ("empty", "cut off"):
+            damage(str(state / name), how)
+            assert str(_damage(str(state))).startswith(f"{state / name}: damaged")
+            (state / name).write_bytes(whole)
+    (state / "tuner.pkl").unlink()
+    assert _damage(str(state)) == f"{state}/tuner.pkl: missing"

@@ -81,10 +81,10 @@ def test_pretraining_in_pieces_equals_pretraining_at_once(frame_set, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (whole["frames"], whole["unlabelled_frames"]) == (128, 64)
     assert json.loads((tmp_path / "whole/cells/a.json").read_text()) == whole
-    # Only the newest and the best are kept.
-    kept = {path.name for path in (tmp_path / "pieces/work/a").glob("step-*")}
-    assert len(kept) <= 2
-    assert "step-00000008" in kept
+    # Only the newest two and the best are kept.
+    kept = {path.name for path in (tmp_path / "pieces/work/a").glob("checkpoint_*")}
+    assert len(kept) <= 3
+    assert {"checkpoint_000003", "checkpoint_000004"} <= kept
 
 
 @pytest.mark.usefixtures("ray_cluster")

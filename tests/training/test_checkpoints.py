@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import DataError, StorageError
+from pipeline.errors import DamagedError, DataError
 from pipeline.storage import copy_from_local, join, write_bytes, write_json
-from pipeline.training.checkpoints import read_checkpoint, read_trainer_state, save_checkpoint
+from pipeline.training.checkpoints import read_checkpoint, read_trainer_state, save_checkpoint, seal
+from tests.training.damage import DAMAGES, damage
 
 
 def test_round_trip_through_storage(tmp_path, s3):
@@ -13,7 +14,12 @@ def test_round_trip_through_storage(tmp_path, s3):
     model(torch.randn(4, 2)).sum().backward()
     optimiser.step()
     save_checkpoint(tmp_path / "c", model, {"optimiser": optimiser.state_dict(), "step": 3}, {"kind": "pretrain"})
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["meta.json", "model.safetensors", "trainer.pt"]
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
+        "checksums.json",
+        "meta.json",
+        "model.safetensors",
+        "trainer.pt",
+    ]
     copy_from_local(tmp_path / "c", f"{s3}/c")
     weights, meta = read_checkpoint(f"{s3}/c")
     assert meta == {"format_version": 1, "kind": "pretrain"}
@@ -28,22 +34,34 @@ def test_wrong_directories_are_named(tmp_path):
         read_checkpoint(str(tmp_path))
     save_checkpoint(tmp_path / "c", nn.Linear(1, 1), {}, {})
     write_json(join(str(tmp_path), "c/meta.json"), {"format_version": 99})
+    seal(tmp_path / "c")
     with pytest.raises(DataError, match="format 99 is not known"):
         read_checkpoint(str(tmp_path / "c"))
+    (tmp_path / "c/checksums.json").unlink()
     write_json(join(str(tmp_path), "c/meta.json"), {"format_version": 1})
     write_bytes(join(str(tmp_path), "c/model.safetensors"), b"cut off")
     with pytest.raises(DataError, match=r"model\.safetensors: damaged"):
         read_checkpoint(str(tmp_path / "c"))
     (tmp_path / "c/trainer.pt").unlink()
-    with pytest.raises(StorageError, match=r"trainer\.pt"):
+    with pytest.raises(DamagedError, match=r"trainer\.pt"):
         read_trainer_state(tmp_path / "c")
 
 
-def test_pickled_code_is_not_loaded(tmp_path):
+def test_pickled_code_is_not_loaded(tmp_path, capsys):
     class Evil:
         def __reduce__(self):
             return print, ("run",)
 
     torch.save({"x": Evil()}, tmp_path / "trainer.pt")
-    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
+    with pytest.raises(DamagedError, match=r"trainer\.pt: damaged, or holds Python objects"):
         read_trainer_state(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("file", ["model.safetensors", "meta.json"])
+def test_a_changed_file_is_noticed_where_it_is_loaded(tmp_path, file, how):
+    save_checkpoint(tmp_path / "c", nn.Linear(8, 8), {"step": 1}, {"kind": "pretrain"})
+    damage(str(tmp_path / "c" / file), how)
+    with pytest.raises(DamagedError, match=f"^{tmp_path}/c/{file}: (missing|damaged)"):
+        read_checkpoint(str(tmp_path / "c"))

@@ -126,6 +126,14 @@ def test_resumed_training_equals_uninterrupted_training(frame_set, tmp_path):
         assert torch.equal(tensor, second[name]), name
 
 
+def test_a_run_that_ended_after_its_last_checkpoint_is_not_trained_further(frame_set, tmp_path):
+    settings = tiny_settings(frame_set)
+    outcome, recorder = train(settings, tmp_path / "whole")
+    again, nothing = train(settings, tmp_path / "again", resume=recorder.checkpoints[-1])
+    assert nothing.metrics == []
+    assert again == outcome
+
+
 def test_frozen_encoder_does_not_move(frame_set, tmp_path):
     settings = tiny_settings(frame_set, train_mode="frozen")
     _, recorder = train(settings, tmp_path)

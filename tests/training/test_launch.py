@@ -4,16 +4,21 @@ import os
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from pipeline.errors import DataError, EquihandError, TrainingError
 from pipeline.progress import SILENT
+from pipeline.storage import read_json
 from pipeline.tracking import TrackingSettings
-from pipeline.training.launch import RunSettings, WorkerSettings, train_on_workers
+from pipeline.training.checkpoints import read_trainer_state, save_checkpoint
+from pipeline.training.kept import Kept
+from pipeline.training.launch import RunSettings, WorkerSettings, train_on_workers, worker_checkpoints
+from tests.training.damage import damage
 
 
 def train(loop, tmp_path, tracking):
-    Path(tmp_path, "runs", "broken").mkdir(parents=True)
-    train_on_workers(
+    Path(tmp_path, "runs", "broken").mkdir(parents=True, exist_ok=True)
+    return train_on_workers(
         loop,
         {},
         settings=WorkerSettings(),
@@ -22,8 +27,6 @@ def train(loop, tmp_path, tracking):
         kind="pretrain",
         workers=WorkerSettings(max_failures=3),
         tracking=tracking,
-        num_to_keep=1,
-        score="score",
         total=1,
         unit="frames",
         progress=SILENT,
@@ -65,3 +68,62 @@ def test_without_mlflow_nothing_is_trained(ray_cluster, tmp_path, monkeypatch):
         train(loop, tmp_path, TrackingSettings(uri="http://127.0.0.1:1"))
     assert not (tmp_path / "runs/broken/ran").exists()
     assert not (tmp_path / "runs/broken/result.json").exists()
+
+
+def save_step(step):
+    def save(directory):
+        save_checkpoint(directory, nn.Linear(2, 2), {"step": step}, {"metrics": {"step": step, "score": -step}})
+
+    return save
+
+
+def going_on(config):
+    with worker_checkpoints(config, num_best=1, rank=0) as (resume, report):
+        assert resume is not None
+        step = read_trainer_state(resume)["step"]
+        report({"step": step + 1, "score": -step - 1.0}, save_step(step + 1))
+        return {"began_at": step}
+
+
+@pytest.mark.timeout(180)
+def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog, monkeypatch):
+    """The newest checkpoint is damaged, and so is the list that Ray Train kept of them. MLflow fails on the way."""
+    folder = tmp_path / "runs/broken"
+    kept = Kept(str(folder))
+    for step in (1, 2, 3):
+        kept.keep(save_step(step), {"step": step, "score": -step})
+    damage(str(folder / "checkpoint_000003/model.safetensors"), "one byte changed")
+    (folder / "checkpoint_manager_snapshot.json").write_bytes(b"")
+
+    def fails(run, status="FINISHED"):
+        raise OSError("database is locked")
+
+    monkeypatch.setattr("pipeline.tracking.Run.finish", fails)
+    tracking = TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    result = train(going_on, tmp_path, tracking)
+    assert result["began_at"] == 2
+    assert result["best_checkpoint"] == result["last_checkpoint"] == str(folder / "checkpoint_000003")
+    assert read_trainer_state(result["last_checkpoint"])["step"] == 3
+    said = [record.getMessage() for record in caplog.records if record.name == "equihand"]
+    assert any(text.startswith(f"{folder}/checkpoint_000003/model.safetensors: damaged") for text in said)
+    assert any(text.startswith(f"{folder}/checkpoint_manager_snapshot.json: not valid JSON") for text in said)
+    assert result["untracked"] == "MLflow failed: database is locked"
+    assert "untracked" not in read_json(str(folder / "result.json"))
+
+
+@pytest.mark.timeout(180)
+def test_a_run_without_a_whole_checkpoint_says_so_in_one_line(ray_cluster, tmp_path):
+    folder = tmp_path / "runs/broken"
+    kept = Kept(str(folder))
+    for step in (1, 2):
+        kept.keep(save_step(step), {"step": step, "score": -step})
+    damage(str(folder / "checkpoint_000001/trainer.pt"), "missing")
+    damage(str(folder / "checkpoint_000002/meta.json"), "cut off")
+    with pytest.raises(TrainingError) as caught:
+        train(going_on, tmp_path, TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "none of its checkpoints can be read" in message
+    assert f"{folder}/checkpoint_000001/trainer.pt: missing" in message
+    assert f"{folder}/checkpoint_000002/meta.json: damaged" in message
+    assert caught.value.exit_code == 1

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import os
@@ -13,17 +14,27 @@ from pipeline.frames.stream import Batch
 from pipeline.models.encoder import EncoderSettings
 from pipeline.tracking import Run
 from pipeline.training.checkpoints import read_checkpoint
+from pipeline.training.kept import Kept, OutOfTime
 from pipeline.training.launch import RunSettings, WorkerSettings, open_run
 from pipeline.training.optim import OptimiserSettings, build_optimiser
-from pipeline.training.pretrain import PretrainModel, PretrainSettings, ProjectionSettings, Steps, pretrain
+from pipeline.training.pretrain import (
+    PretrainModel,
+    PretrainSettings,
+    ProjectionSettings,
+    Steps,
+    check_recipe,
+    pretrain,
+    run_epochs,
+)
 from pipeline.views import ViewSettings
 from tests.tiny_sets import write_tiny_set
+from tests.training.damage import damage
 from tests.training.killing import wait_for_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def small(frame_set: str, **changes) -> PretrainSettings:
+def small(frame_set: str | list[dict], **changes) -> PretrainSettings:
     values = {
         "frame_set": frame_set,
         "epochs": 3,
@@ -89,6 +100,98 @@ def test_views_do_not_depend_on_what_ran_before():
     assert not torch.equal(seen[0][0], seen[0][1])
 
 
+def test_a_checkpoint_between_logs_has_figures_of_its_own():
+    """Similarities are of the step that is saved, not of the last one that was logged."""
+    frames = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for log_every in (1, 40):
+        _, steps = steps_for(small("unused", log_every=log_every, checkpoint={"every_steps": 3}))
+        for step in range(3):
+            steps.run(Batch(0, step, frames, {}), 0.0)
+        seen.append(steps.interval_metrics()[0])
+    names = ("positive_similarity", "negative_similarity")
+    assert [seen[0][name] for name in names] == [seen[1][name] for name in names]
+
+
+class Training:
+    """A pretraining in this process, and what it reported with its checkpoints."""
+
+    def __init__(self, settings: PretrainSettings, folder: Path, deadline: float | None = None) -> None:
+        self.kept = Kept(str(folder), deadline=deadline)
+        self.said: list[str] = []
+        self.steps: list[int] = []
+        self.checkpoints: list[dict] = []
+        sets = check_recipe(settings, 1)
+        resume = self.kept.resume(folder / "copies", self.said.append)
+        with contextlib.suppress(OutOfTime):
+            self.result = run_epochs(
+                settings,
+                sets,
+                torch.device("cpu"),
+                self.report,
+                folder=str(folder),
+                resume=resume,
+                notice=lambda frames, _: self.steps.append(frames // settings.batch_size),
+            )
+
+    def report(self, metrics, save) -> None:
+        if save is not None:
+            self.checkpoints.append(metrics)
+            self.kept.keep(save, metrics, last=metrics["step"] == 8)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Frames are read here instead of in Ray Data's tasks."""
+    monkeypatch.setattr(
+        "pipeline.frames.windows.read_items",
+        lambda items, reader, num_readers, window_bytes: ((item, reader.read(item)) for item in items),
+    )
+
+
+@pytest.mark.usefixtures("in_process")
+def test_going_on_before_a_damaged_checkpoint_ends_with_the_same_weights(tmp_path):
+    write_tiny_set(str(tmp_path / "set"), splits={"train": 64}, labelled=False)
+    settings = small(str(tmp_path / "set"), epochs=2, checkpoint={"every_steps": 3})
+    whole = Training(settings, tmp_path / "whole")
+    assert [metrics["step"] for metrics in whole.checkpoints] == [3, 4, 6, 8]
+    for _ in range(3):
+        Training(settings, tmp_path / "broken", deadline=1.0)
+    newest = tmp_path / "broken/checkpoint_000003"
+    assert json.loads((newest / "meta.json").read_text())["step"] == 6
+    damage(str(newest / "trainer.pt"), "one byte changed")
+    rest = Training(settings, tmp_path / "broken")
+    assert rest.said[0].startswith(f"{newest}/trainer.pt: damaged")
+    assert rest.steps == [5, 6, 7, 8]
+    first, second = (read_checkpoint(str(run.kept.newest))[0] for run in (whole, rest))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    # Once more, as if it had ended before it wrote its result: nothing is trained, and the figures are those of the end.
+    again = Training(settings, tmp_path / "broken")
+    assert (again.steps, again.checkpoints) == ([], [])
+    same = {
+        name: value for name, value in rest.result["metrics"].items() if not name.endswith(("_second", "_fraction"))
+    }
+    assert same.items() <= again.result["metrics"].items()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_checkpoint_is_not_scored_by_an_earlier_probe(tmp_path):
+    write_tiny_set(str(tmp_path / "set"), splits={"train": 64, "val": 16})
+    write_tiny_set(str(tmp_path / "other"), splits={"train": 64, "val": 16}, source="other")
+    probe = {"enabled": True, "every_epochs": 1, "num_train": 50, "num_test": 16}
+    sets = [{"uri": str(tmp_path / name), "weight": 1} for name in ("set", "other")]
+    settings = small(sets, epochs=1, checkpoint={"every_steps": 3, "keep": 1}, probe=probe)
+    run = Training(settings, tmp_path / "run")
+    scores = [metrics.get("score") for metrics in run.checkpoints]
+    assert scores == [None, None, run.checkpoints[-1]["probe_pa_epe_mm"]]
+    assert [metrics["step"] for metrics in run.checkpoints] == [3, 6, 8]
+    # Of several sets, the one that was probed is named.
+    assert run.result["probe_frame_set"] == str(tmp_path / "set")
+    assert read_checkpoint(str(run.kept.newest))[1]["probe_frame_set"] == str(tmp_path / "set")
+
+
 def test_bad_runs_are_refused_before_they_start(tmp_path):
     uri = str(tmp_path / "set")
     write_tiny_set(uri, splits={"train": 24}, labelled=False)
@@ -101,11 +204,21 @@ def test_bad_runs_are_refused_before_they_start(tmp_path):
         pretrain(small(uri, probe={"enabled": True}, run=run))
 
 
-def test_a_run_id_stands_for_its_settings(tmp_path):
+def test_a_run_id_stands_for_its_settings(tmp_path, caplog):
     run = RunSettings(storage=str(tmp_path), run_id="a")
     first = small("set", run=run)
     folder, result = open_run(first, run, "a")
     assert result is None
+    Path(folder, "result.json").write_text('{"run_id": ')
+    assert open_run(first, run, "a")[1] is None
+    assert "result.json: not valid JSON" in caplog.text
+    settings_file = Path(folder, "settings.yaml")
+    before = settings_file.read_text()
+    for damaged in ("", "epochs: [3", "words"):
+        settings_file.write_text(damaged)
+        open_run(first, run, "a")
+        assert settings_file.read_text() == before
+    assert "settings.yaml: damaged (it is empty); the settings given now" in caplog.text
     open_run(first.model_copy(update={"workers": WorkerSettings(num_workers=7)}), run, "a")
     with pytest.raises(SettingsError, match=r"run 'a' .* epochs = 3, now it is 4; use the same settings"):
         open_run(first.model_copy(update={"epochs": 4}), run, "a")
@@ -157,8 +270,8 @@ def test_two_workers_lose_one_and_finish(tmp_path):
     weights, meta = read_checkpoint(result["last_checkpoint"])
     assert (meta["kind"], meta["step"]) == ("pretrain", 240)
     assert "encoder.conv1.weight" in weights
-    # Three are kept, the newest always, and one may have been under way when the worker died.
-    assert 1 <= len(list((runs / "killed").glob("checkpoint_*/meta.json"))) <= 5
+    # The newest two, and the best three: those that were probed.
+    assert 3 <= len(list((runs / "killed").glob("checkpoint_*/meta.json"))) <= 5
     assert {path.name for path in (runs / "killed/pictures").iterdir()} == {"views.png", "neighbours.png"}
 
     history = Run(f"sqlite:///{tmp_path}/mlflow.db", result["mlflow_run_id"], "1").history()
