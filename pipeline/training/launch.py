@@ -260,9 +260,11 @@ def worker_checkpoints(
     with tempfile.TemporaryDirectory() as directory:
         # The first worker chooses, for all: what is damaged for one might be whole for another.
         resume = kept.resume(directory, config["board"].warn) if rank == 0 else None
-        chosen = broadcast_from_rank_zero(kept.newest)
+        chosen, metrics = broadcast_from_rank_zero((kept.newest, kept.history[-1:]))
         if rank > 0 and chosen is not None:
             resume = fetch(chosen, directory)
+        for each in metrics:  # a worker that is lost after it has saved a checkpoint has not reported its metrics
+            ray.train.report(each)
         yield resume, report
 
 

@@ -16,11 +16,7 @@ import errno, os, sys, time
 from pathlib import Path
 from jobs.runtime import run_job
 from pipeline.config import Settings
-<<<<<<< HEAD
-from pipeline.errors import DataError, StorageError
-=======
-from pipeline.errors import DataError, warn
->>>>>>> da6901d169d814cae14d49b13023cf26948869ba
+from pipeline.errors import DataError, StorageError, warn
 
 class Job(Settings):
     how: str = "well"
@@ -49,6 +45,7 @@ def run(settings, progress):
 
 run_job(Job, run, "jobs.x", "Help.", chatter_to={chatter})
 """
+FAULT_LINE = SCRIPT[: SCRIPT.index("no such key")].count("\n") + 1
 
 
 def job(tmp_path, *arguments: str, chatter: str = "None", **environment: str) -> subprocess.Popen[str]:
@@ -85,7 +82,7 @@ def test_exit_codes_and_one_line_errors(tmp_path, arguments, code, message):
         ("full", "error: /data/spill: no space left on the disk; free some, or choose another place", "OSError"),
         (
             "fault",
-            "error: unexpected KeyError in job.py, line 21: 'no such key'; this may be a fault of Equihand",
+            f"error: unexpected KeyError in job.py, line {FAULT_LINE}: 'no such key'; this may be a fault of Equihand",
             "in run",
         ),
     ],

@@ -183,6 +183,6 @@ def test_unusable_hands_are_counted():
     plan = CropPlan.for_model(VIEW, MARGIN, (9, 10))
     image = Image.new("RGB", (40, 30))
     keywords: dict[str, Any] = {"name": "a", "frame_index": 0, "timestamp_s": None, "camera": None, "focal_factor": 1.2}
-    for box in ((0, 0, 1, 1), (100, 100, 140, 140)):
+    for box in ((20, 20, 21, 21), (100, 100, 140, 140)):
         assert hand_row(image, Hand(0, "right", box), plan, rejects, **keywords) is None
     assert rejects.counts == {"bad_box": 1, "box_outside_image": 1}
