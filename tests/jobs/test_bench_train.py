@@ -8,7 +8,13 @@ from pipeline.models.encoder import EncoderSettings
 from pipeline.objectives.contrastive import nt_xent as ours
 
 TINY = BenchTrainJob(
-    encoder=EncoderSettings(width=8), view_size=32, image_size=40, batch_size=4, num_workers=1, seconds=0.05, job_frames=64
+    encoder=EncoderSettings(width=8),
+    view_size=32,
+    image_size=40,
+    batch_size=4,
+    num_workers=1,
+    seconds=0.05,
+    job_frames=64,
 )
 
 
