@@ -73,6 +73,7 @@ def card_json(data: CardData) -> dict[str, Any]:
         "hands": manifest.hands,
         "rejects": manifest.rejects,
         "reject_examples": manifest.reject_examples,
+        "notes": manifest.notes,
         "videos": {
             source: [group.model_dump(mode="json") for group in groups] for source, groups in manifest.videos.items()
         },

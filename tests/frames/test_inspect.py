@@ -263,10 +263,13 @@ def test_how_videos_are_shown_and_timed(tmp_path):
     uri = str(tmp_path / "frames")
     manifest = write_tiny_set(uri, splits={"train": 8})
     joined = groups[0].model_copy(update={"num_restarts": 1, "shown": "320 x 180"})
-    write_manifest(uri, manifest.model_copy(update={"videos": {"tiny": [joined, groups[1]]}}))
+    notes = {"tiny": ["s3://bucket/in: 2 files of other kinds were left out: 2 <b>.xmp"]}
+    write_manifest(uri, manifest.model_copy(update={"videos": {"tiny": [joined, groups[1]]}, "notes": notes}))
     found = inspect(InspectSettings(frame_set=uri, output=str(tmp_path / "card"), use_ray=False))
     assert found.card is not None
     assert found.card["videos"]["tiny"][1]["turn"] == "mirrored left to right"
+    assert found.card["notes"] == notes
+    assert "2 files of other kinds were left out: 2 &lt;b&gt;.xmp" in found.page
     for text in ("1 restart of the clock", "mirrored left to right", "decode times", "320 x 180", "1 of 1"):
         assert text in found.page
 
