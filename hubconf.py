@@ -16,7 +16,7 @@ def equihand_encoder(uri: str = "equihand-small") -> nn.Module:
 
     Takes uint8 (B, 3, H, W) RGB hand crops, gives features (B, F). `model.encoder` is the ResNet, under torchvision's names.
     """
-    from pipeline.models.programs import EncoderProgram
+    from pipeline.export.programs import EncoderProgram
     from pipeline.models.weights import load_encoder
 
     return EncoderProgram(load_encoder(uri)[0])
@@ -28,7 +28,7 @@ def equihand_pose(uri: str = "equihand-small") -> nn.Module:
     model(images, camera) with uint8 (B, 3, S, S) RGB crops of right hands, S = `model.view_size`, and the crops' cameras
     (B, 3, 3), gives joints_2d (B, 21, 2) in pixels of the crop and joints_3d (B, 21, 3) in metres.
     """
-    from pipeline.models.programs import PoseProgram
+    from pipeline.export.programs import PoseProgram
     from pipeline.models.weights import load_pose_model
 
     loaded = load_pose_model(uri)

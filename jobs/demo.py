@@ -25,8 +25,8 @@ from jobs.runtime import RaySettings, ray_session, run_job
 from jobs.terminal import TerminalProgress
 from pipeline.config import Settings
 from pipeline.errors import SettingsError
-from pipeline.evaluation.evaluate import EvaluateSettings, comparison_table, evaluate
-from pipeline.evaluation.report_data import Stage
+from pipeline.reports.evaluate import EvaluateSettings, comparison_table, evaluate
+from pipeline.reports.report_data import Stage
 from pipeline.storage import copy_to_local
 from pipeline.tracking import TrackingSettings
 

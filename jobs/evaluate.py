@@ -8,8 +8,8 @@ from typing import Any
 
 from jobs.runtime import run_job
 from jobs.terminal import TerminalProgress
-from pipeline.evaluation.evaluate import EvaluateSettings, comparison_table, evaluate, probe_table
 from pipeline.progress import SILENT, Progress
+from pipeline.reports.evaluate import EvaluateSettings, comparison_table, evaluate, probe_table
 
 
 class EvaluateJob(EvaluateSettings):

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.runtime import run_job
 from jobs.terminal import TerminalProgress
-from pipeline.models.export import ExportSettings, export
+from pipeline.export.export import ExportSettings, export
 from pipeline.progress import SILENT, Progress
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from jobs.runtime import run_job
 from jobs.terminal import TerminalProgress
-from pipeline.evaluation.freihand_run import FreiHandSettings, run_freihand
 from pipeline.evaluation.yardsticks import CONSTANT
 from pipeline.progress import SILENT, Progress
+from pipeline.reports.freihand_run import FreiHandSettings, run_freihand
 
 
 class FreiHandJob(FreiHandSettings):

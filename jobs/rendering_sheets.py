@@ -13,7 +13,7 @@ from pydantic import Field
 from jobs.runtime import run_job
 from pipeline import storage
 from pipeline.config import Settings
-from pipeline.evaluation.skeleton import skeleton_overlay
+from pipeline.drawing.skeleton import skeleton_overlay
 from pipeline.frames.synthetic.clip import ClipSettings, sample_clip
 from pipeline.frames.synthetic.render import render_clip
 from pipeline.progress import SILENT, Progress

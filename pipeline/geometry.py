@@ -28,6 +28,9 @@ BONE_NAMES: dict[str, tuple[str, str]] = {
     "wrist-index": ("wrist", "index_mcp"),  # the bone of PeCLR's open training code
 }
 
+DEFAULT_FOCAL_LENGTH = 388.9 / 224
+"""Focal length in view sides, taken when no camera is known: that of PeCLR's released model."""
+
 
 def at_least_float32(values: Tensor) -> Tensor:
     """The tensor itself if it is float32 or float64, otherwise its float32 copy."""
@@ -242,3 +245,10 @@ def procrustes_turn(pred: Tensor, target: Tensor, allow_reflection: bool = False
             flip = torch.cat([torch.ones_like(singular[..., :-1]), sign[..., None]], -1)
             u, singular = u * flip[..., None, :], singular * flip
         return (u @ vh).mT, singular.sum(-1)[..., None, None]
+
+
+def default_camera(batch_size: int, side: int, device: torch.device | None = None) -> Tensor:
+    """(B, 3, 3) camera of a `side` px view whose real camera is unknown: an ordinary lens, centred on the view."""
+    focal, centre = DEFAULT_FOCAL_LENGTH * side, side / 2
+    camera = torch.tensor([[focal, 0.0, centre], [0.0, focal, centre], [0.0, 0.0, 1.0]], device=device)
+    return camera.expand(batch_size, 3, 3)

@@ -90,11 +90,6 @@ class Run:
         ]
         _client(self.tracking_uri).log_batch(self.mlflow_run_id, metrics=rows)
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags on the run."""
-        for name, value in tags.items():
-            _client(self.tracking_uri).set_tag(self.mlflow_run_id, name, value)
-
     def log_bytes(self, name: str, data: bytes) -> None:
         """Store bytes as the artifact `name` (for example "pictures/views.png")."""
         with tempfile.TemporaryDirectory() as folder:
@@ -254,7 +249,7 @@ def save_model(
 ) -> None:
     """Write an MLflow model (python_function flavour, signature, input example) into a local folder.
 
-    code: Python file that the model runs (see models/mlflow_program.py). program: file that it loads. inputs, outputs: an
+    code: Python file that the model runs (see export/mlflow_program.py). program: file that it loads. inputs, outputs: an
     example batch by name; their first axis becomes the batch. requirements: pip packages, with versions.
     """
     import mlflow.pyfunc

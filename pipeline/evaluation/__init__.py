@@ -1,1 +1,1 @@
-"""Metrics, probes, pictures and reports."""
+"""Errors against ground truth, yardsticks beside them, and probes of frozen features."""

@@ -10,10 +10,9 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
-from pipeline.evaluation.charts import finger_dots, legend, line_chart, marker_legend
-from pipeline.evaluation.report import page_environment
-from pipeline.evaluation.report_data import Picture
-from pipeline.evaluation.svg import linear_axis, number
+from pipeline.drawing.charts import finger_dots, legend, line_chart, marker_legend
+from pipeline.drawing.page import Picture, page_environment
+from pipeline.drawing.svg import linear_axis, number
 from pipeline.frames.inspect_columns import Measures
 from pipeline.frames.inspect_distribution import Distribution, merged
 from pipeline.frames.inspect_sample import Sample

@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from pipeline import views as random_views
 from pipeline.config import Settings
+from pipeline.drawing import figures
+from pipeline.drawing.page import Picture
 from pipeline.errors import DataError
-from pipeline.evaluation import figures
-from pipeline.evaluation.report_data import Picture
 from pipeline.frames.card import CardData, build_card, card_json
 from pipeline.frames.inspect_columns import Measures, PairwiseSum, measure_shard
 from pipeline.frames.inspect_sample import Sample, draw_sample

@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from pipeline import geometry
 from pipeline.config import Settings
+from pipeline.geometry import default_camera
 from pipeline.hands import MIDDLE_MCP
 from pipeline.models.encoder import Encoder
 from pipeline.models.heads import LinearHead, SpatialHead
 
 DEFAULT_BONE_LENGTH_M = {"palm": 0.032, "wrist": 0.095}
 """Reference bone of an average adult hand, metres, for models that were not told their training set's mean."""
-
-DEFAULT_FOCAL_LENGTH = 388.9 / 224
-"""Focal length in view sides, taken when no camera is known: that of PeCLR's released model."""
 
 
 @dataclass(frozen=True)
@@ -174,10 +172,3 @@ class PoseModel(nn.Module):
         if bone_length is None:
             bone_length = self.mean_bone_length.expand(len(output.joints_3d))
         return self.from_rooted(output.joints_3d) * bone_length[:, None, None].to(output.joints_3d)
-
-
-def default_camera(batch_size: int, side: int, device: torch.device | None = None) -> Tensor:
-    """(B, 3, 3) camera of a `side` px view whose real camera is unknown: an ordinary lens, centred on the view."""
-    focal, centre = DEFAULT_FOCAL_LENGTH * side, side / 2
-    camera = torch.tensor([[focal, 0.0, centre], [0.0, focal, centre], [0.0, 0.0, 1.0]], device=device)
-    return camera.expand(batch_size, 3, 3)

@@ -19,12 +19,12 @@ from pipeline import storage
 from pipeline.errors import DamagedError, DataError, warn
 from pipeline.evaluation.yardsticks import Constant
 from pipeline.hands import NUM_JOINTS, reorder
+from pipeline.models.checkpoints import CHECKSUMS, META, read_checkpoint
 from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
+from pipeline.models.kept import read_best
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.projection import ProjectionHead
 from pipeline.models.shipped import model_uri
-from pipeline.training.checkpoints import CHECKSUMS, META, read_checkpoint
-from pipeline.training.kept import read_best
 from pipeline.views import VIEW_MARGIN
 
 StateDict = dict[str, Tensor]

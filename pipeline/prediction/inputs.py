@@ -18,7 +18,7 @@ from pipeline.frames.sources.boxed_images import BoxedImages
 from pipeline.frames.sources.images import read_images
 from pipeline.frames.stream import decode_frames
 from pipeline.frames.track import TrackSettings
-from pipeline.models.pose import default_camera
+from pipeline.geometry import default_camera
 from pipeline.prediction.cameras import FOCAL_FACTOR, Cameras
 from pipeline.prediction.hands import CropPlan, Row, bone_length, camera_of_source, hand_row
 from pipeline.storage import absolute, is_file, join, preflight, resolve

@@ -8,8 +8,8 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pipeline.drawing.skeleton import draw_skeleton
 from pipeline.errors import DataError
-from pipeline.evaluation.skeleton import draw_skeleton
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import Unit
 from pipeline.frames.sources.images import read_images

@@ -4,7 +4,7 @@ A trial is the single-process `finetune` inside Tune's own actor, with the frame
 nested Ray Train, so that a trial starts in a second or two.
 
     <storage>/<run_id>/tune/            Tune's state
-    <storage>/<run_id>/trials/ID/       a trial's checkpoints (see training/kept.py), and its values
+    <storage>/<run_id>/trials/ID/       a trial's checkpoints (see models/kept.py), and its values
     <storage>/<run_id>/best/            checkpoint of the best trial at its best epoch
     <storage>/<run_id>/result.json
 
@@ -24,7 +24,10 @@ from pydantic import Field
 
 from pipeline.config import Settings
 from pipeline.errors import DamagedError, DataError, MissingError, SettingsError, TrainingError, warn
+from pipeline.frames.labelled import LabelSelection, load_labelled
 from pipeline.frames.manifest import Manifest
+from pipeline.models.checkpoints import SaveCheckpoint
+from pipeline.models.kept import Kept, checkpoints_in, read_best, read_history
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
 from pipeline.search.monitor import SearchMonitor
@@ -42,7 +45,6 @@ from pipeline.storage import (
     write_json,
 )
 from pipeline.tracking import TrackingSettings, ending, start_run, with_untracked
-from pipeline.training.checkpoints import SaveCheckpoint
 from pipeline.training.finetune import (
     FinetuneSettings,
     check_settings,
@@ -51,8 +53,6 @@ from pipeline.training.finetune import (
     load_validation,
     with_epochs,
 )
-from pipeline.training.kept import Kept, checkpoints_in, read_best, read_history
-from pipeline.training.labelled import LabelSelection, load_labelled
 from pipeline.training.launch import BackgroundCall, RunSettings, new_run_id, open_run
 
 _VALUES = "values.json"

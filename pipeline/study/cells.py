@@ -17,20 +17,20 @@ from pipeline import hands
 from pipeline.errors import TrainingError, warn
 from pipeline.evaluation.frozen import encode
 from pipeline.evaluation.metrics import MM, joint_errors
-from pipeline.evaluation.predict import predict
 from pipeline.evaluation.probes import fit_ridge
 from pipeline.evaluation.yardsticks import random_poses
+from pipeline.frames.labelled import LabelledFrames, load_labelled, select_labels
 from pipeline.frames.manifest import read_manifest
 from pipeline.geometry import procrustes_align
+from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.encoder import build_encoder
+from pipeline.models.kept import Kept, OutOfTime, read_best
+from pipeline.models.predict import predict
 from pipeline.models.weights import load_encoder, load_pose_model
 from pipeline.storage import delete, join, write_json
 from pipeline.study.grid import for_labels
 from pipeline.training import finetune, pretrain
-from pipeline.training.checkpoints import SaveCheckpoint
 from pipeline.training.finetune import FinetuneSettings
-from pipeline.training.kept import Kept, OutOfTime, read_best
-from pipeline.training.labelled import LabelledFrames, load_labelled, select_labels
 from pipeline.training.pretrain import PretrainRecipe
 from pipeline.views import ViewSettings
 

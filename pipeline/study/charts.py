@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.evaluation.charts import legend, line_chart
-from pipeline.evaluation.svg import Axis, Points, close_log_axis, number
+from pipeline.drawing.charts import legend, line_chart
+from pipeline.drawing.svg import Axis, Points, close_log_axis, number
 from pipeline.evaluation.yardsticks import CONSTANT, RANDOM
 from pipeline.study.results import METRIC_NAMES, Metric, Results, Row
 from pipeline.study.settings import SCRATCH

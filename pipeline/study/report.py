@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluation.charts import difference_chart
-from pipeline.evaluation.report import duration, page_environment
+from pipeline.drawing.charts import difference_chart
+from pipeline.drawing.page import duration, page_environment
 from pipeline.evaluation.yardsticks import CONSTANT, RANDOM
 from pipeline.storage import join, write_bytes
 from pipeline.study.charts import Panel, panels

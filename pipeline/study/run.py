@@ -17,12 +17,13 @@ from typing import Any
 
 from pipeline.config import to_yaml
 from pipeline.errors import DataError, SettingsError, TrainingError, UnfinishedError
-from pipeline.evaluation.run_report import environment
+from pipeline.frames.labelled import LabelSettings, read_poses, select_labels
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.mine import MineSettings, mine
 from pipeline.frames.mixing import FrameSet, FrameSetShare, open_frame_sets, uris_of
 from pipeline.models.weights import load_encoder
 from pipeline.progress import SILENT, Progress
+from pipeline.reports.run_report import environment
 from pipeline.storage import absolute, join, list_files, preflight, read_bytes, read_json, write_bytes
 from pipeline.study.findings import Finding
 from pipeline.study.grid import Arm, Cell, arm_recipe, for_frames, identity
@@ -34,7 +35,6 @@ from pipeline.study.settings import StudySettings
 from pipeline.study.subsets import write_subset
 from pipeline.tracking import ending, start_run
 from pipeline.training.board import progress_board
-from pipeline.training.labelled import LabelSettings, read_poses, select_labels
 from pipeline.training.launch import new_run_id
 from pipeline.training.pretrain import PretrainRecipe, check_recipe
 

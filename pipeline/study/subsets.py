@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.frames.buckets import write_row_groups
+from pipeline.frames.labelled import clip_place
 from pipeline.frames.manifest import (
     IngestRecord,
     Manifest,
@@ -20,7 +21,6 @@ from pipeline.frames.manifest import (
 )
 from pipeline.frames.schema import SCHEMA
 from pipeline.storage import join, resolve
-from pipeline.training.labelled import clip_place
 
 
 def nested_clips(uri: str, manifest: Manifest, split: str, share: float, seed: int) -> frozenset[str]:

@@ -21,16 +21,8 @@ from pipeline.config import Settings
 from pipeline.errors import DataError, SettingsError, TrainingError
 from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
 from pipeline.evaluation.metrics import pose_metrics
-from pipeline.evaluation.predict import bone_lengths, predict
 from pipeline.evaluation.yardsticks import Constant, skills
-from pipeline.frames.manifest import Manifest, read_manifest
-from pipeline.geometry import project, transform_camera
-from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
-from pipeline.models.pose import PoseModel, PoseSettings
-from pipeline.models.weights import load_encoder, load_pose_model, read_meta
-from pipeline.training.checkpoints import META, SaveCheckpoint, read_part, read_trainer_state, save_checkpoint
-from pipeline.training.distributed import bf16_pays, gather_values, share_buffers
-from pipeline.training.labelled import (
+from pipeline.frames.labelled import (
     LabelledFrames,
     LabelSelection,
     LabelSettings,
@@ -41,6 +33,14 @@ from pipeline.training.labelled import (
     select_labels,
     stream_forever,
 )
+from pipeline.frames.manifest import Manifest, read_manifest
+from pipeline.geometry import project, transform_camera
+from pipeline.models.checkpoints import META, SaveCheckpoint, read_part, read_trainer_state, save_checkpoint
+from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
+from pipeline.models.pose import PoseModel, PoseSettings
+from pipeline.models.predict import bone_lengths, predict
+from pipeline.models.weights import load_encoder, load_pose_model, read_meta
+from pipeline.training.distributed import bf16_pays, gather_values, share_buffers
 from pipeline.training.optim import (
     OptimiserSettings,
     build_optimiser,

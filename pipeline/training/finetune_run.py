@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import TrainingError
+from pipeline.frames.labelled import LabelSelection
 from pipeline.frames.manifest import Manifest
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
@@ -19,7 +20,6 @@ from pipeline.training.finetune import (
     with_epochs,
     worker_data,
 )
-from pipeline.training.labelled import LabelSelection
 from pipeline.training.launch import (
     RunSettings,
     WorkerSettings,

@@ -24,12 +24,12 @@ from pydantic import Field
 
 from pipeline.config import Settings, flatten, flatten_values, to_yaml
 from pipeline.errors import DamagedError, DataError, EquihandError, SettingsError, TrainingError, warn
+from pipeline.models.checkpoints import SaveCheckpoint
+from pipeline.models.kept import Kept, checkpoints_in, fetch, read_best
 from pipeline.progress import Progress
 from pipeline.storage import absolute, delete, exists, join, preflight, read_bytes, read_json, write_bytes, write_json
 from pipeline.tracking import Delivery, Run, TrackingSettings, ending, start_run, with_untracked
 from pipeline.training.board import BoardHandle, progress_board
-from pipeline.training.checkpoints import SaveCheckpoint
-from pipeline.training.kept import Kept, checkpoints_in, fetch, read_best
 
 
 class WorkerSettings(Settings):

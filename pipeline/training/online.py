@@ -108,14 +108,14 @@ def _load(uri: str, split: str, limit: int, manifest: Manifest | None = None) ->
 
 def view_pairs_picture(first: Tensor, second: Tensor) -> bytes:
     """PNG of pairs of views as the network saw them. first, second: (N, 3, S, S), normalised."""
-    from pipeline.evaluation.figures import view_pairs
+    from pipeline.drawing.figures import view_pairs
 
     return view_pairs(denormalise(first.cpu()), denormalise(second.cpu()))
 
 
 def _neighbours_picture(features: Tensor, frames: Tensor) -> bytes:
     """PNG: frames and their nearest neighbours among the other frames, by cosine similarity of features."""
-    from pipeline.evaluation.figures import neighbours
+    from pipeline.drawing.figures import neighbours
 
     queries = torch.linspace(0, len(frames) - 1, _NUM_QUERIES).round().long().unique()
     found = nearest_neighbours(features, features[queries], _NUM_NEIGHBOURS + 1)

@@ -31,6 +31,7 @@ from pipeline.frames.mixing import (
 )
 from pipeline.frames.pairs import read_pairs_info
 from pipeline.frames.stream import Batch, steps_per_epoch, stream_batches
+from pipeline.models.checkpoints import META, SaveCheckpoint, read_part, read_trainer_state, save_checkpoint
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 from pipeline.models.weights import load_encoder
@@ -38,7 +39,6 @@ from pipeline.objectives import ObjectiveSettings, similarity_stats
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import join, preflight, write_bytes
 from pipeline.tracking import TrackingSettings
-from pipeline.training.checkpoints import META, SaveCheckpoint, read_part, read_trainer_state, save_checkpoint
 from pipeline.training.contrast import Pairs, columns_for, make_pairs, step_loss
 from pipeline.training.distributed import bf16_pays, gather_values
 from pipeline.training.grad_cache import backward

@@ -14,10 +14,10 @@ import yaml
 from jobs.study import StudyJob
 from pipeline.config import load
 from pipeline.errors import SettingsError
+from pipeline.models.kept import read_history
 from pipeline.study.grid import cells_of
 from pipeline.study.plan import minutes, works_of
 from pipeline.study.results import Results
-from pipeline.training.kept import read_history
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted(StudyJob.presets)

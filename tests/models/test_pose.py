@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.geometry import transform_camera
+from pipeline.geometry import default_camera, transform_camera
 from pipeline.hands import reorder
 from pipeline.models.encoder import EncoderSettings, build_encoder
-from pipeline.models.pose import PoseModel, PoseSettings, default_camera
+from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.weights import released_refinement
 from tests.conftest import golden
 

@@ -7,14 +7,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.errors import DataError
-from pipeline.geometry import rays
+from pipeline.geometry import default_camera, rays
 from pipeline.hands import NUM_JOINTS, reorder
+from pipeline.models.checkpoints import save_checkpoint
 from pipeline.models.encoder import EncoderSettings, build_encoder
-from pipeline.models.pose import PoseModel, PoseSettings, RootRefinement, default_camera
+from pipeline.models.pose import PoseModel, PoseSettings, RootRefinement
 from pipeline.models.projection import ProjectionHead
 from pipeline.models.weights import load_encoder, load_pose_model
 from pipeline.storage import write_json
-from pipeline.training.checkpoints import save_checkpoint
 from tests.training.damage import DAMAGES, damage
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))

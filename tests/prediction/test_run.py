@@ -18,6 +18,7 @@ from pipeline.errors import DataError, SettingsError
 from pipeline.frames.detect import DetectorSettings, shared_detector
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.rejects import Rejects
+from pipeline.models.checkpoints import save_checkpoint
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.weights import LoadedPoseModel
@@ -27,7 +28,6 @@ from pipeline.prediction.overlay import draw_hands, write_video_overlay
 from pipeline.prediction.run import PoseActor, PredictSettings, ReadPieces, finish_piece, notes, prepare, row_from_json
 from pipeline.prediction.table import SCHEMA
 from pipeline.storage import join, read_bytes, read_json, write_json
-from pipeline.training.checkpoints import save_checkpoint
 from tests.conftest import real_data
 from tests.frames.clips import CAMERA, FPS, HEIGHT, WIDTH, write_clip, write_images
 from tests.tiny_sets import write_tiny_set

@@ -6,11 +6,11 @@ import pickle
 import pytest
 
 from pipeline.errors import SettingsError
+from pipeline.models.kept import checkpoints_in
 from pipeline.models.weights import load_pose_model
 from pipeline.search.campaign import SearchSettings, _damage, concurrent_trials, run_search
 from pipeline.storage import delete, exists, join, list_files, read_json
 from pipeline.tracking import TrackingSettings
-from pipeline.training.kept import checkpoints_in
 from tests.tiny_sets import write_tiny_set
 from tests.training.damage import damage
 

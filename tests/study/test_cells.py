@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import merged
+from pipeline.frames.labelled import load_labelled, select_labels
 from pipeline.frames.manifest import read_manifest
 from pipeline.study.cells import Place, finetune_cell, pretrain_cell
 from pipeline.training.finetune import FinetuneSettings
-from pipeline.training.labelled import load_labelled, select_labels
 from pipeline.training.pretrain import PretrainRecipe
 from tests.tiny_sets import write_tiny_set
 

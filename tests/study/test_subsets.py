@@ -5,12 +5,12 @@ from itertools import pairwise
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.frames.labelled import LabelSettings, select_labels
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.schema import SCHEMA
 from pipeline.frames.stream import load_frames
 from pipeline.frames.verify import verify
 from pipeline.study.subsets import nested_clips, write_subset
-from pipeline.training.labelled import LabelSettings, select_labels
 from tests.tiny_sets import write_tiny_set
 
 

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import DataError, SettingsError, TrainingError
 from pipeline.evaluation.yardsticks import Constant
+from pipeline.frames.labelled import load_labelled, read_joints_2d
 from pipeline.frames.manifest import read_manifest
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
@@ -29,7 +30,6 @@ from pipeline.training.finetune import (
     with_epochs,
     worker_data,
 )
-from pipeline.training.labelled import load_labelled, read_joints_2d
 from pipeline.training.pose_loss import PoseLossSettings, pose_losses
 from tests.tiny_sets import write_tiny_set
 from tests.training.gloo import process_group

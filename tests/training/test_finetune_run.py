@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.models.checkpoints import read_trainer_state
 from pipeline.models.weights import load_pose_model
 from pipeline.tracking import Run
-from pipeline.training.checkpoints import read_trainer_state
 from tests.tiny_sets import write_tiny_set
 from tests.training.killing import wait_for_worker
 

@@ -11,10 +11,10 @@ import torch
 
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.stream import Batch
+from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.encoder import EncoderSettings
+from pipeline.models.kept import Kept, OutOfTime
 from pipeline.tracking import Run
-from pipeline.training.checkpoints import read_checkpoint
-from pipeline.training.kept import Kept, OutOfTime
 from pipeline.training.launch import RunSettings, WorkerSettings, open_run
 from pipeline.training.optim import OptimiserSettings, build_optimiser
 from pipeline.training.pretrain import (

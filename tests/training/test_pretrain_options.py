@@ -6,10 +6,10 @@ import torch
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.mine import MineSettings, mine
 from pipeline.frames.stream import Batch, load_frames
+from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 from pipeline.tracking import Run, TrackingSettings
-from pipeline.training.checkpoints import read_checkpoint
 from pipeline.training.launch import RunSettings, WorkerSettings
 from pipeline.training.optim import OptimiserSettings, build_optimiser
 from pipeline.training.pretrain import PretrainSettings, Steps, pretrain

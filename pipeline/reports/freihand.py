@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.evaluation.answers import beside_constant, frame_errors_mm
 from pipeline.evaluation.metrics import curve_area, freihand_thresholds, joint_errors, pck_curve, pose_metrics
-from pipeline.evaluation.verdict import compare
 from pipeline.evaluation.yardsticks import CONSTANT, Constant
 from pipeline.geometry import procrustes_align
 from pipeline.hands import NUM_JOINTS
+from pipeline.reports.answers import beside_constant, frame_errors_mm
+from pipeline.reports.verdict import compare
 from pipeline.storage import exists, join, read_bytes, read_json, write_bytes
 from pipeline.text_files import parse_json
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.evaluation import figures
-from pipeline.evaluation.report import build_report, duration
-from pipeline.evaluation.report_data import (
+from pipeline.drawing import figures
+from pipeline.drawing.svg import linear_axis, log_axis, number
+from pipeline.reports.report import build_report, duration
+from pipeline.reports.report_data import (
     Curve,
     Environment,
     FrameSet,
@@ -27,8 +28,7 @@ from pipeline.evaluation.report_data import (
     Trial,
     Views,
 )
-from pipeline.evaluation.svg import linear_axis, log_axis, number
-from pipeline.evaluation.verdict import Comparison, Verdict, compare
+from pipeline.reports.verdict import Comparison, Verdict, compare
 
 EVIL = '<script>alert("x")</script>&\''
 _VOID = {"meta", "img", "br", "hr", "link", "input"}

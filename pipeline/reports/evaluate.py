@@ -11,8 +11,19 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Settings
+from pipeline.drawing.figures import Case, overlays, pick_cases
 from pipeline.errors import SettingsError
-from pipeline.evaluation.answers import (
+from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
+from pipeline.evaluation.metric_names import PROBE_METRICS, metric_name
+from pipeline.evaluation.metrics import MM, Protocol, pose_metrics
+from pipeline.evaluation.yardsticks import CONSTANT, RANDOM, Constant
+from pipeline.frames.labelled import LabelledFrames, load_labelled, read_joints_2d, read_poses
+from pipeline.frames.manifest import Manifest, read_manifest
+from pipeline.geometry import project
+from pipeline.models.predict import Predictions, bone_lengths, predict
+from pipeline.models.weights import LoadedPoseModel, load_pose_model
+from pipeline.progress import SILENT, Progress
+from pipeline.reports.answers import (
     TABLE_METRICS,
     TABLE_METRICS_2D,
     Answers,
@@ -24,24 +35,13 @@ from pipeline.evaluation.answers import (
     random_answers,
     with_image,
 )
-from pipeline.evaluation.figures import Case, overlays, pick_cases
-from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
-from pipeline.evaluation.metric_names import PROBE_METRICS, metric_name
-from pipeline.evaluation.metrics import MM, Protocol, pose_metrics
-from pipeline.evaluation.model_probes import ModelProbes, ModelProbeSettings, wanted
-from pipeline.evaluation.predict import Predictions, bone_lengths, predict
-from pipeline.evaluation.report import build_report
-from pipeline.evaluation.report_data import Overlays, Picture, ReportData, Results, Stage
-from pipeline.evaluation.run_report import finished_runs, gather_report
-from pipeline.evaluation.verdict import Comparison, Verdict, compare
-from pipeline.evaluation.yardsticks import CONSTANT, RANDOM, Constant
-from pipeline.frames.manifest import Manifest, read_manifest
-from pipeline.geometry import project
-from pipeline.models.weights import LoadedPoseModel, load_pose_model
-from pipeline.progress import SILENT, Progress
+from pipeline.reports.model_probes import ModelProbes, ModelProbeSettings, wanted
+from pipeline.reports.report import build_report
+from pipeline.reports.report_data import Overlays, Picture, ReportData, Results, Stage
+from pipeline.reports.run_report import finished_runs, gather_report
+from pipeline.reports.verdict import Comparison, Verdict, compare
 from pipeline.storage import join, preflight, write_bytes, write_json
 from pipeline.tracking import Delivery, Run, TrackingSettings, ending, start_run, with_untracked
-from pipeline.training.labelled import LabelledFrames, load_labelled, read_joints_2d, read_poses
 from pipeline.training.launch import new_run_id
 
 

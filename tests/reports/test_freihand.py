@@ -13,14 +13,14 @@ from rich.console import Console
 from jobs.freihand import FreiHandJob, run
 from jobs.terminal import TerminalProgress
 from pipeline.errors import DataError, SettingsError
-from pipeline.evaluation.freihand import f_scores, mesh_scores, read_predictions, score, write_predictions
-from pipeline.evaluation.freihand_run import FreiHandSettings, predict_evaluation
 from pipeline.evaluation.metrics import pose_metrics
 from pipeline.evaluation.yardsticks import Constant
+from pipeline.models.checkpoints import save_checkpoint
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseOutput, PoseSettings
 from pipeline.models.weights import LoadedPoseModel
-from pipeline.training.checkpoints import save_checkpoint
+from pipeline.reports.freihand import f_scores, mesh_scores, read_predictions, score, write_predictions
+from pipeline.reports.freihand_run import FreiHandSettings, predict_evaluation
 from tests.conftest import golden
 
 SIZE = 224

@@ -12,9 +12,11 @@ import torch
 import yaml
 
 from pipeline import __version__
+from pipeline.drawing.figures import contact_sheet
 from pipeline.errors import DataError
-from pipeline.evaluation.figures import contact_sheet
-from pipeline.evaluation.report_data import (
+from pipeline.frames.manifest import read_manifest
+from pipeline.frames.stream import load_frames
+from pipeline.reports.report_data import (
     Environment,
     FrameSet,
     Picture,
@@ -26,9 +28,7 @@ from pipeline.evaluation.report_data import (
     Trial,
     Views,
 )
-from pipeline.evaluation.verdict import Verdict
-from pipeline.frames.manifest import read_manifest
-from pipeline.frames.stream import load_frames
+from pipeline.reports.verdict import Verdict
 from pipeline.storage import exists, join, read_bytes, read_json
 from pipeline.tracking import Delivery, TrackingSettings, existing_run
 

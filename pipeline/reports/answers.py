@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics, mean_joints_2d
 from pipeline.evaluation.metrics import MM, Protocol, joint_errors, pose_metrics
-from pipeline.evaluation.report_data import Curve, ModelResult
 from pipeline.evaluation.yardsticks import CONSTANT, RANDOM, Constant, random_poses, skill, skills
 from pipeline.geometry import procrustes_align
+from pipeline.reports.report_data import Curve, ModelResult
 
 TABLE_METRICS = (
     "pa_epe_mm",

@@ -4,35 +4,30 @@ The page asks nothing of the network (a content security policy inside it forbid
 light or dark theme, and works from disk, on a phone and on paper.
 """
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import jinja2
 from markupsafe import Markup
 
-from pipeline.evaluation.charts import difference_chart, finger_dots, legend, line_chart, marker_legend
-from pipeline.evaluation.curves import group_curves, moving_average
-from pipeline.evaluation.hand_drawings import hand_errors, hand_mark
+from pipeline.drawing.charts import difference_chart, finger_dots, legend, line_chart, marker_legend
+from pipeline.drawing.curves import group_curves, moving_average
+from pipeline.drawing.hand_drawings import hand_errors, hand_mark
+from pipeline.drawing.page import duration, page_environment
+from pipeline.drawing.parallel import ParallelLine, parallel_coordinates
+from pipeline.drawing.svg import linear_axis, number
 from pipeline.evaluation.metric_names import METRICS, PROBE_METRICS, MetricName, metric_name
-from pipeline.evaluation.parallel import ParallelLine, parallel_coordinates
-from pipeline.evaluation.report_data import Curve, ModelResult, Picture, Pretraining, ReportData, Results, Search, Trial
-from pipeline.evaluation.svg import linear_axis, number
-from pipeline.evaluation.verdict import Verdict
 from pipeline.frames.schema import SPLITS
 from pipeline.hands import FINGER_JOINTS, NUM_JOINTS, WRIST
-
-_WEBP_QUALITY = 90
+from pipeline.reports.report_data import Curve, ModelResult, Pretraining, ReportData, Results, Search, Trial
+from pipeline.reports.verdict import Verdict
 
 
 def build_report(data: ReportData) -> str:
     """The report as an HTML page. Names, paths and reasons in the data are shown as text, whatever they contain."""
-    environment = page_environment()
+    environment = page_environment(Path(__file__).parent)
     environment.filters.update(
         duration=duration,
         splits=lambda counts: sorted({split for by_split in counts.values() for split in by_split}, key=_split_place),
@@ -48,45 +43,6 @@ def build_report(data: ReportData) -> str:
         results=_results_view(data.results) if data.results and data.results.models else None,
         probes=_probe_view(data.results.probes) if data.results and data.results.probes else None,
     )
-
-
-def page_environment(*folders: Path) -> jinja2.Environment:
-    """Templates of this folder and of `folders`, with what every page of the project shares: stylesheet, script, macros."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=number,
-        moment=_moment,
-        data_uri=_data_uri,
-        size=_picture_size,
-        sum_values=lambda counts: sum(counts.values()),
-    )
-    return environment
-
-
-def duration(seconds: float) -> str:
-    """Such as "8.3 s", "42 s", "3 min 05 s", "2 h 10 min"."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _moment(text: str) -> str:
-    """An ISO 8601 time for people, in UTC; anything else as it is."""
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        return text
-    utc = time if time.tzinfo is None else time.astimezone(UTC)
-    return f"{utc.day} {utc:%B %Y, %H:%M} UTC"
 
 
 def _differences(verdict: Verdict) -> Markup | None:
@@ -341,20 +297,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
     return number(value)
-
-
-def _data_uri(picture: Picture) -> str:
-    """The picture inside the page: as WebP where that is smaller, which for photographs it is by far."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(picture.png)) as image:
-        image.save(buffer, "WEBP", quality=_WEBP_QUALITY, method=4)
-    webp = buffer.getvalue()
-    kind, content = ("webp", webp) if len(webp) < len(picture.png) else ("png", picture.png)
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _picture_size(picture: Picture) -> tuple[int, int]:
-    """Width and height in pixels, so that the page does not jump while it loads."""
-    return int.from_bytes(picture.png[16:20]), int.from_bytes(picture.png[20:24])

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.evaluation.metric_names import METRICS
+from pipeline.export.lineage import StageRecord
 from pipeline.models.encoder import EncoderSettings
-from pipeline.models.lineage import StageRecord
 
 _TITLES = {
     "pose": "Fine-tuning (3D hand pose)",

@@ -1,13 +1,12 @@
-"""Pictures of a run as PNG bytes: view pairs, nearest neighbours, contact sheets, skeletons, curves.
+"""Pictures of a run as PNG bytes: view pairs, nearest neighbours, contact sheets, skeletons.
 
 Pictures of frames are made with Pillow, on a transparent ground, so that they look right on a light and on a dark page.
 Frames are uint8, (N, 3, S, S), RGB, as torch tensors on the CPU or as NumPy arrays. Joints are in pixels of their frame
-(continuous coordinates: the centre of pixel i is i + 0.5) and in FreiHAND order. The charts need matplotlib, which is
-imported only when one is drawn.
+(continuous coordinates: the centre of pixel i is i + 0.5) and in FreiHAND order.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.evaluation.curves import CURVE_GROUPS, CurveGroup, group_curves, moving_average
-from pipeline.evaluation.skeleton import side_view, skeleton_overlay, to_picture
+from pipeline.drawing.skeleton import side_view, skeleton_overlay, to_picture
 
 Frames = Any
 """(N, 3, S, S) uint8, RGB: a torch tensor on the CPU or a NumPy array."""
 
 _GAP = 3
 _CHIP = (16, 18, 22, 190)
-_SERIES_COLOURS = ("#0f766e", "#c2570c", "#4f46b8", "#b4236b", "#6b7a12", "#5d6670")
 
 
 def view_pairs(views_1: Frames, views_2: Frames, max_pairs: int = 24, pairs_per_row: int = 4) -> bytes:
@@ -115,43 +112,6 @@ def overlays(cases: Sequence[Case], columns: int = 6, tile: int = 224) -> bytes:
     return _png(_grid(pictures, columns=columns, gap=2 * _GAP))
 
 
-def curves(history: Mapping[str, Sequence[tuple[float, float]]], groups: Sequence[CurveGroup] = CURVE_GROUPS) -> bytes:
-    """The training curves of a run, one small chart a group. history: {metric: [(step, value), ...]}."""
-    charts = group_curves(history, groups)
-    columns = min(3, max(1, len(charts)))
-    rows = max(1, -(-len(charts) // columns))
-    figure, axes = _new_figure(rows, columns)
-    for axis, chart in zip(axes, charts, strict=False):
-        for number, (name, points) in enumerate(chart.series.items()):
-            colour = _SERIES_COLOURS[number % len(_SERIES_COLOURS)]
-            steps, values = zip(*points, strict=True)
-            smooth = moving_average(points) if chart.smooth else points
-            if smooth is not points:
-                axis.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
-            axis.plot(*zip(*smooth, strict=True), color=colour, linewidth=1.6, label=name)
-        axis.set_title(chart.title + (f" ({chart.unit})" if chart.unit else ""), loc="left", fontsize=10)
-        axis.set_xlabel("step", fontsize=8)
-        if len(chart.series) > 1:
-            axis.legend(frameon=False, fontsize=8)
-    for axis in axes[len(charts) :]:
-        axis.set_axis_off()
-    return _figure_png(figure)
-
-
-def pck(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str = "PCK") -> bytes:
-    """Share of correct joints over the error threshold. curves: {model: (thresholds in mm, shares from 0 to 1)}."""
-    figure, (axis,) = _new_figure(1, 1, width=5.5, height=3.8)
-    for number, (name, (thresholds, shares)) in enumerate(curves.items()):
-        axis.plot(
-            thresholds, np.asarray(shares) * 100, color=_SERIES_COLOURS[number % len(_SERIES_COLOURS)], label=name
-        )
-    axis.set(xlabel="threshold (mm)", ylabel="correct joints (%)", ylim=(0, 100))
-    axis.set_title(title, loc="left", fontsize=10)
-    if curves:
-        axis.legend(frameon=False, fontsize=8, loc="lower right")
-    return _figure_png(figure)
-
-
 def _tiles(frames: Frames, side: int | None = None) -> list[npt.NDArray[np.uint8]]:
     """Frames as (side, side, 4) pictures; at their own size where no side is given."""
     pictures = [to_picture(frame).convert("RGBA") for frame in np.asarray(frames)]
@@ -190,25 +150,4 @@ def _label(picture: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.uint8]:
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=False)
-    return buffer.getvalue()
-
-
-def _new_figure(rows: int, columns: int, width: float = 3.6, height: float = 2.5) -> tuple[Any, list[Any]]:
-    # The object interface: pyplot keeps global state and may ask for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(columns * width, rows * height), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.tick_params(labelsize=8)
-    return figure, axes
-
-
-def _figure_png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -7,8 +7,8 @@ from typing import TypeGuard
 
 from markupsafe import Markup
 
-from pipeline.evaluation import svg
-from pipeline.evaluation.svg import Axis, linear_axis, log_axis
+from pipeline.drawing import svg
+from pipeline.drawing.svg import Axis, linear_axis, log_axis
 
 Value = float | str | bool | None
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipeline.evaluation import svg
-from pipeline.evaluation.curves import moving_average, thin
-from pipeline.evaluation.svg import Axis, Points, linear_axis, number
+from pipeline.drawing import svg
+from pipeline.drawing.curves import moving_average, thin
+from pipeline.drawing.svg import Axis, Points, linear_axis, number
 from pipeline.hands import FINGER_COLOURS, WRIST_COLOUR
 
 _MARGIN_TOP, _MARGIN_RIGHT, _MARGIN_BOTTOM, _MARGIN_LEFT = 12, 14, 34, 46

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.evaluation import figures
-from pipeline.evaluation.curves import CURVE_GROUPS, group_curves, moving_average, thin
-from pipeline.evaluation.figures import Case, pick_cases, skeleton_overlay
-from pipeline.evaluation.skeleton import JOINT_COLOURS
+from pipeline.drawing import figures
+from pipeline.drawing.curves import CURVE_GROUPS, group_curves, moving_average, thin
+from pipeline.drawing.figures import Case, pick_cases, skeleton_overlay
+from pipeline.drawing.skeleton import JOINT_COLOURS
 from pipeline.hands import BONES, FINGER_COLOURS, FINGER_JOINTS
 
 
@@ -179,9 +179,3 @@ def test_thinning_keeps_spikes_and_ends() -> None:
     assert thinned[0] == points[0]
     assert thinned[-1] == points[-1]
     assert [x for x, _ in thinned] == sorted(x for x, _ in thinned)
-
-
-def test_charts_are_drawn() -> None:
-    assert opened(figures.curves(history())).width > 1000
-    assert opened(figures.curves({})).width > 100
-    assert opened(figures.pck({"a": ([0, 25, 50], [0, 0.5, 1.0]), "b": ([0, 50], [0, 0.9])})).width > 400

@@ -7,10 +7,10 @@ from pydantic import Field
 from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.evaluation.frozen import encode, frozen_scores, turning_scores
+from pipeline.frames.labelled import LabelledFrames, PoseBatch, load_labelled
 from pipeline.frames.manifest import Manifest
 from pipeline.models.pose import PoseModel
 from pipeline.models.weights import LoadedPoseModel, load_encoder, load_projection
-from pipeline.training.labelled import LabelledFrames, PoseBatch, load_labelled
 from pipeline.views import ViewSettings
 
 

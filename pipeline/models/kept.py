@@ -19,6 +19,16 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.errors import DamagedError, DataError, warn
+from pipeline.models.checkpoints import (
+    CHECKSUMS,
+    HISTORY,
+    META,
+    SaveCheckpoint,
+    check_checkpoint,
+    read_checkpoint,
+    read_part,
+    seal,
+)
 from pipeline.storage import (
     copy_from_local,
     copy_to_local,
@@ -32,16 +42,6 @@ from pipeline.storage import (
     with_patience,
     write_bytes,
     write_json,
-)
-from pipeline.training.checkpoints import (
-    CHECKSUMS,
-    HISTORY,
-    META,
-    SaveCheckpoint,
-    check_checkpoint,
-    read_checkpoint,
-    read_part,
-    seal,
 )
 
 _NEWEST_KEPT = 2  # so that there is one before the newest

@@ -26,18 +26,19 @@ from torch import Tensor
 from pipeline import __version__
 from pipeline.config import Settings
 from pipeline.errors import DataError, EquihandError
-from pipeline.models.card import write_card
+from pipeline.export.card import write_card
+from pipeline.export.lineage import run_result, trace
+from pipeline.export.programs import EncoderProgram, PoseProgram
+from pipeline.export.usage import usage_text
+from pipeline.geometry import default_camera
+from pipeline.models.checkpoints import save_checkpoint, seal
 from pipeline.models.encoder import Encoder
-from pipeline.models.lineage import run_result, trace
-from pipeline.models.pose import PoseModel, default_camera
-from pipeline.models.programs import EncoderProgram, PoseProgram
+from pipeline.models.pose import PoseModel
 from pipeline.models.shipped import model_uri
-from pipeline.models.usage import usage_text
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import copy_from_local, join, preflight, write_json
 from pipeline.tracking import TrackingSettings, existing_run, save_model
-from pipeline.training.checkpoints import save_checkpoint, seal
 from pipeline.views import VIEW_MARGIN, ViewSettings
 
 MAX_DIFFERENCE = 1e-3

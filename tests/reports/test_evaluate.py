@@ -13,8 +13,20 @@ from jobs.evaluate import EvaluateJob, run
 from jobs.terminal import TerminalProgress
 from pipeline.config import load
 from pipeline.errors import DataError, EquihandError, SettingsError
-from pipeline.evaluation.answers import constant_answers
-from pipeline.evaluation.evaluate import (
+from pipeline.evaluation.image_metrics import image_metrics
+from pipeline.evaluation.metrics import pose_metrics
+from pipeline.evaluation.yardsticks import Constant, random_poses
+from pipeline.frames.labelled import load_labelled, read_joints_2d, read_poses
+from pipeline.frames.manifest import read_manifest
+from pipeline.geometry import project, transform_camera, transform_points
+from pipeline.models.checkpoints import save_checkpoint
+from pipeline.models.encoder import EncoderSettings, build_encoder
+from pipeline.models.pose import PoseModel, PoseOutput, PoseSettings
+from pipeline.models.predict import predict
+from pipeline.models.pretrain import PretrainModel, ProjectionSettings
+from pipeline.models.weights import LoadedPoseModel, load_pose_model
+from pipeline.reports.answers import constant_answers
+from pipeline.reports.evaluate import (
     EvaluateSettings,
     comparison_table,
     evaluate,
@@ -22,20 +34,8 @@ from pipeline.evaluation.evaluate import (
     judge,
     probe_table,
 )
-from pipeline.evaluation.image_metrics import image_metrics
-from pipeline.evaluation.metrics import pose_metrics
-from pipeline.evaluation.predict import predict
-from pipeline.evaluation.yardsticks import Constant, random_poses
-from pipeline.frames.manifest import read_manifest
-from pipeline.geometry import project, transform_camera, transform_points
-from pipeline.models.encoder import EncoderSettings, build_encoder
-from pipeline.models.pose import PoseModel, PoseOutput, PoseSettings
-from pipeline.models.pretrain import PretrainModel, ProjectionSettings
-from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.storage import exists, join, read_bytes, read_json
 from pipeline.tracking import TrackingSettings, existing_run
-from pipeline.training.checkpoints import save_checkpoint
-from pipeline.training.labelled import load_labelled, read_joints_2d, read_poses
 from pipeline.views import ViewSettings, apply_views, identity_views, view_matrix
 from tests.tiny_sets import write_tiny_set
 
@@ -454,7 +454,7 @@ def test_probes_need_joints_in_3d(tmp_path):
 
 def test_a_wrong_tracking_uri_is_said_before_any_model_runs(frame_set, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr("pipeline.evaluation.evaluate.load_pose_model", lambda uri: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("pipeline.reports.evaluate.load_pose_model", lambda uri: pytest.fail("a model was loaded"))
     settings = evaluation_settings(
         {"a": str(tmp_path)},
         frame_set,

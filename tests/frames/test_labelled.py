@@ -7,11 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
-from pipeline.frames.manifest import read_manifest
-from pipeline.geometry import project
-from pipeline.models.pose import default_camera
-from pipeline.storage import join
-from pipeline.training.labelled import (
+from pipeline.frames.labelled import (
     LabelSettings,
     complete_labels,
     decoded_megabytes,
@@ -22,6 +18,9 @@ from pipeline.training.labelled import (
     read_poses,
     select_labels,
 )
+from pipeline.frames.manifest import read_manifest
+from pipeline.geometry import default_camera, project
+from pipeline.storage import join
 from tests.tiny_sets import write_tiny_set
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from pipeline.errors import DataError
+from pipeline.models.checkpoints import CHECKSUMS, read_trainer_state, save_checkpoint
+from pipeline.models.kept import Kept, OutOfTime, checkpoints_in, read_best
 from pipeline.storage import copy_tree, delete, exists, is_local, join, list_folders, write_bytes
-from pipeline.training.checkpoints import CHECKSUMS, read_trainer_state, save_checkpoint
-from pipeline.training.kept import Kept, OutOfTime, checkpoints_in, read_best
 from tests.training.damage import DAMAGES, damage
 
 
@@ -142,7 +142,7 @@ def test_an_upload_that_broke_off_is_not_gone_on_from(folder, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         kept.keep(dies, {"step": 20})
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.training.kept.write_bytes", dies_at_meta)
+        patch.setattr("pipeline.models.kept.write_bytes", dies_at_meta)
         with pytest.raises(KeyboardInterrupt):
             keep(kept, 20)
     assert len(list_folders(folder)) == 2

@@ -15,17 +15,18 @@ import torchvision
 from jobs.export import ExportJob, run
 from pipeline.errors import DataError, EquihandError
 from pipeline.evaluation.yardsticks import Constant
-from pipeline.models import export as export_module
-from pipeline.models.card import license_notes, write_card
+from pipeline.export import export as export_module
+from pipeline.export.card import license_notes, write_card
+from pipeline.export.export import Exportable, ExportSettings, compare, export, load_exportable
+from pipeline.export.lineage import SourceRecord, StageRecord, trace
+from pipeline.geometry import default_camera
+from pipeline.models.checkpoints import save_checkpoint
 from pipeline.models.encoder import EncoderSettings, build_encoder
-from pipeline.models.export import Exportable, ExportSettings, compare, export, load_exportable
-from pipeline.models.lineage import SourceRecord, StageRecord, trace
-from pipeline.models.pose import PoseModel, PoseSettings, default_camera
+from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.projection import ProjectionHead
 from pipeline.models.weights import load_encoder, load_pose_model
 from pipeline.storage import read_json, write_json
 from pipeline.tracking import TrackingSettings, start_run
-from pipeline.training.checkpoints import save_checkpoint
 from pipeline.views import ViewSettings, apply_views, identity_views
 from tests.conftest import ROOT
 from tests.tiny_sets import write_tiny_set

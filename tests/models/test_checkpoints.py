@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from pipeline.errors import DamagedError, DataError
+from pipeline.models.checkpoints import read_checkpoint, read_trainer_state, save_checkpoint, seal
 from pipeline.storage import copy_from_local, join, write_bytes, write_json
-from pipeline.training.checkpoints import read_checkpoint, read_trainer_state, save_checkpoint, seal
 from tests.training.damage import DAMAGES, damage
 
 

@@ -2,32 +2,11 @@
 
 from typing import Any, Self
 
-import pydantic
-
-from pipeline.evaluation.verdict import Verdict
-
-
-class _Data(pydantic.BaseModel):
-    # Pictures travel as base64, and a loss that is not a number as a string, so that the JSON is valid JSON.
-    model_config = pydantic.ConfigDict(
-        extra="forbid",
-        use_attribute_docstrings=True,
-        ser_json_bytes="base64",
-        val_json_bytes="base64",
-        ser_json_inf_nan="strings",
-    )
+from pipeline.drawing.page import PageData, Picture
+from pipeline.reports.verdict import Verdict
 
 
-class Picture(_Data):
-    """A PNG with the words that belong to it."""
-
-    png: bytes
-    alt: str
-    """What the picture shows, for those who do not see it."""
-    caption: str = ""
-
-
-class Stage(_Data):
+class Stage(PageData):
     """One stage of the run."""
 
     name: str
@@ -36,7 +15,7 @@ class Stage(_Data):
     """Finished in an earlier run; `seconds` is what it took then."""
 
 
-class Environment(_Data):
+class Environment(PageData):
     """Where the run took place."""
 
     num_cpus: int | None = None
@@ -48,7 +27,7 @@ class Environment(_Data):
     """Library -> version."""
 
 
-class FrameSet(_Data):
+class FrameSet(PageData):
     """The counts of a frame set, as in its manifest."""
 
     name: str
@@ -78,7 +57,7 @@ class FrameSet(_Data):
         )
 
 
-class Views(_Data):
+class Views(PageData):
     """The two views of each frame."""
 
     grid: Picture | None = None
@@ -86,7 +65,7 @@ class Views(_Data):
     """Flat view settings worth showing."""
 
 
-class Pretraining(_Data):
+class Pretraining(PageData):
     """The pretraining run."""
 
     run_id: str = ""
@@ -97,7 +76,7 @@ class Pretraining(_Data):
     neighbours: Picture | None = None
 
 
-class Trial(_Data):
+class Trial(PageData):
     """One trial of a search."""
 
     name: str
@@ -112,7 +91,7 @@ class Trial(_Data):
     seconds: float | None = None
 
 
-class Search(_Data):
+class Search(PageData):
     """A search over settings."""
 
     metric: str
@@ -126,7 +105,7 @@ class Search(_Data):
     """What always answering one fixed hand reaches by the same metric; None where it is not known."""
 
 
-class Curve(_Data):
+class Curve(PageData):
     """Share of joints within an error threshold (PCK)."""
 
     thresholds_mm: list[float]
@@ -134,7 +113,7 @@ class Curve(_Data):
     """0 to 1."""
 
 
-class ModelResult(_Data):
+class ModelResult(PageData):
     """What one model reached on the test frames."""
 
     name: str
@@ -148,7 +127,7 @@ class ModelResult(_Data):
     """After Procrustes alignment."""
 
 
-class Overlays(_Data):
+class Overlays(PageData):
     """Predicted and true hands of some frames."""
 
     title: str
@@ -156,7 +135,7 @@ class Overlays(_Data):
     picture: Picture
 
 
-class Results(_Data):
+class Results(PageData):
     """The comparison of the models."""
 
     models: list[ModelResult]
@@ -171,7 +150,7 @@ class Results(_Data):
     """Model or encoder -> what its frozen features know; names as in `metric_names.PROBE_METRICS`."""
 
 
-class ReportData(_Data):
+class ReportData(PageData):
     """Everything that a report shows; sections that are None or empty are left out."""
 
     title: str = "Equihand report"

@@ -10,7 +10,6 @@ from pydantic import Field
 
 from pipeline.config import Settings
 from pipeline.errors import DataError, SettingsError
-from pipeline.evaluation.freihand import score, training_constant, write_predictions
 from pipeline.frames.crop import crop_camera, crop_matrix, cut
 from pipeline.frames.sources.published import continuous_camera
 from pipeline.geometry import bone_joints
@@ -19,6 +18,7 @@ from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.prediction.hands import CropPlan, box_in_crop
 from pipeline.prediction.poses import predict_poses
 from pipeline.progress import SILENT, Progress
+from pipeline.reports.freihand import score, training_constant, write_predictions
 from pipeline.storage import exists, join, preflight, read_bytes, read_json, write_json
 
 FIRST_BOX = 0.33

@@ -25,9 +25,8 @@ from pipeline.frames.manifest import Manifest
 from pipeline.frames.read_items import LABEL_COLUMNS
 from pipeline.frames.schema import with_later_columns
 from pipeline.frames.stream import load_frames, stream_batches
-from pipeline.geometry import BONE_NAMES, bone_joints, project, rays
+from pipeline.geometry import BONE_NAMES, bone_joints, default_camera, project, rays
 from pipeline.hands import NUM_JOINTS
-from pipeline.models.pose import default_camera
 from pipeline.storage import join, resolve
 
 PLANE_M = 0.5

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from pipeline.evaluation import svg
-from pipeline.evaluation.skeleton import JOINT_COLOURS
-from pipeline.evaluation.svg import number
+from pipeline.drawing import svg
+from pipeline.drawing.skeleton import JOINT_COLOURS
+from pipeline.drawing.svg import number
 from pipeline.hands import BONES, JOINTS
 
 # A relaxed right hand seen from its back, in a square from 0 to 1: for the page's mark and the error map.

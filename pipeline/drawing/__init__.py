@@ -1,0 +1,1 @@
+"""Charts, pictures and the page that reports, data cards and studies share."""

@@ -1,0 +1,1 @@
+"""What models answer on a split, verdicts on them, and the report of a run."""
