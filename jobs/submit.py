@@ -34,6 +34,7 @@ from urllib.parse import urlsplit
 
 import pydantic
 
+from jobs.main import JOBS
 from jobs.packing import pack
 from jobs.ray_errors import proxy_hint
 from jobs.ray_token import headers, token_path
@@ -106,10 +107,7 @@ def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Su
 
 def settings_type_of(job: str) -> type[Settings]:
     """The settings model of a job. Raises SettingsError for an unknown one."""
-    entries = [
-        path.stem for path in sorted((ROOT / "jobs").glob("*.py")) if "\n    run_job(" in path.read_text("utf-8")
-    ]
-    known = [name for name in entries if name not in _ONLY_HERE]
+    known = [name for name in sorted(JOBS) if name not in _ONLY_HERE]
     if job not in known:
         raise SettingsError(f"unknown job '{job}'; there are: {', '.join(known)}")
     module = importlib.import_module(f"jobs.{job}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.frames.crop import crop_camera, crop_matrix, cut
+from pipeline.frames.crop import crop_camera, crop_matrix, cut, mirror_joints
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.rows import usable_labels
 from pipeline.frames.sources import Hand
@@ -103,3 +103,17 @@ def camera_of_source(camera: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 def camera_of_crop(row: Row) -> np.ndarray:
     """(3, 3) of a row's crop."""
     return crop_camera(row["camera"], row["crop"])
+
+
+def to_source(row: Row, joints_2d: np.ndarray, joints_3d: np.ndarray, view: np.ndarray) -> dict[str, np.ndarray]:
+    """A pose in a crop -> in the source image: mirrored back for left hands.
+
+    joints_2d: (21, 2) pixels of the crop. joints_3d: (21, 3). view: (2, 3) from the crop's to the view's pixels.
+    """
+    crop = np.vstack([row["crop"], [0.0, 0.0, 1.0]])
+    back = np.linalg.inv(crop)[:2]
+    return {
+        "joints_2d": joints_2d @ back[:, :2].T + back[:, 2],
+        "joints_3d": mirror_joints(joints_3d) if crop[0, 0] < 0 else joints_3d,
+        "view": (np.vstack([view, [0.0, 0.0, 1.0]]) @ crop)[:2],
+    }

@@ -20,12 +20,11 @@ import torch
 from pydantic import Field
 
 from pipeline.errors import DataError, EquihandError, SettingsError
-from pipeline.frames.crop import mirror_joints
 from pipeline.frames.rejects import Rejects
 from pipeline.geometry import bone_joints
 from pipeline.models.shipped import model_uri
 from pipeline.models.weights import LoadedPoseModel, load_pose_model
-from pipeline.prediction.hands import CropPlan, Row, camera_of_crop
+from pipeline.prediction.hands import CropPlan, Row, camera_of_crop, to_source
 from pipeline.prediction.inputs import InputSettings, Kind, Piece, check, kind_of, list_pieces, read_piece
 from pipeline.prediction.overlay import write_image_overlay, write_video_overlay
 from pipeline.prediction.poses import predict_poses
@@ -214,20 +213,6 @@ class PoseActor:
         )
         arrays = [value.double().cpu().numpy() for value in poses]
         return [{**row, **to_source(row, *values)} for row, *values in zip(rows, *arrays, strict=True)]
-
-
-def to_source(row: Row, joints_2d: np.ndarray, joints_3d: np.ndarray, view: np.ndarray) -> dict[str, np.ndarray]:
-    """A pose in a crop -> in the source image: mirrored back for left hands.
-
-    joints_2d: (21, 2) pixels of the crop. joints_3d: (21, 3). view: (2, 3) from the crop's to the view's pixels.
-    """
-    crop = np.vstack([row["crop"], [0.0, 0.0, 1.0]])
-    back = np.linalg.inv(crop)[:2]
-    return {
-        "joints_2d": joints_2d @ back[:, :2].T + back[:, 2],
-        "joints_3d": mirror_joints(joints_3d) if crop[0, 0] < 0 else joints_3d,
-        "view": (np.vstack([view, [0.0, 0.0, 1.0]]) @ crop)[:2],
-    }
 
 
 _ARRAYS = {

@@ -15,9 +15,8 @@ from pipeline.geometry import bone_joints, project, transform_camera, transform_
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseOutput, PoseSettings
 from pipeline.prediction.cameras import Cameras, assumed_camera
-from pipeline.prediction.hands import CropPlan, camera_of_crop, camera_of_source, hand_row
+from pipeline.prediction.hands import CropPlan, camera_of_crop, camera_of_source, hand_row, to_source
 from pipeline.prediction.poses import box_views, next_boxes, predict_poses
-from pipeline.prediction.run import to_source
 from pipeline.storage import write_json
 from pipeline.views import identity_views, view_matrix
 from tests.frames.clips import CAMERA, HEIGHT, WIDTH, draw, joints_at
