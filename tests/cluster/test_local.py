@@ -53,6 +53,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pipeline", "jobs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "jobs" / "where.py").write_text(WHERE)
+    table = folder / "jobs" / "main.py"
+    table.write_text(table.read_text().replace("JOBS = {", 'JOBS = {"where": "which nodes",', 1))
     return folder
 
 
