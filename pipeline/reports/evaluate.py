@@ -40,9 +40,9 @@ from pipeline.reports.report import build_report
 from pipeline.reports.report_data import Overlays, Picture, ReportData, Results, Stage
 from pipeline.reports.run_report import finished_runs, gather_report
 from pipeline.reports.verdict import Comparison, Verdict, compare
+from pipeline.runs import new_run_id
 from pipeline.storage import join, preflight, write_bytes, write_json
 from pipeline.tracking import Delivery, Run, TrackingSettings, ending, start_run, with_untracked
-from pipeline.training.launch import new_run_id
 
 
 class EvaluateSettings(Settings):

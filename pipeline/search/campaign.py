@@ -30,6 +30,7 @@ from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.kept import Kept, checkpoints_in, read_best, read_history
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
+from pipeline.runs import RunSettings, new_run_id, open_run
 from pipeline.search.monitor import SearchMonitor
 from pipeline.search.space import SearchSpace, first_guess, sampled, trial_settings
 from pipeline.storage import (
@@ -53,7 +54,7 @@ from pipeline.training.finetune import (
     load_validation,
     with_epochs,
 )
-from pipeline.training.launch import BackgroundCall, RunSettings, new_run_id, open_run
+from pipeline.training.launch import BackgroundCall
 
 _VALUES = "values.json"
 _TRIAL_RESTARTS = 1  # a lost worker is worth another try; a diverged trial then fails again, from its last checkpoint

@@ -24,6 +24,7 @@ from pipeline.frames.mixing import FrameSet, FrameSetShare, open_frame_sets, uri
 from pipeline.models.weights import load_encoder
 from pipeline.progress import SILENT, Progress
 from pipeline.reports.run_report import environment
+from pipeline.runs import new_run_id
 from pipeline.storage import absolute, join, list_files, preflight, read_bytes, read_json, write_bytes
 from pipeline.study.findings import Finding
 from pipeline.study.grid import Arm, Cell, arm_recipe, for_frames, identity
@@ -35,7 +36,6 @@ from pipeline.study.settings import StudySettings
 from pipeline.study.subsets import write_subset
 from pipeline.tracking import ending, start_run
 from pipeline.training.board import progress_board
-from pipeline.training.launch import new_run_id
 from pipeline.training.pretrain import PretrainRecipe, check_recipe
 
 Show = Callable[[str, Sequence[str], Sequence[Sequence[object]]], None]

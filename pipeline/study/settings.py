@@ -11,9 +11,9 @@ from pipeline.config import Settings, merged
 from pipeline.frames.detect import DetectorSettings
 from pipeline.frames.mixing import FrameSets
 from pipeline.models.encoder import EncoderSettings
+from pipeline.runs import RunSettings
 from pipeline.tracking import TrackingSettings
 from pipeline.training.finetune import FinetuneSettings
-from pipeline.training.launch import RunSettings
 from pipeline.training.pretrain import PretrainRecipe
 
 SCRATCH = "scratch"

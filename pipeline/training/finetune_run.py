@@ -10,6 +10,7 @@ from pipeline.frames.labelled import LabelSelection
 from pipeline.frames.manifest import Manifest
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
+from pipeline.runs import RunSettings, new_run_id, open_run
 from pipeline.storage import preflight
 from pipeline.tracking import TrackingSettings
 from pipeline.training.finetune import (
@@ -20,14 +21,7 @@ from pipeline.training.finetune import (
     with_epochs,
     worker_data,
 )
-from pipeline.training.launch import (
-    RunSettings,
-    WorkerSettings,
-    new_run_id,
-    open_run,
-    train_on_workers,
-    worker_checkpoints,
-)
+from pipeline.training.launch import WorkerSettings, train_on_workers, worker_checkpoints
 
 _BEST_KEPT = 1  # checkpoints, besides the newest two
 

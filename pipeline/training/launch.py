@@ -1,33 +1,28 @@
-"""Run a training loop on workers with Ray Train, and keep its run: identity, settings, MLflow, failures, result.
-
-A run is named by its id. Same storage and same id: the run goes on from its last checkpoint, or, once finished, is simply
-returned. Another id: another run.
+"""Run a training loop on workers with Ray Train, and keep its run: MLflow, failures, result. Its identity is in runs.py.
 
 Checkpoints are kept by kept.py, from the first worker, and not through Ray Train: it would go on from its newest one only,
 whole or not, and only where its own list of them is whole too.
 """
 
 import os
-import secrets
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
-from pipeline.config import Settings, flatten, flatten_values, to_yaml
+from pipeline.config import Settings
 from pipeline.errors import DamagedError, DataError, EquihandError, SettingsError, TrainingError, warn
 from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.kept import Kept, checkpoints_in, fetch, read_best
 from pipeline.progress import Progress
-from pipeline.storage import absolute, delete, exists, join, preflight, read_bytes, read_json, write_bytes, write_json
+from pipeline.runs import RunSettings
+from pipeline.storage import absolute, delete, exists, join, read_bytes, read_json, write_json
 from pipeline.tracking import Delivery, Run, TrackingSettings, ending, start_run, with_untracked
 from pipeline.training.board import BoardHandle, progress_board
 
@@ -47,84 +42,10 @@ class WorkerSettings(Settings):
     """How often a run restarts from its last checkpoint after a worker was lost, before it gives up."""
 
 
-class RunSettings(Settings):
-    """Where a run is kept and what it is called."""
-
-    storage: str = "runs"
-    """URI of the folder that holds the runs."""
-    run_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")
-    """The run's name. Use it again to go on with the same run; none makes a new one."""
-
-
 # Ray Train's controller takes one report from the workers each time that it looks after them, and a worker that reports
 # again before that waits. By default it looks every 2 s: ten quick steps, or an epoch of a small set, took 2 s each.
 _POLL_S = "0.25"
 _STOP_S = 30.0  # for workers that are just starting to end again
-
-# What may differ when a run goes on: where and how fast it runs, not what it computes.
-_MAY_CHANGE = ("run.", "workers.", "ray.", "tracking.", "num_readers", "window_mb")
-
-
-def new_run_id(kind: str) -> str:
-    """A fresh id such as pretrain-20260131-154501-a1b2."""
-    return f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, dict[str, Any] | None]:
-    """The run's folder, and its result where it has finished. Saves the settings; refuses other settings for an old id."""
-    preflight(run.storage, write=True)
-    folder = join(absolute(run.storage), run_id)
-    settings_uri = join(folder, "settings.yaml")
-    old = _saved_settings(settings_uri)
-    if old is not None:
-        flat = flatten(settings)
-        previous = flatten_values(old)
-        # A setting that is in only one of the two came or went with a version of the code.
-        changed = [
-            name
-            for name in sorted(flat.keys() & previous.keys())
-            if not name.startswith(_MAY_CHANGE) and flat[name] != previous[name]
-        ]
-        if changed:
-            name = changed[0]
-            raise SettingsError(
-                f"run '{run_id}' in {run.storage} was started with {name} = {previous.get(name)!r}, now it is "
-                f"{flat.get(name)!r}; use the same settings to go on with it, or another run.run_id"
-            )
-    else:
-        write_bytes(settings_uri, to_yaml(settings).encode())
-    return folder, read_result(folder)
-
-
-def read_result(folder: str) -> dict[str, Any] | None:
-    """The result of a run that has finished. A damaged one does not count: it is made again from the last checkpoint."""
-    uri = join(folder, "result.json")
-    if not exists(uri):
-        return None
-    try:
-        result = read_json(uri)
-        if isinstance(result, dict):
-            return result
-        problem = f"{uri}: damaged"
-    except DamagedError as error:
-        problem = str(error)
-    warn(f"{problem}; the run counts as not finished")
-    return None
-
-
-def _saved_settings(uri: str) -> dict[str, Any] | None:
-    """The settings that a run was started with; None for a new run, or where they can no longer be read."""
-    if not exists(uri):
-        return None
-    try:
-        old = yaml.safe_load(read_bytes(uri))
-        if isinstance(old, dict):
-            return old
-        problem = "it is empty" if old is None else f"it holds a {type(old).__name__}"
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-    warn(f"{uri}: damaged ({problem}); the settings given now are taken for those of the run, and kept in its place")
-    return None
 
 
 def train_on_workers(

@@ -37,19 +37,13 @@ from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 from pipeline.models.weights import load_encoder
 from pipeline.objectives import ObjectiveSettings, similarity_stats
 from pipeline.progress import SILENT, Progress
+from pipeline.runs import RunSettings, new_run_id, open_run
 from pipeline.storage import join, preflight, write_bytes
 from pipeline.tracking import TrackingSettings
 from pipeline.training.contrast import Pairs, columns_for, make_pairs, step_loss
 from pipeline.training.distributed import bf16_pays, gather_values
 from pipeline.training.grad_cache import backward
-from pipeline.training.launch import (
-    RunSettings,
-    WorkerSettings,
-    new_run_id,
-    open_run,
-    train_on_workers,
-    worker_checkpoints,
-)
+from pipeline.training.launch import WorkerSettings, train_on_workers, worker_checkpoints
 from pipeline.training.online import NUM_VIEW_PAIRS, OnlineProbe, ProbeSettings, view_pairs_picture
 from pipeline.training.optim import (
     OptimiserSettings,

@@ -10,9 +10,10 @@ from pipeline.errors import DataError, EquihandError, TrainingError
 from pipeline.models.checkpoints import read_trainer_state, save_checkpoint
 from pipeline.models.kept import Kept
 from pipeline.progress import SILENT
+from pipeline.runs import RunSettings
 from pipeline.storage import read_json
 from pipeline.tracking import TrackingSettings
-from pipeline.training.launch import RunSettings, WorkerSettings, train_on_workers, worker_checkpoints
+from pipeline.training.launch import WorkerSettings, train_on_workers, worker_checkpoints
 from tests.training.damage import damage
 
 

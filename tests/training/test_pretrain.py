@@ -14,8 +14,9 @@ from pipeline.frames.stream import Batch
 from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.kept import Kept, OutOfTime
+from pipeline.runs import RunSettings, open_run
 from pipeline.tracking import Run
-from pipeline.training.launch import RunSettings, WorkerSettings, open_run
+from pipeline.training.launch import WorkerSettings
 from pipeline.training.optim import OptimiserSettings, build_optimiser
 from pipeline.training.pretrain import (
     PretrainModel,

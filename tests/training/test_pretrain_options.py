@@ -9,8 +9,9 @@ from pipeline.frames.stream import Batch, load_frames
 from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
+from pipeline.runs import RunSettings
 from pipeline.tracking import Run, TrackingSettings
-from pipeline.training.launch import RunSettings, WorkerSettings
+from pipeline.training.launch import WorkerSettings
 from pipeline.training.optim import OptimiserSettings, build_optimiser
 from pipeline.training.pretrain import PretrainSettings, Steps, pretrain
 from pipeline.views import ViewSettings

@@ -1,0 +1,90 @@
+"""Runs: what they are called, where they are kept, and with which settings they go on.
+
+A run is named by its id. Same storage and same id: the run goes on from its last checkpoint, or, once finished, is simply
+returned. Another id: another run.
+"""
+
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from pipeline.config import Settings, flatten, flatten_values, to_yaml
+from pipeline.errors import DamagedError, SettingsError, warn
+from pipeline.storage import absolute, exists, join, preflight, read_bytes, read_json, write_bytes
+
+# What may differ when a run goes on: where and how fast it runs, not what it computes.
+_MAY_CHANGE = ("run.", "workers.", "ray.", "tracking.", "num_readers", "window_mb")
+
+
+class RunSettings(Settings):
+    """Where a run is kept and what it is called."""
+
+    storage: str = "runs"
+    """URI of the folder that holds the runs."""
+    run_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")
+    """The run's name. Use it again to go on with the same run; none makes a new one."""
+
+
+def new_run_id(kind: str) -> str:
+    """A fresh id such as pretrain-20260131-154501-a1b2."""
+    return f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, dict[str, Any] | None]:
+    """The run's folder, and its result where it has finished. Saves the settings; refuses other settings for an old id."""
+    preflight(run.storage, write=True)
+    folder = join(absolute(run.storage), run_id)
+    settings_uri = join(folder, "settings.yaml")
+    old = _saved_settings(settings_uri)
+    if old is not None:
+        flat = flatten(settings)
+        previous = flatten_values(old)
+        # A setting that is in only one of the two came or went with a version of the code.
+        changed = [
+            name
+            for name in sorted(flat.keys() & previous.keys())
+            if not name.startswith(_MAY_CHANGE) and flat[name] != previous[name]
+        ]
+        if changed:
+            name = changed[0]
+            raise SettingsError(
+                f"run '{run_id}' in {run.storage} was started with {name} = {previous.get(name)!r}, now it is "
+                f"{flat.get(name)!r}; use the same settings to go on with it, or another run.run_id"
+            )
+    else:
+        write_bytes(settings_uri, to_yaml(settings).encode())
+    return folder, read_result(folder)
+
+
+def read_result(folder: str) -> dict[str, Any] | None:
+    """The result of a run that has finished. A damaged one does not count: it is made again from the last checkpoint."""
+    uri = join(folder, "result.json")
+    if not exists(uri):
+        return None
+    try:
+        result = read_json(uri)
+        if isinstance(result, dict):
+            return result
+        problem = f"{uri}: damaged"
+    except DamagedError as error:
+        problem = str(error)
+    warn(f"{problem}; the run counts as not finished")
+    return None
+
+
+def _saved_settings(uri: str) -> dict[str, Any] | None:
+    """The settings that a run was started with; None for a new run, or where they can no longer be read."""
+    if not exists(uri):
+        return None
+    try:
+        old = yaml.safe_load(read_bytes(uri))
+        if isinstance(old, dict):
+            return old
+        problem = "it is empty" if old is None else f"it holds a {type(old).__name__}"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+    warn(f"{uri}: damaged ({problem}); the settings given now are taken for those of the run, and kept in its place")
+    return None
