@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.objectives import nt_xent as nt_xent
     from pipeline.objectives import undo_transform as undo_transform
     from pipeline.prediction.call import predict_hands as predict_hands
+    from pipeline.views import Views as Views
     from pipeline.views import ViewSettings as ViewSettings
     from pipeline.views import apply_views as apply_views
     from pipeline.views import sample_views as sample_views
@@ -37,6 +38,7 @@ _FROM = {
     "read_manifest": "pipeline.frames.manifest",
     "load_frames": "pipeline.frames.stream",
     "ViewSettings": "pipeline.views",
+    "Views": "pipeline.views",
     "sample_views": "pipeline.views",
     "apply_views": "pipeline.views",
     "nt_xent": "pipeline.objectives",
