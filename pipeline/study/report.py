@@ -126,12 +126,13 @@ def _sections(results: Results) -> list[Section]:
 
 
 def _tables(results: Results, grid: str, rows: Sequence[Row]) -> list[Table]:
-    """A table for each labels, encoder, unlabelled share and length; scratch belongs to all of the latter two."""
+    """A table for each labels, encoder, unlabelled share and length; scratch belongs to all of the latter two, and alone has
+    nothing to be compared with yet."""
     places = dict.fromkeys(
         (row.labels, row.encoder, row.unlabelled, row.pretrain_frames) for row in rows if row.method != SCRATCH
     )
     tables = []
-    for labels, encoder, unlabelled, frames in places or [(rows[0].labels, rows[0].encoder, 0.0, 0)]:
+    for labels, encoder, unlabelled, frames in places:
         here = [
             row
             for row in rows
@@ -144,7 +145,7 @@ def _tables(results: Results, grid: str, rows: Sequence[Row]) -> list[Table]:
             if row.method in (CONSTANT, RANDOM) and row.labels == labels and grid in row.grids
         ]
         labelled, unlabelled_frames = (
-            float(np.mean([getattr(row, name) for row in here if row.method != SCRATCH] or [0]))
+            float(np.mean([getattr(row, name) for row in here if row.method != SCRATCH]))
             for name in ("labelled_frames", "unlabelled_frames")
         )
         title = (

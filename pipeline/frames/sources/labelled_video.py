@@ -80,7 +80,7 @@ class LabelledVideo:
 
     def list_units(self, rejects: Rejects) -> list[Unit]:
         """One unit a video that has labels. Raises DataError where there is no video, or not one with labels."""
-        videos = find_videos(self.settings.uri, rejects, beside=(LABELS_SUFFIX,))
+        videos = find_videos(self.settings.uri, rejects, beside=(LABELS_SUFFIX, "synthesize.json"))
         labelled = self._with_labels(videos, rejects)
         for name in videos.keys() - labelled.keys():
             rejects.add("missing_labels", name)
