@@ -26,7 +26,7 @@ from pipeline.hands import BONES, JOINTS
 from pipeline.storage import exists, join, read_json
 from pipeline.tracking import TrackingSettings
 from pipeline.views import ViewSettings
-from tests.evaluation.test_report import Page
+from tests.reports.test_report import Page
 from tests.frames import squares
 from tests.frames.test_verify import set_column, write_plainly
 from tests.tiny_sets import write_tiny_set

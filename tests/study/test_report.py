@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.evaluation.test_report import Page
+from tests.reports.test_report import Page
 
 from pipeline.errors import DataError
 from pipeline.evaluation.yardsticks import CONSTANT, RANDOM
