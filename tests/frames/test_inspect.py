@@ -26,9 +26,9 @@ from pipeline.hands import BONES, JOINTS
 from pipeline.storage import exists, join, read_json
 from pipeline.tracking import TrackingSettings
 from pipeline.views import ViewSettings
-from tests.reports.test_report import Page
 from tests.frames import squares
 from tests.frames.test_verify import set_column, write_plainly
+from tests.reports.test_report import Page
 from tests.tiny_sets import write_tiny_set
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.reports.test_report import Page
 
 from pipeline.errors import DataError
 from pipeline.evaluation.yardsticks import CONSTANT, RANDOM
 from pipeline.study.report import build_report, markdown, write_report
 from pipeline.study.results import METRIC_NAMES, Results
+from tests.reports.test_report import Page
 from tests.study.made_up import study
 from tests.study.test_findings import FALLING, GOOD, plain
 
