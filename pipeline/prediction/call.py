@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from pipeline.errors import DataError
@@ -14,8 +13,7 @@ from pipeline.frames.sources import Hand
 from pipeline.geometry import bone_joints
 from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.prediction.cameras import FOCAL_FACTOR
-from pipeline.prediction.hands import CropPlan, camera_of_crop, hand_row, to_source
-from pipeline.prediction.poses import predict_poses
+from pipeline.prediction.hands import CropPlan, hand_row, poses_in_source
 
 _BATCH = 64
 
@@ -74,17 +72,7 @@ def predict_hands(
                 reason = next(iter(rejects.counts))
                 raise DataError(f"image {number}: box {where[number].tolist()}: {REASONS[reason]}")
             rows.append(row)
-        poses = predict_poses(
-            loaded.model,
-            torch.from_numpy(np.stack([row["image"] for row in rows])).permute(0, 3, 1, 2),
-            torch.from_numpy(np.stack([camera_of_crop(row) for row in rows])).float(),
-            torch.from_numpy(np.stack([row["box"] for row in rows])).float(),
-            loaded.view_size,
-            loaded.view_margin,
-            passes,
-        )
-        arrays = [value.double().cpu().numpy() for value in poses]
-        found += [to_source(row, *values) for row, *values in zip(rows, *arrays, strict=True)]
+        found += poses_in_source(loaded, rows, np.stack([row["image"] for row in rows]), passes)
     size_m = float(loaded.model.mean_bone_length)
     shapes = {"joints_2d": (-1, 21, 2), "joints_3d": (-1, 21, 3)}
     joints = {k: np.array([each[k] for each in found]).reshape(shape) for k, shape in shapes.items()}

@@ -5,17 +5,21 @@ those of a second pass, are cut from it on the device, and whole frames need not
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from pipeline.frames.crop import crop_camera, crop_matrix, cut, mirror_joints
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.rows import usable_labels
 from pipeline.frames.sources import Hand
+from pipeline.models.weights import LoadedPoseModel
 from pipeline.prediction.cameras import assumed_camera
+from pipeline.prediction.poses import predict_poses
 
 Row = dict[str, Any]
 
@@ -117,3 +121,23 @@ def to_source(row: Row, joints_2d: np.ndarray, joints_3d: np.ndarray, view: np.n
         "joints_3d": mirror_joints(joints_3d) if crop[0, 0] < 0 else joints_3d,
         "view": (np.vstack([view, [0.0, 0.0, 1.0]]) @ crop)[:2],
     }
+
+
+def poses_in_source(
+    loaded: LoadedPoseModel, rows: Sequence[Row], images: np.ndarray, passes: int
+) -> list[dict[str, np.ndarray]]:
+    """Of each row "joints_2d" (source pixels), "joints_3d" (camera frame, in lengths of the model's bone) and "view" (source -> view).
+
+    images: (N, S, S, 3) uint8, the rows' crops. passes: see `predict_poses`.
+    """
+    poses = predict_poses(
+        loaded.model,
+        torch.from_numpy(np.array(images)).permute(0, 3, 1, 2),
+        torch.from_numpy(np.stack([camera_of_crop(row) for row in rows])).float(),
+        torch.from_numpy(np.stack([row["box"] for row in rows])).float(),
+        loaded.view_size,
+        loaded.view_margin,
+        passes,
+    )
+    arrays = [value.double().cpu().numpy() for value in poses]
+    return [to_source(row, *values) for row, *values in zip(rows, *arrays, strict=True)]

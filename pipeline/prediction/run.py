@@ -24,10 +24,9 @@ from pipeline.frames.rejects import Rejects
 from pipeline.geometry import bone_joints
 from pipeline.models.shipped import model_uri
 from pipeline.models.weights import LoadedPoseModel, load_pose_model
-from pipeline.prediction.hands import CropPlan, Row, camera_of_crop, to_source
+from pipeline.prediction.hands import CropPlan, Row, poses_in_source
 from pipeline.prediction.inputs import InputSettings, Kind, Piece, check, kind_of, list_pieces, read_piece
 from pipeline.prediction.overlay import write_image_overlay, write_video_overlay
-from pipeline.prediction.poses import predict_poses
 from pipeline.prediction.smooth import SmoothSettings, smooth_track
 from pipeline.prediction.table import SCHEMA, make_table
 from pipeline.progress import SILENT, Progress
@@ -202,17 +201,8 @@ class PoseActor:
 
     def pose(self, rows: Sequence[Row], images: np.ndarray) -> list[Row]:
         """Rows with joints_2d (source pixels), joints_3d (bone lengths, camera frame) and view (source -> view)."""
-        poses = predict_poses(
-            self.loaded.model,
-            torch.from_numpy(np.array(images)).permute(0, 3, 1, 2),
-            torch.from_numpy(np.stack([camera_of_crop(row) for row in rows])).float(),
-            torch.from_numpy(np.stack([row["box"] for row in rows])).float(),
-            self.loaded.view_size,
-            self.loaded.view_margin,
-            self.passes,
-        )
-        arrays = [value.double().cpu().numpy() for value in poses]
-        return [{**row, **to_source(row, *values)} for row, *values in zip(rows, *arrays, strict=True)]
+        found = poses_in_source(self.loaded, rows, images, self.passes)
+        return [{**row, **pose} for row, pose in zip(rows, found, strict=True)]
 
 
 _ARRAYS = {
