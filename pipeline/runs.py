@@ -8,12 +8,12 @@ import secrets
 from datetime import UTC, datetime
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from pipeline.config import Settings, flatten, flatten_values, to_yaml
 from pipeline.errors import DamagedError, SettingsError, warn
 from pipeline.storage import absolute, exists, join, preflight, read_bytes, read_json, write_bytes
+from pipeline.text_files import parse_yaml
 
 # What may differ when a run goes on: where and how fast it runs, not what it computes.
 _MAY_CHANGE = ("run.", "workers.", "ray.", "tracking.", "num_readers", "window_mb")
@@ -80,11 +80,11 @@ def _saved_settings(uri: str) -> dict[str, Any] | None:
     if not exists(uri):
         return None
     try:
-        old = yaml.safe_load(read_bytes(uri))
+        old = parse_yaml(read_bytes(uri))
         if isinstance(old, dict):
             return old
         problem = "it is empty" if old is None else f"it holds a {type(old).__name__}"
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
+    except ValueError as error:
+        problem = str(error)
     warn(f"{uri}: damaged ({problem}); the settings given now are taken for those of the run, and kept in its place")
     return None

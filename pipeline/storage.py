@@ -196,7 +196,7 @@ def with_patience(work: Callable[[], T]) -> T:
             raise
         except (StorageError, OSError) as error:
             if attempt == _PATIENCE:
-                raise StorageError(" ".join(str(error).split())) from error
+                raise StorageError(one_line(error)) from error
             time.sleep(_backoff_s(attempt))
     raise AssertionError
 
@@ -453,7 +453,7 @@ def _named_errors(uri: str) -> Iterator[None]:
         name = error.object.decode(errors="backslashreplace")
         raise StorageError(f"{uri}: the name of '{name}' is not UTF-8; rename that file") from None
     except pa.ArrowInvalid as error:  # a key with an empty part, as in a//b
-        raise StorageError(f"{uri}: {' '.join(str(error).split())}; copy it to another key") from None
+        raise StorageError(f"{uri}: {one_line(error)}; copy it to another key") from None
     except OSError as error:
         if "ACCESS_DENIED" in str(error):  # of one S3 object; pyarrow has no class for it
             raise RefusedError(f"{uri}: no permission") from None

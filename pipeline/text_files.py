@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.errors import one_line
+
 NOT_UNICODE = "neither UTF-8 nor UTF-16; save it as UTF-8"
 _AROUND = 30  # signs of the text that an error shows
 
@@ -90,5 +92,5 @@ def parse_yaml(data: bytes) -> Any:
         return yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        problem = getattr(error, "problem", None) or one_line(error)
         raise ValueError(f"{problem}{f' at line {mark.line + 1}' if mark else ''}") from None

@@ -205,7 +205,7 @@ class Delivery:
             return True
         except Exception as error:  # its client, its database and its artifact store raise what they like
             self._lost = self._lost or lost
-            self.problem = f"MLflow failed: {' '.join(str(error).split())[:300]}"
+            self.problem = f"MLflow failed: {one_line(error, 300)}"
             self._say(f"{self.problem}; the work goes on without it")
             return False
 

@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import Field
 
 from pipeline.config import Settings
-from pipeline.errors import DataError
+from pipeline.errors import DataError, one_line
 from pipeline.frames.track import Detection, overlap
 from pipeline.storage import read_bytes
 
@@ -45,7 +45,7 @@ class HandDetector:
             import mediapipe
             from mediapipe.tasks.python import BaseOptions, vision
         except (ImportError, OSError) as error:
-            raise DataError(f"mediapipe does not start: {' '.join(str(error).split())}") from None
+            raise DataError(f"mediapipe does not start: {one_line(error)}") from None
         options = vision.HandLandmarkerOptions(
             base_options=BaseOptions(model_asset_buffer=read_bytes(model_uri)),
             num_hands=settings.max_hands,
@@ -56,7 +56,7 @@ class HandDetector:
             with _quiet_stderr():
                 self._landmarker = vision.HandLandmarker.create_from_options(options)
         except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error, 160)
             raise DataError(f"{model_uri}: not a usable Hand Landmarker model ({reason})") from None
         # mediapipe closes a model in a thread pool, which is gone when atexit's callbacks run; threading's run before that.
         threading._register_atexit(self.close)  # type: ignore[attr-defined]

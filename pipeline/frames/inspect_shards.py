@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import DataError, EquihandError
+from pipeline.errors import DataError, EquihandError, one_line
 from pipeline.frames.manifest import Shard
 from pipeline.frames.schema import with_later_columns
 from pipeline.storage import join, resolve
@@ -55,7 +55,7 @@ def read_columns(uri: str, shard: Shard, columns: Sequence[str]) -> Iterator[pa.
 
 def unreadable(uri: str, shard: Shard, error: Exception) -> DataError:
     """What to say of a shard that cannot be read."""
-    text = " ".join(str(error).split())[:200]
+    text = one_line(error, 200)
     return DataError(f"{join(uri, shard.path)}: cannot be read ({text}); --verify finds all damage of the set")
 
 

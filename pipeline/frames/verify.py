@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, one_line
 from pipeline.frames.inspect_columns import name_hash
 from pipeline.frames.inspect_shards import map_shards, open_shard
 from pipeline.frames.manifest import Manifest, Shard, new_checksum, total_digest
@@ -131,7 +131,7 @@ def check_shard(uri: str, shard: Shard, image_size: int, decode: float = 1.0) ->
         filesystem, path = resolve(join(uri, shard.path))
         info = filesystem.get_file_info(path)
     except OSError as error:
-        raise StorageError(f"{join(uri, shard.path)}: {' '.join(str(error).split())}") from None
+        raise StorageError(f"{join(uri, shard.path)}: {one_line(error)}") from None
     if info.type != pafs.FileType.File:
         check.problems.append("is missing")
         return check
@@ -370,4 +370,4 @@ def _counted(counts: "Counter[str] | dict[str, int]") -> str:
 
 
 def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return one_line(error, 160)

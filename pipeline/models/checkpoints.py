@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 
-from pipeline.errors import DamagedError, DataError, MissingError
+from pipeline.errors import DamagedError, DataError, MissingError, one_line
 from pipeline.storage import exists, join, local_path, read_bytes, write_json
 
 FORMAT_VERSION = 1
@@ -98,7 +98,7 @@ def read_trainer_state(directory: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         raise DamagedError(f"{path}: damaged, or holds Python objects beside tensors, which are never loaded") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise DamagedError(f"{path}: damaged ({' '.join(str(error).split())[:120]})") from None
+        raise DamagedError(f"{path}: damaged ({one_line(error, 120)})") from None
 
 
 def check_checkpoint(directory: str | Path, uri: str) -> None:

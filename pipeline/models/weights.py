@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.errors import DamagedError, DataError, warn
+from pipeline.errors import DamagedError, DataError, one_line, warn
 from pipeline.evaluation.yardsticks import Constant
 from pipeline.hands import NUM_JOINTS, reorder
 from pipeline.models.checkpoints import CHECKSUMS, META, read_checkpoint
@@ -159,7 +159,7 @@ def _read_file(uri: str) -> StateDict:
             f"{uri}: holds Python objects beside tensors, which are never loaded; save it again as a plain state dict"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{uri}: not a weights file ({' '.join(str(error).split())[:120]})") from None
+        raise DataError(f"{uri}: not a weights file ({one_line(error, 120)})") from None
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -245,7 +245,7 @@ def _released_pose_model(state: StateDict, uri: str) -> PoseModel:
     except (KeyError, RuntimeError) as error:
         raise DataError(
             f"{uri}: expected PeCLR's fine-tuned layout, backend_model.fc (64, F) and zroot_ref.zroot_ref.0-6; "
-            f"missing or of another shape: {' '.join(str(error).split())[:120]}"
+            f"missing or of another shape: {one_line(error, 120)}"
         ) from None
     _load(model, own, uri)
     return model

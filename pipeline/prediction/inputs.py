@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline.config import Settings
-from pipeline.errors import DataError, SettingsError
+from pipeline.errors import DataError, SettingsError, one_line
 from pipeline.frames.detect import DetectorSettings, require_mediapipe, shared_detector
 from pipeline.frames.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_inputs, needs, nothing_here
 from pipeline.frames.manifest import Manifest, has_manifest, read_manifest
@@ -274,7 +274,7 @@ def _frame_set_rows(settings: InputSettings, piece: Piece, plan: CropPlan, rejec
     try:
         table = pq.ParquetFile(path, filesystem=filesystem).read_row_group(piece.content["row_group"], columns=_COLUMNS)
     except (OSError, KeyError, IndexError) as error:
-        raise DataError(f"{shard}: {' '.join(str(error).split())}") from None
+        raise DataError(f"{shard}: {one_line(error)}") from None
     size = piece.content["size"]
     images, problems = decode_frames(table["jpeg"], size)
     margins = box_margins(read_manifest(settings.input))

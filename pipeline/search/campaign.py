@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import Settings
-from pipeline.errors import DamagedError, DataError, MissingError, SettingsError, TrainingError, warn
+from pipeline.errors import DamagedError, DataError, MissingError, SettingsError, TrainingError, one_line, warn
 from pipeline.frames.labelled import LabelSelection, load_labelled
 from pipeline.frames.manifest import Manifest
 from pipeline.models.checkpoints import SaveCheckpoint
@@ -211,7 +211,7 @@ def _run_trials(
         try:
             return BackgroundCall(tune.Tuner.restore(state, trainable, resume_errored=True).fit).result()
         except Exception as error:  # what is in pickles may fail in any way
-            problem = f"{state}: Tune cannot go on from its state ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            problem = f"{state}: Tune cannot go on from its state ({type(error).__name__}: {one_line(error, 200)})"
     if problem is not None:
         warn(f"{problem}; the search goes on from the checkpoints of its trials")
         delete(state)
@@ -231,7 +231,7 @@ def _damage(state: str) -> str | None:
                 for _ in pickletools.genops(data):  # reads it to its end without running it
                     pass
         except Exception as error:  # genops raises what it likes
-            return f"{uri}: damaged ({'it is empty' if not data else ' '.join(str(error).split())[:120]})"
+            return f"{uri}: damaged ({'it is empty' if not data else one_line(error, 120)})"
     missing = exists(state) and not exists(join(state, "tuner.pkl"))
     return f"{state}/tuner.pkl: missing" if missing else None
 
