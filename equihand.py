@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.models.weights import load_pose_model as load_pose_model
     from pipeline.objectives import nt_xent as nt_xent
     from pipeline.objectives import undo_transform as undo_transform
-    from pipeline.prediction.call import predict_hands as predict_hands
+    from pipeline.prediction.in_process import predict_hands as predict_hands
     from pipeline.views import Views as Views
     from pipeline.views import ViewSettings as ViewSettings
     from pipeline.views import apply_views as apply_views
@@ -46,7 +46,7 @@ _FROM = {
     "load_encoder": "pipeline.models.weights",
     "load_pose_model": "pipeline.models.weights",
     "encode": "pipeline.evaluation.frozen",
-    "predict_hands": "pipeline.prediction.call",
+    "predict_hands": "pipeline.prediction.in_process",
     "pose_metrics": "pipeline.evaluation.metrics",
     "procrustes_align": "pipeline.geometry",
     "Constant": "pipeline.evaluation.yardsticks",

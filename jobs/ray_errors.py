@@ -20,7 +20,7 @@ _REMEDIES = [
         "start a cluster (make cluster), or leave the address out for a Ray of the job's own",
     ),
     ("Found multiple active Ray", "name one of them: ray.address HOST:PORT"),
-    ("oken", "the cluster asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"),
+    ("token", "the cluster asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"),
     ("object store", "another ray.object_store_mb, or a larger /dev/shm (docker run --shm-size)"),
     ("No space left", "free some space, or set RAY_TMPDIR to a folder on another disk"),
     ("Permission denied", "set RAY_TMPDIR to a folder that you may write"),
@@ -41,7 +41,9 @@ _LOST = {
 def ray_start_error(address: str, error: Exception) -> EquihandError:
     """One line for what ray.init raised."""
     texts = [one_line(cause) for cause in causes(error)]
-    remedy = next((remedy for part, remedy in _REMEDIES if any(part in text for text in texts)), _default(address))
+    remedy = next(
+        (remedy for part, remedy in _REMEDIES if any(part.lower() in text.lower() for text in texts)), _default(address)
+    )
     what = "Ray does not start" if address == "local" else f"Ray at '{address}' cannot be reached"
     return EquihandError(f"{what}: {texts[-1]}; {remedy}")
 

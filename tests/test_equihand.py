@@ -1,7 +1,9 @@
 """The face: a few names, loaded on first use."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 import equihand
 from pipeline.errors import DataError
 from pipeline.evaluation.yardsticks import Constant
-from pipeline.prediction import call
+from pipeline.prediction import in_process
 from tests.frames.clips import CAMERA, WIDTH, draw, joints_at
 from tests.frames.clips import project as to_pixels
 from tests.prediction.test_poses import VIEW, Oracle
@@ -28,6 +30,9 @@ assert not {"ray", "mlflow"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert set(equihand.__all__) <= set(dir(equihand))
+    source = Path(equihand.__file__).read_text()
+    seen_by_types = dict(reversed(each) for each in re.findall(r"^    from (\S+) import (\w+) as \2$", source, re.M))
+    assert seen_by_types == equihand._FROM  # what type checkers read, and what is loaded
     assert equihand.Constant is Constant
     with pytest.raises(AttributeError, match="predict_hands"):
         equihand.predict  # noqa: B018
@@ -61,7 +66,7 @@ def test_predicted_joints_are_those_of_the_image(hand):
 
 
 def test_the_shipped_model_answers_as_many_hands_as_are_asked_for(monkeypatch):
-    monkeypatch.setattr(call, "_BATCH", 2)
+    monkeypatch.setattr(in_process, "_BATCH", 2)
     image = draw([to_pixels(joints_at(0), CAMERA)])
     boxes = [[40, 20, 120, 90]] * 3
     poses = equihand.predict_hands([image, Image.fromarray(image), image], boxes, ["right", "left", "right"])

@@ -55,10 +55,13 @@ def save_checkpoint(
     seal(directory)
 
 
-def seal(directory: str | Path) -> None:
-    """Write the checksums of the files of a local checkpoint. Nothing is written into it afterwards."""
-    files = {}
-    for name in (MODEL, TRAINER, META, HISTORY):
+def seal(directory: str | Path, *added: str) -> None:
+    """Write the checksums of the files of a local checkpoint. Nothing is written into it afterwards.
+
+    added: what has come since it was sealed, which alone is read then; none reads all.
+    """
+    files = (_read_checksums(str(directory)) or {}) if added else {}
+    for name in added if files else (MODEL, TRAINER, META, HISTORY):
         path = Path(directory) / name
         if path.exists():
             files[name] = {"bytes": path.stat().st_size, "crc32": _crc32_of(path)}

@@ -108,7 +108,7 @@ class Kept:
             save(Path(directory))
             past = {"metrics": self.history, "wall_s": round(self.wall_s, 1)}
             write_json(str(Path(directory, HISTORY)), past)
-            seal(directory)
+            seal(directory, HISTORY)
             with_patience(lambda: _upload(Path(directory), uri))
         self.newest = uri
         self._scores[uri] = metrics.get("score")

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Settings
+from pipeline.delivery import Delivery, ending, with_untracked
 from pipeline.drawing.figures import Case, overlays, pick_cases
 from pipeline.errors import SettingsError
 from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
@@ -42,7 +43,7 @@ from pipeline.reports.run_report import finished_runs, gather_report
 from pipeline.reports.verdict import Comparison, Verdict, compare
 from pipeline.runs import new_run_id
 from pipeline.storage import join, preflight, write_bytes, write_json
-from pipeline.tracking import Delivery, Run, TrackingSettings, ending, start_run, with_untracked
+from pipeline.tracking import Run, TrackingSettings, start_run
 
 
 class EvaluateSettings(Settings):

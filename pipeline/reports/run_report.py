@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from pipeline import __version__
+from pipeline.delivery import Delivery
 from pipeline.drawing.figures import contact_sheet
 from pipeline.errors import DataError
 from pipeline.frames.manifest import read_manifest
@@ -30,7 +31,7 @@ from pipeline.reports.report_data import (
 )
 from pipeline.reports.verdict import Verdict
 from pipeline.storage import exists, join, read_bytes, read_json
-from pipeline.tracking import Delivery, TrackingSettings, existing_run
+from pipeline.tracking import TrackingSettings, existing_run
 
 _SHEET_FRAMES = 48
 _SHOWN_VIEWS = ("size", "rotation_deg", "brightness", "saturation", "hue")

@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import Settings
+from pipeline.delivery import ending, with_untracked
 from pipeline.errors import DamagedError, DataError, MissingError, SettingsError, TrainingError, one_line, warn
 from pipeline.frames.labelled import LabelSelection, load_labelled
 from pipeline.frames.manifest import Manifest
@@ -45,7 +46,7 @@ from pipeline.storage import (
     read_json,
     write_json,
 )
-from pipeline.tracking import TrackingSettings, ending, start_run, with_untracked
+from pipeline.tracking import TrackingSettings, start_run
 from pipeline.training.finetune import (
     FinetuneSettings,
     check_settings,

@@ -4,10 +4,11 @@ from typing import Any
 
 from ray import tune
 
+from pipeline.delivery import Delivery
 from pipeline.errors import warn
 from pipeline.progress import Progress
 from pipeline.search.space import trial_settings
-from pipeline.tracking import Delivery, Run, TrackingSettings, start_run
+from pipeline.tracking import Run, TrackingSettings, start_run
 from pipeline.training.finetune import FinetuneSettings, score_figures
 
 _OPEN: dict[str, "SearchMonitor"] = {}

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.config import to_yaml
+from pipeline.delivery import ending
 from pipeline.errors import DataError, SettingsError, TrainingError, UnfinishedError
 from pipeline.frames.labelled import LabelSettings, read_poses, select_labels
 from pipeline.frames.manifest import read_manifest
@@ -34,7 +35,7 @@ from pipeline.study.results import About, Results, Row, rows_of
 from pipeline.study.schedule import Say, Schedule, value_of
 from pipeline.study.settings import StudySettings
 from pipeline.study.subsets import write_subset
-from pipeline.tracking import ending, start_run
+from pipeline.tracking import start_run
 from pipeline.training.board import progress_board
 from pipeline.training.pretrain import PretrainRecipe, check_recipe
 

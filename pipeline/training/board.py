@@ -124,7 +124,7 @@ def progress_board(progress: Progress, label: str, total: int | None, unit: str)
     progress.start(label, total, unit)
 
     def follow() -> None:
-        ended = False
+        ended, num_shown = False, 0
         while not ended:
             ended = stop.wait(_POLL_SECONDS)  # and a last look, at what came just before the end
             try:
@@ -133,8 +133,9 @@ def progress_board(progress: Progress, label: str, total: int | None, unit: str)
                 continue
             except Exception:  # the cluster is going away; the driver's main thread knows why
                 return
-            for text in warnings:
+            for text in warnings[num_shown:]:
                 warn(text)
+            num_shown = len(warnings)
             if posts:
                 figures = {k: v for _, _, each in posts.values() for k, v in each.items()}
                 progress.update(sum(done for done, _, _ in posts.values()), **figures)

@@ -17,13 +17,14 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import Settings
+from pipeline.delivery import Delivery, ending, with_untracked
 from pipeline.errors import DamagedError, DataError, EquihandError, SettingsError, TrainingError, warn
 from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.kept import Kept, checkpoints_in, fetch, read_best
 from pipeline.progress import Progress
 from pipeline.runs import RunSettings
 from pipeline.storage import absolute, delete, exists, join, read_bytes, read_json, write_json
-from pipeline.tracking import Delivery, Run, TrackingSettings, ending, start_run, with_untracked
+from pipeline.tracking import Run, TrackingSettings, start_run
 from pipeline.training.board import BoardHandle, progress_board
 
 

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import DamagedError, DataError
+from pipeline.models import checkpoints
 from pipeline.models.checkpoints import read_checkpoint, read_trainer_state, save_checkpoint, seal
 from pipeline.storage import copy_from_local, join, write_bytes, write_json
 from tests.training.damage import DAMAGES, damage
@@ -45,6 +46,27 @@ def test_wrong_directories_are_named(tmp_path):
     (tmp_path / "c/trainer.pt").unlink()
     with pytest.raises(DamagedError, match=r"trainer\.pt"):
         read_trainer_state(tmp_path / "c")
+
+
+def test_a_file_that_comes_later_is_sealed_by_itself(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "c", nn.Linear(1, 1), {"step": 1}, {})
+    write_json(join(str(tmp_path), "c/history.json"), {"metrics": []})
+    read: list[str] = []
+    crc = checkpoints._crc32_of
+
+    def noted(path):
+        read.append(path.name)
+        return crc(path)
+
+    monkeypatch.setattr(checkpoints, "_crc32_of", noted)
+    seal(tmp_path / "c", "history.json")
+    assert read == ["history.json"]
+    of_added = (tmp_path / "c/checksums.json").read_bytes()
+    seal(tmp_path / "c")
+    assert (tmp_path / "c/checksums.json").read_bytes() == of_added
+    (tmp_path / "c/checksums.json").unlink()
+    seal(tmp_path / "c", "history.json")  # nothing was sealed before: all is
+    assert (tmp_path / "c/checksums.json").read_bytes() == of_added
 
 
 def test_pickled_code_is_not_loaded(tmp_path, capsys):

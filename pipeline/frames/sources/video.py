@@ -212,7 +212,7 @@ def read_frames(
     received = set()
     try:
         for index, frame in _sound_frames(path, info, min(wanted)):
-            if index <= newest:  # a damaged time stamp
+            if index <= newest:  # it came before: the video was read once more, from its start
                 continue
             newest = index
             if index in wanted:
