@@ -28,7 +28,7 @@ class ProbeSettings(Settings):
     """Labelled frame set; none takes the one that is pretrained on, of several the first. Result, checkpoints and MLflow's tags
     name it (probe_frame_set)."""
     every_epochs: int = Field(default=5, ge=1)
-    """Epochs between probes; the last epoch is always probed."""
+    """Epochs between probes; the last epoch is always probed. Each probed epoch gets a checkpoint."""
     train_split: str = "train"
     """Split that the regression is fitted on, and poses are retrieved from."""
     test_split: str = "val"
@@ -37,6 +37,10 @@ class ProbeSettings(Settings):
     """Frames to fit on, at most."""
     num_test: int = Field(default=1000, ge=10)
     """Frames to measure on, at most."""
+
+    def due(self, epochs_done: int, last: bool) -> bool:
+        """Whether this epoch is probed."""
+        return self.enabled and (last or epochs_done % self.every_epochs == 0)
 
 
 class OnlineProbe:
@@ -60,10 +64,6 @@ class OnlineProbe:
         self.settings, self.views, self.device = settings, views, device
         self._uri = settings.frame_set or frame_set
         self._frames: tuple[Batch, Batch] | None = None
-
-    def due(self, epochs_done: int, last: bool) -> bool:
-        """Whether this epoch is probed."""
-        return self.settings.enabled and (last or epochs_done % self.settings.every_epochs == 0)
 
     def run(self, model: torch.nn.Module, with_pictures: bool) -> tuple[dict[str, float], dict[str, bytes]]:
         """Metrics named probe_*, errors in mm, and pictures by file name.

@@ -67,7 +67,7 @@ class CheckpointSettings(Settings):
     """When checkpoints are written and which are kept."""
 
     every_epochs: int = Field(default=1, ge=1)
-    """Epochs between checkpoints; the last epoch always gets one."""
+    """Epochs between checkpoints; the last epoch always gets one, and each that is probed."""
     every_steps: int | None = Field(default=None, ge=1)
     """Also a checkpoint every so many steps within an epoch, for epochs that take long."""
     keep: int = Field(default=3, ge=1)
@@ -298,8 +298,9 @@ def run_epochs(
             pictures: dict[str, bytes] = {}
             epochs_done = batch.epoch + 1
             last = epochs_done == settings.epochs
+            is_probed = last_of_epoch and settings.probe.due(epochs_done, last)
             if rank == 0 and last_of_epoch:
-                if probe is not None and probe.due(epochs_done, last):
+                if probe is not None and is_probed:
                     probed, pictures = probe.run(model, last)
                     metrics |= probed
                 if epochs_done == 1 or last:
@@ -308,9 +309,8 @@ def run_epochs(
                 write_bytes(join(folder, "pictures", name), data)
             if pictures:
                 metrics["pictures"] = sorted(pictures)
-            if (last_of_epoch and (epochs_done % settings.checkpoint.every_epochs == 0 or last)) or _due(
-                settings, steps.number
-            ):
+            is_due = last_of_epoch and (epochs_done % settings.checkpoint.every_epochs == 0 or last)
+            if is_due or is_probed or _due(settings, steps.number):
                 # The best checkpoint is the one with the best probe; without a probe, the one with the lowest loss. An earlier
                 # probe says nothing of this one, nor does a loss beside errors in mm.
                 best_by = "probe_pa_epe_mm" if settings.probe.enabled else "loss"

@@ -31,11 +31,10 @@ def test_probes_of_frozen_features(name, tmp_path):
     assert -1 <= scores.get("probe_equivariance_cosine", 0) <= 1
 
 
-def test_a_probe_is_due_every_few_epochs_and_at_the_end(tmp_path):
-    probe = OnlineProbe(
-        ProbeSettings(enabled=True, every_epochs=4), "unused", ViewSettings(size=32), torch.device("cpu")
-    )
-    assert [probe.due(epoch, last=epoch == 10) for epoch in range(1, 11)] == [e in (4, 8, 10) for e in range(1, 11)]
+def test_a_probe_is_due_every_few_epochs_and_at_the_end():
+    due = ProbeSettings(enabled=True, every_epochs=4).due
+    assert [due(epoch, last=epoch == 10) for epoch in range(1, 11)] == [e in (4, 8, 10) for e in range(1, 11)]
+    assert not ProbeSettings(every_epochs=4).due(4, last=True)
 
 
 def test_a_probe_bears_a_few_bad_frames_as_the_run_does(tmp_path):
