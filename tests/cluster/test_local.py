@@ -77,7 +77,7 @@ def submit(checkout: Path, address: str, *arguments: str) -> "subprocess.Complet
         env={**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         check=False,
     )
 

@@ -130,7 +130,7 @@ def test_mlflow_model_predicts_in_a_fresh_process(exported, crops, expected, tmp
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     outputs = np.load(tmp_path / "out.npz")

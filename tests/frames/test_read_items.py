@@ -4,7 +4,6 @@ import http.server
 import io
 import re
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -153,7 +152,6 @@ def vanished(uri, shard):
     Path(uri, shard.path).unlink()
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("damage", "reason", "rows"),
@@ -221,7 +219,6 @@ def test_an_object_that_vanished_is_named_in_one_way(s3):
     }
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.usefixtures("in_process")
 def test_a_frame_set_without_a_shard_left_stops_the_run(frames):
     uri, manifest = frames
@@ -231,7 +228,6 @@ def test_a_frame_set_without_a_shard_left_stops_the_run(frames):
         read_all(uri, max_bad_fraction=1)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.usefixtures("in_process")
 def test_all_of_a_worker_s_first_item_may_be_gone(tmp_path):
     uri = str(tmp_path)
@@ -245,14 +241,16 @@ def test_all_of_a_worker_s_first_item_may_be_gone(tmp_path):
     assert all(None not in batch.columns["frame_id"] for batch in batches)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.usefixtures("in_process")
 def test_an_object_store_that_keeps_failing_stops_the_run_with_a_list(frames, monkeypatch):
     """Every answer is 503, also after the retries."""
     _, manifest = frames
 
+    requests = []
+
     class Failing(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            requests.append(self.path)
             self.send_response(503)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -272,10 +270,9 @@ def test_an_object_store_that_keeps_failing_stops_the_run_with_a_list(frames, mo
         retry_strategy=storage.pafs.AwsStandardS3RetryStrategy(max_attempts=2),
     )
     monkeypatch.setattr(storage, "_s3", lambda endpoint: store)
-    started = time.monotonic()
     with pytest.raises(DataError, match="no usable frame among 512 rows, nor in other shards tried"):
         list(stream_batches("s3://bucket/frames", split="train", batch_size=50, manifest=manifest))
-    assert time.monotonic() - started < 50
+    assert len(requests) < 200  # each of six shards or so a few times; all of them would be thousands
     server.shutdown()
 
 
@@ -337,7 +334,6 @@ def test_only_the_columns_asked_for_are_read_in_few_reads(tmp_path, monkeypatch)
     assert found["joints_3d",] < 1.03 * (needed + sizes["joints_3d"])
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_data_goes_on_without_a_shard_and_ends_without_any(frames, monkeypatch):
     uri, manifest = frames

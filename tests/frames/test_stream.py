@@ -337,7 +337,6 @@ def test_sets_that_do_not_fit_are_refused_in_one_line(three_sets, tiny):
         load(PretrainSettings, ["--frame_set", "[{uri: a, weight: -1}]"])
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("num_readers", [None, 1, 2, 5])
 def test_two_windows_are_read_at_a_time_in_order_and_with_the_readers_asked_for(tmp_path, monkeypatch, num_readers):
     uri = str(tmp_path / "set")

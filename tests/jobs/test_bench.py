@@ -22,7 +22,7 @@ def test_names(capsys):
 
 def test_bad_settings_get_one_line():
     found = subprocess.run(
-        [sys.executable, "-m", "jobs.bench", "contrast", "--thread", "2"], capture_output=True, text=True, timeout=100
+        [sys.executable, "-m", "jobs.bench", "contrast", "--thread", "2"], capture_output=True, text=True, timeout=250
     )
     assert (found.returncode, found.stderr) == (2, "error: unknown setting 'thread'; did you mean --threads?\n")
 

@@ -1,11 +1,8 @@
-import pytest
-
 from jobs.bench_contrast import BenchContrastJob, run
 from pipeline.models.encoder import EncoderSettings
 from pipeline.views import ViewSettings
 
 
-@pytest.mark.timeout(300)
 def test_micro_batches_need_less_memory(capsys):
     settings = BenchContrastJob(
         batch_sizes=(256,), micro_batch=16, crop_size=32, views=ViewSettings(size=32), encoder=EncoderSettings(width=16)

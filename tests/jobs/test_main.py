@@ -17,7 +17,7 @@ def test_every_job_of_the_table_can_be_run():
 
 def test_the_command_runs_a_job():
     command = [sys.executable, "-c", "from jobs.main import main; main()", "export", "--modle", "x"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown setting 'modle'")
 

@@ -70,7 +70,7 @@ def job(tmp_path, *arguments: str, chatter: str = "None", **environment: str) ->
 )
 def test_exit_codes_and_one_line_errors(tmp_path, arguments, code, message):
     process = job(tmp_path, *arguments)
-    _, errors = process.communicate(timeout=150)
+    _, errors = process.communicate(timeout=250)
     assert (process.returncode, errors) == (code, message)
     assert not list(tmp_path.glob("*.log"))
 
@@ -89,7 +89,7 @@ def test_exit_codes_and_one_line_errors(tmp_path, arguments, code, message):
 )
 def test_one_line_in_the_terminal_and_the_traceback_in_the_log(tmp_path, how, line, in_log):
     process = job(tmp_path, "--how", how)
-    _, errors = process.communicate(timeout=150)
+    _, errors = process.communicate(timeout=250)
     (log,) = tmp_path.glob("equihand-x-*.log")
     assert (process.returncode, errors) == (1, f"{line} (details: {log})\n")
     assert "Traceback" in log.read_text()
@@ -97,13 +97,13 @@ def test_one_line_in_the_terminal_and_the_traceback_in_the_log(tmp_path, how, li
 
 
 def test_the_terminal_shows_the_traceback_where_it_is_asked_for(tmp_path):
-    _, errors = job(tmp_path, "--how", "data", EQUIHAND_DEBUG="1").communicate(timeout=150)
+    _, errors = job(tmp_path, "--how", "data", EQUIHAND_DEBUG="1").communicate(timeout=250)
     assert errors.startswith("Traceback")
     assert errors.splitlines()[-1].startswith("error: s3://a/b: row 3 is broken (details: ")
 
 
 def test_what_native_code_writes_to_stderr_goes_to_the_log(tmp_path):
-    output, errors = job(tmp_path, "--how", "native").communicate(timeout=150)
+    output, errors = job(tmp_path, "--how", "native").communicate(timeout=250)
     assert errors == ""
     assert "own words" in output
     (log,) = tmp_path.glob("equihand-x-*.log")
@@ -118,14 +118,14 @@ def test_interrupted(tmp_path, kind):
         assert process.poll() is None
     time.sleep(0.2)
     process.send_signal(kind)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=250)
     assert process.returncode == 130
     assert errors == "interrupted; run the same command again to go on\n"
 
 
 def test_warnings_are_shown_and_what_is_not_tracked_has_its_exit_code(tmp_path):
     process = job(tmp_path, "--how", "untracked")
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=250)
     assert "warning: s3://a/b: cut off\n" in output
     assert errors == "error: done, and its results are written, but MLflow failed: no answer\n"
     assert process.returncode == 4
@@ -133,7 +133,7 @@ def test_warnings_are_shown_and_what_is_not_tracked_has_its_exit_code(tmp_path):
 
 def test_chatter_goes_to_its_file(tmp_path):
     process = job(tmp_path, chatter=f"lambda settings: Path({str(tmp_path / 'log')!r})")
-    output, _ = process.communicate(timeout=150)
+    output, _ = process.communicate(timeout=250)
     assert process.returncode == 0
     assert "own words" in output
     assert "chatter" not in output
@@ -143,5 +143,5 @@ def test_chatter_goes_to_its_file(tmp_path):
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
     log = tmp_path / "job.py" / "demo" / "log"
     process = job(tmp_path, chatter=f"lambda settings: Path({str(log)!r})")
-    _, errors = process.communicate(timeout=150)
+    _, errors = process.communicate(timeout=250)
     assert (process.returncode, errors) == (1, f"error: {log}: Not a directory; the log cannot be written there\n")

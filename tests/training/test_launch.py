@@ -35,7 +35,6 @@ def train(loop, tmp_path, tracking):
     )
 
 
-@pytest.mark.timeout(180)
 def test_an_error_in_the_data_is_met_once(ray_cluster, tmp_path):
     def loop(config):
         tries = Path(config["folder"], "tries")
@@ -57,7 +56,6 @@ def test_an_error_in_the_data_is_met_once(ray_cluster, tmp_path):
     assert run.info.status == "FAILED"
 
 
-@pytest.mark.timeout(180)
 def test_without_mlflow_nothing_is_trained(ray_cluster, tmp_path, monkeypatch):
     """The workers start while MLflow opens its run, and end when it cannot."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -86,7 +84,6 @@ def going_on(config):
         return {"began_at": step}
 
 
-@pytest.mark.timeout(180)
 def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog, monkeypatch):
     """The newest checkpoint is damaged, and so is the list that Ray Train kept of them. MLflow fails on the way."""
     folder = tmp_path / "runs/broken"
@@ -112,7 +109,6 @@ def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog,
     assert "untracked" not in read_json(str(folder / "result.json"))
 
 
-@pytest.mark.timeout(180)
 def test_a_run_without_a_whole_checkpoint_says_so_in_one_line(ray_cluster, tmp_path):
     folder = tmp_path / "runs/broken"
     kept = Kept(str(folder))

@@ -227,7 +227,6 @@ def test_a_run_id_stands_for_its_settings(tmp_path, caplog):
     assert open_run(first, run, "a")[1] == {"run_id": "a"}
 
 
-@pytest.mark.timeout(300)
 def test_two_workers_lose_one_and_finish(tmp_path):
     """The whole job, with a probe; one worker is killed by force in mid-run, and the run goes on by itself."""
     frame_set, runs = str(tmp_path / "set"), tmp_path / "runs"
@@ -241,7 +240,7 @@ def test_two_workers_lose_one_and_finish(tmp_path):
         "--views.size=32",
         "--encoder.width=8",
         "--probe.enabled=true",
-        "--probe.every_epochs=10",
+        "--probe.every_epochs=15",
         "--probe.num_train=200",
         "--probe.num_test=64",
         "--checkpoint.every_epochs=2",
@@ -271,13 +270,13 @@ def test_two_workers_lose_one_and_finish(tmp_path):
     weights, meta = read_checkpoint(result["last_checkpoint"])
     assert (meta["kind"], meta["step"]) == ("pretrain", 240)
     assert "encoder.conv1.weight" in weights
-    # The newest two, and the best three: those of epochs 10, 20 and 30, which were probed.
+    # The newest two, and the best ones: those of epochs 15 and 30, which were probed.
     kept = sorted(path.parent.name for path in (runs / "killed").glob("checkpoint_*/meta.json"))
-    assert kept == [f"checkpoint_{number:06d}" for number in (5, 10, 14, 15)]
+    assert kept == [f"checkpoint_{number:06d}" for number in (8, 15, 16)]
     assert {path.name for path in (runs / "killed/pictures").iterdir()} == {"views.png", "neighbours.png"}
 
     history = Run(f"sqlite:///{tmp_path}/mlflow.db", result["mlflow_run_id"], "1").history()
     steps = [step for step, _ in history["loss"]]
     assert steps == sorted(set(steps))
     assert steps[-1] == 240
-    assert [step for step, _ in history["probe_pa_epe_mm"]] == [80, 160, 240]
+    assert [step for step, _ in history["probe_pa_epe_mm"]] == [120, 240]

@@ -24,7 +24,6 @@ def batches(count, made):
         yield Batch(0, step, torch.full((2, 3, 4, 4), step, dtype=torch.uint8), {})
 
 
-@pytest.mark.timeout(20)
 def test_the_next_batch_is_made_while_the_last_one_is_used():
     made: list[int] = []
     with one_ahead(batches(9, made), torch.device("cpu")) as ahead:
@@ -36,7 +35,6 @@ def test_the_next_batch_is_made_while_the_last_one_is_used():
         assert [batch.step for batch in ahead] == list(range(1, 9))
 
 
-@pytest.mark.timeout(20)
 def test_errors_come_through_and_an_early_end_stops_the_reading():
     def failing():
         yield from batches(2, [])
