@@ -9,16 +9,15 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from jobs.bench_table import markdown
 from jobs.runtime import run_job
-from pipeline.config import Settings
-from pipeline.progress import Progress
 
 NAMES = ("data", "views", "stream", "train", "ingest", "contrast")
-"""Each is a module `jobs.bench_<name>` with settings `Bench<Name>Job` and `run(settings, progress) -> dict`, whose "rows"
-(see bench_table.py), if there are any, are printed here."""
+"""Each is a module `jobs.bench_<name>` with a JOB whose run returns a dict; its "rows" (see bench_table.py), if there are any,
+are printed here."""
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -31,16 +30,15 @@ def main(argv: Sequence[str]) -> NoReturn:
         else:
             print(__doc__, file=stream)
         sys.exit(code)
-    module = importlib.import_module(f"jobs.bench_{name}")
-    settings_type: type[Settings] = getattr(module, f"Bench{name.capitalize()}Job")
+    job = importlib.import_module(f"jobs.bench_{name}").JOB
 
-    def run(settings: Settings, progress: Progress) -> dict[str, Any]:
-        result: dict[str, Any] = module.run(settings, progress)
+    def run(*arguments: Any) -> dict[str, Any]:
+        result: dict[str, Any] = job.run(*arguments)
         if "rows" in result:
             print(markdown(result["rows"]), flush=True)
         return result
 
-    run_job(settings_type, run, f"jobs.bench {name}", module.__doc__, argv=arguments)
+    run_job(replace(job, run=run), arguments)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import psutil
 import torch
 from pydantic import Field
 
+from jobs.runtime import Job
 from pipeline.config import Settings
 from pipeline.frames.stream import Batch
 from pipeline.models.encoder import EncoderSettings
@@ -159,3 +160,6 @@ def _peak_memory(action: Any, device: torch.device) -> int:
         stop.set()
         sampler.join()
     return peak - before
+
+
+JOB = Job("bench contrast", BenchContrastJob, run, __doc__, ray=None)

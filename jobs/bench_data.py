@@ -5,6 +5,7 @@ from typing import Any
 from jobs import bench_stream, bench_views
 from jobs.bench_stream import BenchStreamJob
 from jobs.bench_views import BenchViewsJob
+from jobs.runtime import Job, Session, ray_session
 from pipeline.config import Settings
 from pipeline.progress import SILENT, Progress
 
@@ -16,7 +17,10 @@ class BenchDataJob(Settings):
     stream: BenchStreamJob = BenchStreamJob()
 
 
-def run(settings: BenchDataJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: BenchDataJob, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Both measurements; returns {"rows"}."""
     rows = bench_views.run(settings.views, progress)["rows"]
-    return {"rows": [*rows, *bench_stream.run(settings.stream, progress)["rows"]]}
+    return {"rows": [*rows, *bench_stream.run(settings.stream, progress, session)["rows"]]}
+
+
+JOB = Job("bench data", BenchDataJob, run, __doc__, ray=bench_stream.JOB.ray)

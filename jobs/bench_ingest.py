@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import Field
 
 from jobs.bench_table import Row, row
-from jobs.runtime import RaySettings, ray_session
+from jobs.runtime import Job, RaySettings, Session, ray_session
 from pipeline.config import Settings
 from pipeline.frames.ingest import ingest
 from pipeline.frames.plan import IngestSettings
@@ -61,21 +61,19 @@ class BenchIngestJob(Settings):
     rows_per_shard: int = Field(default=4096, ge=16)
     """As for an ingest; small enough for the small input to fill a shard for each worker, as the large one does."""
     detector: DetectorBench = DetectorBench()
-    ray: RaySettings = RaySettings(object_store_mb=400)
-    """A session is started for each size; the object store is kept small."""
 
 
-def run(settings: BenchIngestJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: BenchIngestJob, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Both sizes, and the detector where it has input; returns {"rows"} (see bench_table.py)."""
     measured = []
     with tempfile.TemporaryDirectory(prefix="equihand-bench-") as folder:
         for factor in (1, settings.factor):
             source = make_input(Path(folder) / f"input{factor}", settings.images * factor, settings.hands)
-            with ray_session(settings.ray):
+            with session():
                 measured.append(_measure(settings, source, f"{folder}/frames{factor}", progress))
     rows = memory_rows(measured, settings.factor)
     if settings.detector.video is not None:
-        rows += _detector_rows(settings, progress)
+        rows += _detector_rows(settings, progress, session)
     return {"rows": rows}
 
 
@@ -243,13 +241,13 @@ def _spilled_mb() -> float:
     return float(internal_api.get_memory_info_reply(state).store_stats.spilled_bytes_total) / 1e6
 
 
-def _detector_rows(settings: BenchIngestJob, progress: Progress) -> list[Row]:
+def _detector_rows(settings: BenchIngestJob, progress: Progress, session: Session) -> list[Row]:
     """Frames a second of the detector's stage with different numbers of workers."""
     chosen = settings.detector
     rows: list[Row] = []
     first: float | None = None
     for workers in chosen.workers:
-        with tempfile.TemporaryDirectory(prefix="equihand-bench-") as folder, ray_session(settings.ray):
+        with tempfile.TemporaryDirectory(prefix="equihand-bench-") as folder, session():
             (Path(folder) / "videos").mkdir()
             for copy in range(chosen.copies):
                 os.symlink(os.path.abspath(str(chosen.video)), f"{folder}/videos/{copy}.mp4")
@@ -268,3 +266,6 @@ def _detector_rows(settings: BenchIngestJob, progress: Progress) -> list[Row]:
         first = first or speed
         rows.append(row(f"detector, {workers} workers", speed, "frames/s", against, ratio))
     return rows
+
+
+JOB = Job("bench ingest", BenchIngestJob, run, __doc__, ray=RaySettings(object_store_mb=400))

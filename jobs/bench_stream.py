@@ -27,7 +27,7 @@ from pydantic import Field
 from jobs.bench_frames import write_frames
 from jobs.bench_table import Row, row
 from jobs.object_store import ObjectStore
-from jobs.runtime import RaySettings, ray_session
+from jobs.runtime import Job, RaySettings, Session, ray_session
 from pipeline.config import Settings
 from pipeline.frames.epoch_plan import plan_epoch
 from pipeline.frames.manifest import read_manifest
@@ -38,8 +38,10 @@ from pipeline.models.pretrain import PretrainModel
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import copy_tree, join
 from pipeline.training.optim import build_optimiser
-from pipeline.training.pretrain import PretrainSettings, Steps
+from pipeline.training.pretrain import Steps
+from pipeline.training.pretrain_recipe import PretrainRecipe
 from pipeline.training.supply import one_ahead
+from pipeline.training.worker import Worker
 
 Part = Literal["training", "training_storage", "storage", "epochs", "bytes", "start"]
 _IMAGE_BYTES = 3 * 160**2
@@ -61,10 +63,9 @@ class BenchStreamJob(Settings):
     """Turns of each kind."""
     threads: int | None = Field(default=None, ge=1)
     """torch CPU threads of the training; none takes all cores."""
-    ray: RaySettings = RaySettings(object_store_mb=1024)
 
 
-def run(settings: BenchStreamJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: BenchStreamJob, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Measure; returns {"rows"} (see bench_table.py)."""
     measures: dict[Part, Callable[[BenchStreamJob, str, str], list[Row]]] = {
         "training": _training,
@@ -79,7 +80,7 @@ def run(settings: BenchStreamJob, progress: Progress = SILENT) -> dict[str, Any]
         local, remote = join(folder, "frames"), join(store.uri, "frames")
         write_frames(local, settings.num_rows)
         copy_tree(local, remote)
-        with ray_session(settings.ray):
+        with session():
             progress.start("stream", len(settings.parts), "parts")
             for done, part in enumerate(settings.parts):
                 progress.update(done, now=part)
@@ -112,10 +113,10 @@ def _turns(settings: BenchStreamJob, one: Iterator[Batch], other: Iterator[Batch
     frames per CPU second, which other work of the machine does not change."""
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     torch.manual_seed(0)
-    job = PretrainSettings(frame_set="", batch_size=settings.batch_size, epochs=10_000)
+    job = PretrainRecipe(frame_set="", batch_size=settings.batch_size, epochs=10_000)
     model = PretrainModel(job.encoder, job.projection, job.objective).train().to(memory_format=torch.channels_last)
-    device, epoch_steps = torch.device("cpu"), settings.num_rows // settings.batch_size
-    steps = Steps(model, build_optimiser(model, job.optimiser), job, device, 0, 1, steps_per_epoch=epoch_steps)
+    epoch_steps = settings.num_rows // settings.batch_size
+    steps = Steps(model, build_optimiser(model, job.optimiser), job, Worker(), steps_per_epoch=epoch_steps)
     for source in (one, other):
         for _ in range(2):
             steps.run(next(source), 0.0)
@@ -297,3 +298,6 @@ def _start_once(frames: str, folder: str, address: str, name: str) -> dict[str, 
         "first step": seconds["first_step"] - seconds["first_batch"],
         "total": begun + seconds["first_step"] - started,
     }
+
+
+JOB = Job("bench stream", BenchStreamJob, run, __doc__, ray=RaySettings(object_store_mb=1024))

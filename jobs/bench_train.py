@@ -24,9 +24,7 @@ from torch import Tensor
 from jobs.bench_frames import different_jpegs, write_frames
 from jobs.bench_peers import PEERS, loader, release
 from jobs.bench_table import Row, row
-from jobs.pretrain import PretrainJob
-from jobs.pretrain import run as pretrain
-from jobs.runtime import RaySettings, ray_session
+from jobs.runtime import Job, RaySettings, Session, ray_session
 from pipeline.config import Settings
 from pipeline.frames.batches import Batch
 from pipeline.models.encoder import EncoderSettings
@@ -35,7 +33,10 @@ from pipeline.progress import SILENT, Progress
 from pipeline.storage import join
 from pipeline.training.distributed import bf16_pays
 from pipeline.training.optim import build_optimiser
-from pipeline.training.pretrain import PretrainRecipe, Steps
+from pipeline.training.pretrain import Steps
+from pipeline.training.pretrain_recipe import PretrainRecipe
+from pipeline.training.pretrain_run import PretrainSettings, run_pretrain
+from pipeline.training.worker import Worker
 from pipeline.views import ViewSettings
 
 _CPU = torch.device("cpu")
@@ -60,10 +61,9 @@ class BenchTrainJob(Settings):
     """Of each measurement without a job."""
     job_frames: int = Field(default=40_000, ge=1)
     """Frames that the job trains on."""
-    ray: RaySettings = RaySettings(num_cpus=4, object_store_mb=512)
 
 
-def run(settings: BenchTrainJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: BenchTrainJob, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Measure; returns {"rows"} (see bench_table.py)."""
     jpegs = different_jpegs(settings.image_size)
     progress.start("train", 4 + len(PEERS), "parts")
@@ -77,7 +77,7 @@ def run(settings: BenchTrainJob, progress: Progress = SILENT) -> dict[str, Any]:
         progress.advance(now="steps")
         steps = everywhere(_steps, settings.seconds)
         progress.advance(now="job")
-        job = _job(settings)
+        job = _job(settings, session)
         progress.advance(now="network")
         bare = (before + everywhere(_bare, settings.seconds)) / 2
         progress.advance(now="peers")
@@ -133,7 +133,7 @@ def _steps(settings: BenchTrainJob, seconds: float) -> float:
     recipe = _recipe(settings)
     model = PretrainModel(recipe.encoder, recipe.projection, recipe.objective).train()
     model.to(memory_format=torch.channels_last)
-    steps = Steps(model, build_optimiser(model, recipe.optimiser), recipe, _CPU, 0, 1, steps_per_epoch=1_000_000)
+    steps = Steps(model, build_optimiser(model, recipe.optimiser), recipe, Worker(), steps_per_epoch=1_000_000)
     side = settings.image_size
     frames = torch.randint(0, 256, (settings.batch_size, 3, side, side), dtype=torch.uint8)
     batch = Batch(0, 0, frames.contiguous(memory_format=torch.channels_last), {})
@@ -167,11 +167,11 @@ class _Clock(Progress):
         return (total - done) / (last - first)
 
 
-def _job(settings: BenchTrainJob) -> float:
+def _job(settings: BenchTrainJob, session: Session) -> float:
     """Frames a second of jobs.pretrain in the middle of its work."""
     clock = _Clock()
     rows = max(8 * settings.batch_size * settings.num_workers, min(settings.job_frames, 8192))
-    with tempfile.TemporaryDirectory() as folder, ray_session(settings.ray):
+    with tempfile.TemporaryDirectory() as folder, session():
         frames = join(folder, "frames")
         write_frames(frames, rows, settings.image_size)
         values = _recipe(settings).model_dump() | {
@@ -183,7 +183,7 @@ def _job(settings: BenchTrainJob) -> float:
             "run": {"storage": join(folder, "runs")},
             "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
         }
-        pretrain(PretrainJob.model_validate(values), clock)
+        run_pretrain(PretrainSettings.model_validate(values), clock)
     return clock.rate()
 
 
@@ -230,3 +230,6 @@ def nt_xent(latents: Tensor, temperature: float = 0.5) -> Tensor:
     logits = (latents @ latents.T / temperature).fill_diagonal_(-torch.inf)
     count = len(latents) // 2
     return F.cross_entropy(logits, torch.arange(2 * count).roll(count))
+
+
+JOB = Job("bench train", BenchTrainJob, run, __doc__, ray=RaySettings(num_cpus=4, object_store_mb=512))

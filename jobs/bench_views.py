@@ -26,6 +26,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from jobs import bench_peers
 from jobs.bench_table import Row, row
+from jobs.runtime import Job
 from pipeline import storage
 from pipeline.config import Settings
 from pipeline.errors import DataError
@@ -249,3 +250,6 @@ def _stored(settings: BenchViewsJob, uri: str) -> tuple[list[bytes], int]:
     if not jpegs:
         raise DataError(f"{uri}: the frame set is empty")
     return jpegs[: settings.num_frames], manifest.image_size
+
+
+JOB = Job("bench views", BenchViewsJob, run, __doc__, ray=None)

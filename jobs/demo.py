@@ -19,9 +19,9 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs import finetune, ingest, pretrain, synthesize
+from jobs import ingest, synthesize
 from jobs.object_store import ObjectStore
-from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.runtime import Job, RaySettings, Session, run_job
 from jobs.terminal import TerminalProgress
 from pipeline.config import Settings
 from pipeline.errors import SettingsError
@@ -29,6 +29,8 @@ from pipeline.reports.evaluate import EvaluateSettings, comparison_table, evalua
 from pipeline.reports.report_data import Stage
 from pipeline.storage import copy_to_local
 from pipeline.tracking import TrackingSettings
+from pipeline.training.finetune_run import FinetuneRunSettings, run_finetune
+from pipeline.training.pretrain_run import PretrainSettings, run_pretrain
 
 BUCKET = "equihand"
 STATE_NAME, LOG_NAME = "state.json", "demo.log"
@@ -51,10 +53,9 @@ class DemoJob(Settings):
     """Labelled frames that each fine-tuning sees, repeats counted."""
     seed: int = Field(default=5, ge=0)
     """Seed of rendering, training and search."""
-    ray: RaySettings = RaySettings(address="local", num_cpus=4, object_store_mb=400)
 
 
-def run(settings: DemoJob, progress: TerminalProgress) -> dict[str, Any]:
+def run(settings: DemoJob, progress: TerminalProgress, session: Session) -> dict[str, Any]:
     """Run what is not done yet; returns the evaluation's result."""
     folder = Path(settings.folder).absolute()
     if settings.fresh:
@@ -65,7 +66,7 @@ def run(settings: DemoJob, progress: TerminalProgress) -> dict[str, Any]:
     progress.plan(len(steps))
     report = folder / "report.html"
     if not all(name in stages.results for name, _ in steps) or not report.exists():
-        with ObjectStore(folder / "object_store", bucket=BUCKET) as store, ray_session(settings.ray):
+        with ObjectStore(folder / "object_store", bucket=BUCKET) as store, session():
             for name, step in steps:
                 stages.run(name, step, store.save)
             copy_to_local(stages.results["evaluate"]["report"], report)
@@ -118,7 +119,7 @@ def _steps(
         return ingest.run(job, progress)
 
     def pretrain_encoder(_: dict[str, Any]) -> dict[str, Any]:
-        job = pretrain.PretrainJob.model_validate(
+        job = PretrainSettings.model_validate(
             {
                 "frame_set": f"{root}/frames",
                 "epochs": settings.pretrain_epochs,
@@ -138,11 +139,11 @@ def _steps(
                 "tracking": tracking,
             }
         )
-        return pretrain.run(job, progress)
+        return run_pretrain(job, progress)
 
     def finetune_from(init: Callable[[dict[str, Any]], str | None], run_id: str) -> Callable[..., dict[str, Any]]:
         def action(results: dict[str, Any]) -> dict[str, Any]:
-            job = finetune.FinetuneJob.model_validate(
+            job = FinetuneRunSettings.model_validate(
                 {
                     "frame_set": f"{root}/frames",
                     "init": init(results),
@@ -160,7 +161,7 @@ def _steps(
                     "tracking": tracking,
                 }
             )
-            return finetune.run(job, progress)
+            return run_finetune(job, progress)
 
         return action
 
@@ -241,7 +242,7 @@ def _clear(folder: Path) -> None:
 
 
 def _identity(settings: DemoJob) -> str:
-    decisive = settings.model_dump(mode="json", exclude={"fresh", "ray", "folder"})
+    decisive = settings.model_dump(mode="json", exclude={"fresh", "folder"})
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -254,5 +255,14 @@ def _say_what_came_out(evaluated: dict[str, Any], report: Path, progress: Termin
     progress.note(f"MLflow:  {sys.executable} -m mlflow ui --backend-store-uri sqlite:///{database} --host 127.0.0.1")
 
 
+JOB = Job(
+    "demo",
+    DemoJob,
+    run,
+    __doc__,
+    ray=RaySettings(address="local", num_cpus=4, object_store_mb=400),
+    chatter_to=lambda settings: Path(settings.folder) / LOG_NAME,
+)
+
 if __name__ == "__main__":
-    run_job(DemoJob, run, "jobs.demo", __doc__, chatter_to=lambda settings: Path(settings.folder) / LOG_NAME)
+    run_job(JOB)

@@ -6,17 +6,13 @@
 
 from typing import Any
 
-from jobs.runtime import run_job
+from jobs.runtime import Job, run_job
 from jobs.terminal import TerminalProgress
 from pipeline.progress import SILENT, Progress
 from pipeline.reports.evaluate import EvaluateSettings, comparison_table, evaluate, probe_table
 
 
-class EvaluateJob(EvaluateSettings):
-    """Settings of the job."""
-
-
-def run(settings: EvaluateJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: EvaluateSettings, progress: Progress = SILENT) -> dict[str, Any]:
     """Run the job; returns the metrics, and what a report needs of them."""
     outcome = evaluate(settings, progress)
     if isinstance(progress, TerminalProgress):
@@ -38,5 +34,7 @@ def run(settings: EvaluateJob, progress: Progress = SILENT) -> dict[str, Any]:
     return outcome
 
 
+JOB = Job("evaluate", EvaluateSettings, run, __doc__, ray=None)
+
 if __name__ == "__main__":
-    run_job(EvaluateJob, run, "jobs.evaluate", __doc__)
+    run_job(JOB)

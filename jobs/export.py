@@ -7,17 +7,13 @@ The model may be a run, a checkpoint of pretraining or fine-tuning, or a weights
 
 from typing import Any
 
-from jobs.runtime import run_job
+from jobs.runtime import Job, run_job
 from jobs.terminal import TerminalProgress
 from pipeline.export.export import ExportSettings, export
 from pipeline.progress import SILENT, Progress
 
 
-class ExportJob(ExportSettings):
-    """Settings of the job."""
-
-
-def run(settings: ExportJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: ExportSettings, progress: Progress = SILENT) -> dict[str, Any]:
     """Run the job; returns what was written and how far the programs are from the model."""
     result = export(settings, progress)
     if isinstance(progress, TerminalProgress):
@@ -30,5 +26,7 @@ def run(settings: ExportJob, progress: Progress = SILENT) -> dict[str, Any]:
     return result
 
 
+JOB = Job("export", ExportSettings, run, __doc__, ray=None)
+
 if __name__ == "__main__":
-    run_job(ExportJob, run, "jobs.export", __doc__)
+    run_job(JOB)

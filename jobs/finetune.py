@@ -8,22 +8,18 @@ On a laptop: python -m jobs.finetune --config jobs/configs/finetune_laptop.yaml 
 
 from typing import Any
 
-from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.runtime import Job, Session, ray_session, run_job
 from pipeline.progress import SILENT, Progress
 from pipeline.training.finetune_run import FinetuneRunSettings, run_finetune
 
 
-class FinetuneJob(FinetuneRunSettings):
-    """Settings of the job: those of the run, and the cluster."""
-
-    ray: RaySettings = RaySettings()
-
-
-def run(settings: FinetuneJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: FinetuneRunSettings, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Run the job; returns the run's result."""
-    with ray_session(settings.ray):
+    with session():
         return run_finetune(settings, progress)
 
 
+JOB = Job("finetune", FinetuneRunSettings, run, __doc__)
+
 if __name__ == "__main__":
-    run_job(FinetuneJob, run, "jobs.finetune", __doc__)
+    run_job(JOB)

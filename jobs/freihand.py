@@ -6,18 +6,14 @@ python -m jobs.freihand --data FreiHAND_pub_v2_eval --predictions pred.zip      
 
 from typing import Any
 
-from jobs.runtime import run_job
+from jobs.runtime import Job, run_job
 from jobs.terminal import TerminalProgress
 from pipeline.evaluation.yardsticks import CONSTANT
 from pipeline.progress import SILENT, Progress
 from pipeline.reports.freihand_run import FreiHandSettings, run_freihand
 
 
-class FreiHandJob(FreiHandSettings):
-    """Settings of the job."""
-
-
-def run(settings: FreiHandJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: FreiHandSettings, progress: Progress = SILENT) -> dict[str, Any]:
     """Run the job; returns the scores."""
     result = run_freihand(settings, progress)
     if isinstance(progress, TerminalProgress):
@@ -37,5 +33,7 @@ def run(settings: FreiHandJob, progress: Progress = SILENT) -> dict[str, Any]:
     return result
 
 
+JOB = Job("freihand", FreiHandSettings, run, __doc__, ray=None)
+
 if __name__ == "__main__":
-    run_job(FreiHandJob, run, "jobs.freihand", __doc__)
+    run_job(JOB)

@@ -7,7 +7,7 @@ Run it again with another source to add to the same frame set. A killed ingest g
 
 from typing import Any
 
-from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.runtime import Job, Session, ray_session, run_job
 from jobs.terminal import TerminalProgress
 from pipeline.frames.ingest import execute, prepare
 from pipeline.frames.manifest import Manifest
@@ -18,14 +18,13 @@ from pipeline.progress import SILENT, Progress
 
 
 class IngestJob(IngestSettings):
-    """Settings of the job: those of the ingest, where to, and the cluster."""
+    """Settings of the job: those of the ingest, and where to."""
 
     output: str
     """URI of the frame set; made where there is none yet, else added to."""
-    ray: RaySettings = RaySettings()
 
 
-def run(settings: IngestJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: IngestJob, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Run the job; returns the frame set's URI, counts, rejects and digest."""
     ingest_settings = IngestSettings.model_validate(settings.model_dump(include=set(IngestSettings.model_fields)))
     manifest = prepare(ingest_settings, settings.output)  # before Ray starts, so that a mistake shows at once
@@ -33,7 +32,7 @@ def run(settings: IngestJob, progress: Progress = SILENT) -> dict[str, Any]:
         if isinstance(progress, TerminalProgress):
             for note in manifest.plan.rejects.notes:
                 progress.note(f"note: {note}")
-        with ray_session(settings.ray):
+        with session():
             manifest = execute(manifest, progress)
     if isinstance(progress, TerminalProgress):
         _show(settings.output, manifest, progress)
@@ -69,5 +68,7 @@ def _show(uri: str, manifest: Manifest, terminal: TerminalProgress) -> None:
         terminal.table("Left out", ["source", "reason", "why", "count", "for example"], rejects)
 
 
+JOB = Job("ingest", IngestJob, run, __doc__)
+
 if __name__ == "__main__":
-    run_job(IngestJob, run, "jobs.ingest", __doc__)
+    run_job(JOB)

@@ -9,7 +9,7 @@ With --verify every damaged shard is named, and the exit code is 1 where there i
 from contextlib import nullcontext
 from typing import Any
 
-from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.runtime import Job, Session, ray_session, run_job
 from jobs.terminal import TerminalProgress
 from pipeline.frames.inspect import Inspection, InspectSettings, inspect, wants_ray
 from pipeline.frames.manifest import read_manifest
@@ -26,15 +26,13 @@ class InspectJob(InspectSettings):
     """Also keep the card in MLflow, as a run that is named by the frame set's digest."""
     tracking: TrackingSettings = TrackingSettings()
     """Where, if so."""
-    ray: RaySettings = RaySettings()
 
 
-def run(settings: InspectJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: InspectJob, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Run the job; returns the frame set's counts and digest, what verify found, and what card.json holds."""
-    inspecting = InspectSettings(**settings.model_dump(include=set(InspectSettings.model_fields)))
     preflight(settings.frame_set)
-    with ray_session(settings.ray) if wants_ray(inspecting, read_manifest(settings.frame_set)) else nullcontext():
-        found = inspect(inspecting, progress)
+    with session() if wants_ray(settings, read_manifest(settings.frame_set)) else nullcontext():
+        found = inspect(settings, progress)
     if settings.track:
         _track(settings, found)
     if isinstance(progress, TerminalProgress):
@@ -69,5 +67,7 @@ def _track(settings: InspectJob, found: Inspection) -> None:
     handle.finish()
 
 
+JOB = Job("inspect", InspectJob, run, __doc__)
+
 if __name__ == "__main__":
-    run_job(InspectJob, run, "jobs.inspect", __doc__)
+    run_job(JOB)

@@ -9,23 +9,18 @@ hand detector: --keypoints detector --detector.model hand_landmarker.task
 
 from typing import Any
 
-from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.runtime import Job, Session, ray_session, run_job
 from pipeline.frames.mine import MineSettings, mine
 from pipeline.progress import SILENT, Progress
 
 
-class MineJob(MineSettings):
-    """Settings of the job."""
-
-    ray: RaySettings = RaySettings()
-
-
-def run(settings: MineJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: MineSettings, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Run the job; returns what is known of the pairs."""
-    mining = MineSettings(**settings.model_dump(include=set(MineSettings.model_fields)))
-    with ray_session(settings.ray):
-        return mine(mining, progress).model_dump(mode="json")
+    with session():
+        return mine(settings, progress).model_dump(mode="json")
 
+
+JOB = Job("mine", MineSettings, run, __doc__)
 
 if __name__ == "__main__":
-    run_job(MineJob, run, "jobs.mine", __doc__)
+    run_job(JOB)

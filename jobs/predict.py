@@ -8,22 +8,16 @@ Writes predictions.parquet, one row a hand, and if asked the input with the hand
 
 from typing import Any
 
-from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.runtime import Job, Session, ray_session, run_job
 from jobs.terminal import TerminalProgress
 from pipeline.prediction.run import PREDICTIONS, PredictSettings, predict, prepare
 from pipeline.progress import SILENT, Progress
 
 
-class PredictJob(PredictSettings):
-    """Settings of the job: those of the prediction, and the cluster."""
-
-    ray: RaySettings = RaySettings()
-
-
-def run(settings: PredictJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: PredictSettings, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Run the job; returns counts, what was left out, and notes."""
     prepared = prepare(settings)
-    with ray_session(settings.ray):
+    with session():
         result = predict(prepared, progress)
     if isinstance(progress, TerminalProgress):
         for note in result["notes"]:
@@ -33,5 +27,7 @@ def run(settings: PredictJob, progress: Progress = SILENT) -> dict[str, Any]:
     return result
 
 
+JOB = Job("predict", PredictSettings, run, __doc__)
+
 if __name__ == "__main__":
-    run_job(PredictJob, run, "jobs.predict", __doc__)
+    run_job(JOB)

@@ -7,22 +7,18 @@ On a laptop: python -m jobs.pretrain --config jobs/configs/pretrain_laptop.yaml 
 
 from typing import Any
 
-from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.runtime import Job, Session, ray_session, run_job
 from pipeline.progress import SILENT, Progress
-from pipeline.training.pretrain import PretrainSettings, pretrain
+from pipeline.training.pretrain_run import PretrainSettings, run_pretrain
 
 
-class PretrainJob(PretrainSettings):
-    """Settings of the job: those of the run, and the cluster."""
-
-    ray: RaySettings = RaySettings()
-
-
-def run(settings: PretrainJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: PretrainSettings, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Run the job; returns the run's result."""
-    with ray_session(settings.ray):
-        return pretrain(settings, progress)
+    with session():
+        return run_pretrain(settings, progress)
 
+
+JOB = Job("pretrain", PretrainSettings, run, __doc__)
 
 if __name__ == "__main__":
-    run_job(PretrainJob, run, "jobs.pretrain", __doc__)
+    run_job(JOB)

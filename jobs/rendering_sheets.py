@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from jobs.runtime import run_job
+from jobs.runtime import Job, run_job
 from pipeline import storage
 from pipeline.config import Settings
 from pipeline.drawing.skeleton import skeleton_overlay
@@ -98,5 +98,7 @@ def _write(folder: str, name: str, pictures: list[np.ndarray]) -> None:
     storage.write_bytes(storage.join(folder, name + ".png"), buffer.getvalue())
 
 
+JOB = Job("rendering_sheets", RenderingSheetsJob, run, __doc__, ray=None)
+
 if __name__ == "__main__":
-    run_job(RenderingSheetsJob, run, "jobs.rendering_sheets", __doc__)
+    run_job(JOB)

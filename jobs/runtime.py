@@ -11,12 +11,14 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from jobs.ray_errors import lost_in_ray, ray_start_error
 from pipeline.config import Settings, load, to_yaml
@@ -52,9 +54,48 @@ class RaySettings(Settings):
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
+_ANY_RAY = RaySettings()
+
+Session = Callable[[], AbstractContextManager[None]]
+"""Opens the job's Ray session, once there is something to do in it."""
+
+
+@dataclass(frozen=True)
+class Job(Generic[SettingsT]):
+    """A job as `run_job` and `submit` know it: each module `jobs.NAME` has one, called JOB."""
+
+    name: str
+    settings: type[SettingsT]
+    run: Callable[..., Any]
+    """run(settings, progress), and where the job uses Ray run(settings, progress, session)."""
+    doc: str | None
+    """The head of `--help`."""
+    ray: RaySettings | None = _ANY_RAY
+    """Defaults of its `ray.*` settings; None: it does not use Ray."""
+    chatter_to: Callable[[SettingsT], Path] | None = None
+    """Log file that receives all that libraries print; None makes one for errors in the folder for temporary files."""
+
+    @cached_property
+    def command_line(self) -> type[SettingsT]:
+        """What can be given: the settings, and `ray.*`."""
+        if self.ray is None:
+            return self.settings
+        return create_model(self.settings.__name__, __base__=self.settings, ray=(RaySettings, self.ray))
+
+    def load(self, argv: Sequence[str] | None) -> SettingsT:
+        """All that was given, as `command_line`. Raises SettingsError."""
+        return load(self.command_line, argv, prog=f"jobs.{self.name}", description=self.doc or "")
+
+    def own(self, given: SettingsT) -> SettingsT:
+        """The settings alone, without `ray.*`: what a run is, not where it runs."""
+        names = self.settings.model_fields
+        return self.settings.model_construct(
+            given.model_fields_set & names.keys(), **{name: getattr(given, name) for name in names}
+        )
+
 
 @contextmanager
-def ray_session(settings: RaySettings) -> Iterator[None]:
+def ray_session(settings: RaySettings = _ANY_RAY) -> Iterator[None]:
     """A connection to Ray. Inside another session of this process it joins that one and leaves it open."""
     for name, value in _QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -162,19 +203,11 @@ def available_cpus() -> float:
     return float(ray.cluster_resources().get("CPU", 0))
 
 
-def run_job(
-    settings_type: type[SettingsT],
-    run: Callable[[SettingsT, Any], Any],
-    prog: str,
-    description: str | None,
-    chatter_to: Callable[[SettingsT], Path] | None = None,
-    argv: Sequence[str] | None = None,
-) -> NoReturn:
+def run_job(job: Job[SettingsT], argv: Sequence[str] | None = None) -> NoReturn:
     """Command-line entry of a job; ends the process.
 
     What libraries print as errors, and the traceback of an error that has one to show, go to a log file of the run; an error
     names it. EQUIHAND_DEBUG=1 shows tracebacks in the terminal.
-    chatter_to: that log file, which then receives all that libraries print; none makes one in the folder for temporary files.
     argv: arguments without the program's name; None takes the process's own.
     Exit codes: 0 done, 1 failed, 2 bad settings, 3 not finished in the time given, 4 done but not all of it
     tracked, 130 interrupted.
@@ -184,20 +217,22 @@ def run_job(
     signal.signal(signal.SIGTERM, _interrupt)
     code, log_file = 0, None
     try:
-        settings = load(settings_type, argv, prog=prog, description=description or "")
-        print(f"# {prog}: settings\n{to_yaml(settings)}", flush=True)
-        log_file = chatter_to(settings) if chatter_to else _new_log(prog)
+        given = job.load(argv)
+        print(f"# jobs.{job.name}: settings\n{to_yaml(given)}", flush=True)
+        settings = job.own(given)
+        session = [] if job.ray is None else [partial(ray_session, given.ray)]  # type: ignore[attr-defined]
+        log_file = job.chatter_to(settings) if job.chatter_to else _new_log(job.name)
         with (
-            _own_terminal(log_file, errors_only=chatter_to is None) as console,
+            _own_terminal(log_file, errors_only=job.chatter_to is None) as console,
             TerminalProgress(console) as progress,
             _warnings_to(progress.warning),
         ):
-            result = run(settings, progress)
+            result = job.run(settings, progress, *session)
         if isinstance(result, dict) and result.get("untracked"):
             raise UntrackedError(f"done, and its results are written, but {result['untracked']}")
     except (Exception, KeyboardInterrupt) as error:
         code = _say(error, log_file)
-    if chatter_to is None and log_file is not None and log_file.exists() and not log_file.stat().st_size:
+    if job.chatter_to is None and log_file is not None and log_file.exists() and not log_file.stat().st_size:
         log_file.unlink()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -254,15 +289,15 @@ def _own_error(error: BaseException) -> EquihandError | None:
     return None
 
 
-def _new_log(prog: str) -> Path | None:
+def _new_log(name: str) -> Path | None:
     """A log file of its own for each run; None where no folder for temporary files can be written."""
     try:
         started = time.strftime("%Y%m%d-%H%M%S")
-        handle, name = tempfile.mkstemp(".log", f"equihand-{prog.removeprefix('jobs.')}-{started}-")
+        handle, path = tempfile.mkstemp(".log", f"equihand-{name}-{started}-")
     except OSError:
         return None
     os.close(handle)
-    return Path(name)
+    return Path(path)
 
 
 @contextmanager

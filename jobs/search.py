@@ -6,22 +6,18 @@
 
 from typing import Any
 
-from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.runtime import Job, Session, ray_session, run_job
 from pipeline.progress import SILENT, Progress
 from pipeline.search.campaign import SearchSettings, run_search
 
 
-class SearchJob(SearchSettings):
-    """Settings of the job: those of the search, and the cluster."""
-
-    ray: RaySettings = RaySettings()
-
-
-def run(settings: SearchJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: SearchSettings, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Run the job; returns the search's result."""
-    with ray_session(settings.ray):
+    with session():
         return run_search(settings, progress)
 
 
+JOB = Job("search", SearchSettings, run, __doc__)
+
 if __name__ == "__main__":
-    run_job(SearchJob, run, "jobs.search", __doc__)
+    run_job(JOB)

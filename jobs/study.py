@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from jobs import ingest, synthesize
-from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.runtime import Job, Session, ray_session, run_job
 from jobs.terminal import TerminalProgress
 from pipeline.config import Settings
 from pipeline.errors import SettingsError
@@ -49,7 +49,7 @@ class RenderSettings(Settings):
 
 
 class StudyJob(StudySettings):
-    """Settings of the job: those of the study, the set that it renders, and the cluster."""
+    """Settings of the job: those of the study, and the set that it renders."""
 
     presets: ClassVar[dict[str, Path]] = {name: _CONFIGS / f"study_{name}.yaml" for name in _PRESETS}
 
@@ -62,10 +62,9 @@ class StudyJob(StudySettings):
     """Say what the study would do and how long it would take, and end."""
     report_only: bool = False
     """Write report and table anew from results.parquet, and end."""
-    ray: RaySettings = RaySettings()
 
 
-def run(settings: StudyJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: StudyJob, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Run the job, or what is left of it."""
     deadline = None if settings.max_minutes is None else time.time() + 60 * settings.max_minutes
     terminal = progress if isinstance(progress, TerminalProgress) else TerminalProgress()
@@ -77,7 +76,7 @@ def run(settings: StudyJob, progress: Progress = SILENT) -> dict[str, Any]:
         return {"folder": folder}
     if settings.plan_only:
         return _show_plan(settings, terminal)
-    with ray_session(settings.ray):
+    with session():
         settings = _with_frames(settings, progress)
         result = run_study(settings, progress, terminal.note, terminal.table, deadline)
     for finding in result["findings"]:
@@ -130,5 +129,7 @@ def _with_frames(settings: StudyJob, progress: Progress) -> StudyJob:
     return named
 
 
+JOB = Job("study", StudyJob, run, __doc__)
+
 if __name__ == "__main__":
-    run_job(StudyJob, run, "jobs.study", __doc__)
+    run_job(JOB)

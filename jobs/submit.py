@@ -38,8 +38,8 @@ from jobs.main import JOBS
 from jobs.packing import pack
 from jobs.ray_errors import proxy_hint
 from jobs.ray_token import headers, token_path
-from jobs.runtime import EXIT_INTERRUPTED
-from pipeline.config import Settings, flatten, load
+from jobs.runtime import EXIT_INTERRUPTED, Job
+from pipeline.config import flatten
 from pipeline.errors import EquihandError, SettingsError, one_line
 from pipeline.storage import is_local
 
@@ -76,9 +76,9 @@ def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Su
 
     Raises SettingsError: bad settings, a password in one of them, or a path that the cluster's nodes cannot see.
     """
-    settings_type = settings_type_of(job)
+    definition = job_called(job)
     arguments = list(arguments)
-    settings = load(settings_type, arguments, f"jobs.{job}", importlib.import_module(f"jobs.{job}").__doc__ or "")
+    settings = definition.load(arguments)
     run_id_setting = next((name for name in flatten(settings) if name.rpartition(".")[2] == "run_id"), None)
     if run_id_setting is not None:
         run_id = run_id or flatten(settings)[run_id_setting]
@@ -90,7 +90,7 @@ def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Su
     tracking, server = getattr(settings, "tracking", None), os.environ.get("MLFLOW_TRACKING_URI")
     if tracking is not None and server and "uri" not in tracking.model_fields_set:
         arguments.append(f"--tracking.uri={server}")
-    settings = load(settings_type, arguments)
+    settings = definition.load(arguments)
     for name, value in flatten(settings).items():
         if any(_PASSWORD.search(text) for text in _texts(value)):
             raise SettingsError(
@@ -105,14 +105,13 @@ def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Su
     return Submission(job, run_id, *_with_config_packed(arguments))
 
 
-def settings_type_of(job: str) -> type[Settings]:
-    """The settings model of a job. Raises SettingsError for an unknown one."""
-    known = [name for name in sorted(JOBS) if name not in _ONLY_HERE]
-    if job not in known:
-        raise SettingsError(f"unknown job '{job}'; there are: {', '.join(known)}")
-    module = importlib.import_module(f"jobs.{job}")
-    types = [item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Settings)]
-    return next(item for item in types if item.__module__ == module.__name__ and item.__name__.endswith("Job"))
+def job_called(name: str) -> Job[Any]:
+    """A job that can be submitted. Raises SettingsError for an unknown one."""
+    known = [job for job in sorted(JOBS) if job not in _ONLY_HERE]
+    if name not in known:
+        raise SettingsError(f"unknown job '{name}'; there are: {', '.join(known)}")
+    job: Job[Any] = importlib.import_module(f"jobs.{name}").JOB
+    return job
 
 
 def forwarded_environment(address: str, environment: Mapping[str, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.runtime import RaySettings, available_cpus, ray_session, run_job
+from jobs.runtime import Job, Session, available_cpus, ray_session, run_job
 from pipeline import storage
 from pipeline.config import flatten
 from pipeline.errors import EquihandError, SettingsError
@@ -35,10 +35,9 @@ class SynthesizeJob(ClipSettings):
     """Folder that receives the clips (URI)."""
     num_clips: int = Field(default=100, ge=1, le=1_000_000)
     """Clips that the folder holds in the end."""
-    ray: RaySettings = RaySettings()
 
 
-def run(settings: SynthesizeJob, progress: Progress = SILENT) -> dict[str, Any]:
+def run(settings: SynthesizeJob, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Render the clips that are still missing.
 
     Returns {"out", "num_clips", "num_frames", "rendered", "kept", "wall_s"}. Raises SettingsError where the folder
@@ -57,7 +56,7 @@ def run(settings: SynthesizeJob, progress: Progress = SILENT) -> dict[str, Any]:
     progress.start("synthesize", total=settings.num_clips, unit="clips")
     progress.update(kept)
     if missing:
-        with ray_session(settings.ray):
+        with session():
             _render(clip_settings, missing, settings.out, progress)
     wall_s = time.monotonic() - started
     progress.finish(rendered=len(missing), kept=kept)
@@ -122,5 +121,7 @@ def _render(clip_settings: ClipSettings, missing: list[int], out: str, progress:
             ray.cancel(waiting)
 
 
+JOB = Job("synthesize", SynthesizeJob, run, __doc__)
+
 if __name__ == "__main__":
-    run_job(SynthesizeJob, run, "jobs.synthesize", __doc__)
+    run_job(JOB)

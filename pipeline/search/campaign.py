@@ -47,6 +47,7 @@ from pipeline.storage import (
     write_json,
 )
 from pipeline.tracking import TrackingSettings, start_run
+from pipeline.training.background import BackgroundCall
 from pipeline.training.finetune import (
     FinetuneSettings,
     check_settings,
@@ -55,7 +56,7 @@ from pipeline.training.finetune import (
     load_validation,
     with_epochs,
 )
-from pipeline.training.launch import BackgroundCall
+from pipeline.training.worker import Worker
 
 _VALUES = "values.json"
 _TRIAL_RESTARTS = 1  # a lost worker is worth another try; a diverged trial then fails again, from its last checkpoint
@@ -170,7 +171,8 @@ def trial(
             resume = None
         for metrics in kept.history:
             tell(metrics)
-        finetune(settings, **data, report=report, resume=resume, device=torch.device("cuda" if use_gpu else "cpu"))
+        device = torch.device("cuda" if use_gpu else "cpu")
+        finetune(settings, **data, worker=Worker(device=device, resume=resume, report=report))
 
 
 def concurrent_trials(settings: SearchSettings, resources: dict[str, float]) -> tuple[int, float]:

@@ -7,6 +7,7 @@ one GPU is used best by running several of them.
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline import hands
-from pipeline.errors import TrainingError, warn
+from pipeline.errors import warn
 from pipeline.evaluation.frozen import encode
 from pipeline.evaluation.metrics import MM, joint_errors
 from pipeline.evaluation.probes import fit_ridge
@@ -31,7 +32,8 @@ from pipeline.storage import delete, join, write_json
 from pipeline.study.grid import for_labels
 from pipeline.training import finetune, pretrain
 from pipeline.training.finetune import FinetuneSettings
-from pipeline.training.pretrain import PretrainRecipe
+from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe, steps_of_epoch
+from pipeline.training.worker import Report, Worker
 from pipeline.views import ViewSettings
 
 _HISTORY = ("step", "epoch", "loss", "val_pa_epe_mm", "val_mpjpe_mm")
@@ -101,7 +103,7 @@ def pretrain_cell(
     The result, also in the cell's file: "encoder" (URI), "frames" seen, "unlabelled_frames", "wall_s", "history".
     """
     device = place.device()
-    sets = pretrain.check_recipe(recipe, workers=1)
+    sets = check_recipe(recipe, workers=1)
     kept = Kept(place.work, deadline=place.deadline)
 
     def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
@@ -110,25 +112,15 @@ def pretrain_cell(
 
     try:
         with tempfile.TemporaryDirectory() as directory:
-            done = pretrain.run_epochs(
-                recipe,
-                sets,
-                device,
-                report,
-                folder=place.work,
-                resume=kept.resume(directory, say),
-                notice=lambda frames, _: notice(frames),
-            )
+            pretrain.run_epochs(recipe, sets, _worker(place, device, kept.resume(directory, say), report, notice))
     except OutOfTime:
         return {"stopped": True}
-    if "error" in done:
-        raise TrainingError(done["error"])
     return _finished(
         place,
         {
             "kind": "pretrain",
             "encoder": str(kept.newest),
-            "frames": recipe.epochs * pretrain.steps_of_epoch(recipe, sets, 1) * recipe.batch_size,
+            "frames": recipe.epochs * steps_of_epoch(recipe, sets, 1) * recipe.batch_size,
             "unlabelled_frames": sum(each.manifest.rows_in(recipe.split) for each in sets),
             "wall_s": round(kept.wall_s, 1),
             "history": _history(kept),
@@ -164,14 +156,7 @@ def finetune_cell(
 
     try:
         with tempfile.TemporaryDirectory() as directory:
-            finetune.run_epochs(
-                settings,
-                data,
-                device,
-                report,
-                resume=kept.resume(directory, say),
-                notice=lambda frames, _: notice(frames),
-            )
+            finetune.run_epochs(settings, data, _worker(place, device, kept.resume(directory, say), report, notice))
     except OutOfTime:
         return {"stopped": True}
     test = load_labelled(settings.frame_set, test_split, manifest)
@@ -198,6 +183,12 @@ def finetune_cell(
     )
     delete(place.work)
     return result
+
+
+def _worker(place: Place, device: torch.device, resume: Path | None, report: Report, notice: Notice) -> Worker:
+    return Worker(
+        device=device, folder=place.work, resume=resume, report=report, notice=lambda frames, _: notice(frames)
+    )
 
 
 def _predicted(checkpoint: str, test: LabelledFrames, device: torch.device) -> Tensor:

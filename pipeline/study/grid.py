@@ -11,7 +11,7 @@ from pipeline.errors import SettingsError
 from pipeline.frames.mixing import FrameSet, digest_of
 from pipeline.study.settings import SCRATCH, StudySettings, recipe_of
 from pipeline.training.finetune import FinetuneSettings, with_epochs
-from pipeline.training.pretrain import PretrainRecipe, steps_of_epoch
+from pipeline.training.pretrain_recipe import PretrainRecipe, steps_of_epoch
 
 VERSION = 1
 """Raised when equal settings no longer give equal results, so that no study mixes two versions."""

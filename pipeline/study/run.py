@@ -37,7 +37,7 @@ from pipeline.study.settings import StudySettings
 from pipeline.study.subsets import write_subset
 from pipeline.tracking import start_run
 from pipeline.training.board import progress_board
-from pipeline.training.pretrain import PretrainRecipe, check_recipe
+from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe
 
 Show = Callable[[str, Sequence[str], Sequence[Sequence[object]]], None]
 """Receives a table: title, column titles, rows."""

@@ -13,7 +13,7 @@ from pipeline.study.settings import CellSettings
 from pipeline.tracking import Run, start_run
 from pipeline.training.board import BoardHandle
 from pipeline.training.finetune import FinetuneSettings
-from pipeline.training.pretrain import PretrainRecipe
+from pipeline.training.pretrain_recipe import PretrainRecipe
 
 if TYPE_CHECKING:
     from pipeline.study.run import Study

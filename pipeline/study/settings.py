@@ -14,7 +14,7 @@ from pipeline.models.encoder import EncoderSettings
 from pipeline.runs import RunSettings
 from pipeline.tracking import TrackingSettings
 from pipeline.training.finetune import FinetuneSettings
-from pipeline.training.pretrain import PretrainRecipe
+from pipeline.training.pretrain_recipe import PretrainRecipe
 
 SCRATCH = "scratch"
 """The method without pretraining; every study has it."""

@@ -23,19 +23,19 @@ _ANSWER_SECONDS = 20
 
 class _Board:
     def __init__(self) -> None:
-        self.posts: dict[str, tuple[int, int | None, dict[str, Any]]] = {}
+        self.posts: dict[str, tuple[int, dict[str, Any]]] = {}
         self.warnings: list[str] = []
         self.reason = ""
         self.run: Run | None = None
         self.problem = ""
 
-    def post(self, key: str, done: int, total: int | None, figures: dict[str, Any]) -> None:
-        self.posts[key] = (done, total, figures)
+    def post(self, key: str, done: int, figures: dict[str, Any]) -> None:
+        self.posts[key] = (done, figures)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def read(self) -> tuple[dict[str, tuple[int, int | None, dict[str, Any]]], list[str]]:
+    def read(self) -> tuple[dict[str, tuple[int, dict[str, Any]]], list[str]]:
         return self.posts, self.warnings
 
     def stop(self, reason: str) -> None:
@@ -63,9 +63,9 @@ class BoardHandle:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def post(self, key: str, done: int, total: int | None = None, **figures: Any) -> None:
+    def post(self, key: str, done: int, **figures: Any) -> None:
         """Say how far `key` (a worker's or a trial's name) is, with figures worth showing."""
-        self._actor.post.remote(key, done, total, figures)
+        self._actor.post.remote(key, done, figures)
 
     def warn(self, text: str) -> None:
         """Warn the user, at the driver's terminal."""
@@ -137,8 +137,8 @@ def progress_board(progress: Progress, label: str, total: int | None, unit: str)
                 warn(text)
             num_shown = len(warnings)
             if posts:
-                figures = {k: v for _, _, each in posts.values() for k, v in each.items()}
-                progress.update(sum(done for done, _, _ in posts.values()), **figures)
+                figures = {k: v for _, each in posts.values() for k, v in each.items()}
+                progress.update(sum(done for done, _ in posts.values()), **figures)
 
     follower = threading.Thread(target=follow, daemon=True, name="progress-board")
     follower.start()

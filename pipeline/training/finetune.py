@@ -5,7 +5,6 @@ as they are -> 2.5D joints -> losses in 2D, depth and 3D. The loop is the same f
 and for the workers of a Ray Train run (finetune_run.py).
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.config import Settings
-from pipeline.errors import DataError, SettingsError, TrainingError
+from pipeline.errors import DataError, SettingsError
 from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
 from pipeline.evaluation.metrics import pose_metrics
 from pipeline.evaluation.yardsticks import Constant, skills
@@ -40,7 +39,7 @@ from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.predict import bone_lengths, predict
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
-from pipeline.training.distributed import bf16_pays, gather_values, share_buffers
+from pipeline.training.distributed import gather_values, share_buffers
 from pipeline.training.optim import (
     OptimiserSettings,
     build_optimiser,
@@ -50,6 +49,7 @@ from pipeline.training.optim import (
     set_learning_rate,
 )
 from pipeline.training.pose_loss import PoseLosses, PoseLossSettings, pose_losses
+from pipeline.training.worker import LossLog, Precision, Worker
 from pipeline.views import ViewSettings, apply_views, generator_for, sample_views, view_matrix
 
 SCORE, SCORE_2D = "val_pa_epe_mm", "val_epe_2d"
@@ -72,12 +72,6 @@ _VALIDATIONS = 20  # where their number is not given
 
 _VALIDATED = ("pa_epe_mm", "epe_mm", "mpjpe_mm", "auc", "pa_auc", "constant_pa_epe_mm", "constant_mpjpe_mm")
 _VALIDATED_2D = ("epe_2d", "epe_2d_crop_px", "pck_2d_10", "constant_epe_2d")
-
-Report = Callable[[dict[str, float], SaveCheckpoint | None], None]
-"""Receives the metrics of an interval, and at each validation also the means to save a checkpoint."""
-
-Notice = Callable[[int, dict[str, float]], None]
-"""Receives, after every step, the frames seen so far by this worker and the newest figures."""
 
 
 class FinetuneSettings(Settings):
@@ -121,7 +115,7 @@ class FinetuneSettings(Settings):
     """Frames per worker and step."""
     seed: int = Field(default=5, ge=0)
     """Seed of initial weights, order and views."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Precision = "auto"
     """Autocast of the encoder; auto: bf16 where the device is faster with it. Head and losses are always float32."""
     validate_every: int | None = Field(default=None, ge=1)
     """Epochs between validations, each with a checkpoint; the last epoch is always validated. None: about 20 in all."""
@@ -170,14 +164,10 @@ def finetune(
     constant: Constant | None,
     constant_2d: np.ndarray | None = None,
     frame_set_digest: str = "",
-    report: Report,
-    resume: Path | None = None,
-    device: torch.device | None = None,
-    notice: Notice | None = None,
+    worker: Worker,
 ) -> dict[str, Any]:
     """Fine-tune in this process, on frames in memory; neither Ray nor MLflow is touched.
 
-    report: gets the metrics of every interval (see `run_epochs`). resume: a checkpoint directory of this same run.
     Returns {"score", "epoch", "stopped_early", "metrics"}. Raises TrainingError when a loss is not finite.
     """
     settings = with_epochs(settings, len(train), 1)
@@ -192,7 +182,7 @@ def finetune(
         constant_2d=constant_2d,
         frame_set_digest=frame_set_digest,
     )
-    return run_epochs(settings, data, device or torch.device("cpu"), report, resume=resume, notice=notice)
+    return run_epochs(settings, data, worker)
 
 
 def check_settings(settings: FinetuneSettings) -> tuple[Manifest, LabelSelection]:
@@ -287,34 +277,25 @@ def batch_and_steps(settings: FinetuneSettings, num_frames: int, world_size: int
     return batch_size, per_worker // batch_size
 
 
-def run_epochs(
-    settings: FinetuneSettings,
-    data: FinetuneData,
-    device: torch.device,
-    report: Report,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    resume: Path | None = None,
-    notice: Notice | None = None,
-) -> dict[str, Any]:
+def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -> dict[str, Any]:
     """The training loop of one worker; the workers agree on all decisions. settings: as `with_epochs` gives them.
 
-    report gets, every `log_every` steps and at each epoch's end: "step", "epoch", "loss", "loss_2d", "loss_depth",
-    "loss_root", "loss_3d", "loss_aligned", "learning_rate", "frames_per_second"; and at validations also "val_*" metrics, "score", and a function
-    that saves a checkpoint. The metrics are averages over all workers, the same on each.
+    It reports, every `log_every` steps and at each epoch's end: "step", "epoch", "loss", "loss_2d", "loss_depth", "loss_root",
+    "loss_3d", "loss_aligned", "learning_rate", "frames_per_second"; and at validations also "val_*" metrics, "score", and a
+    function that saves a checkpoint. Raises TrainingError, on all workers, when a loss is not finite.
     """
     torch.manual_seed(settings.seed)
     model = build_model(settings, data.mean_bone_length)
     optimiser = build_optimiser(model, settings.optimiser, groups=learning_rate_groups(model, settings))
     state: dict[str, Any] = {"epoch": 0, "best": float("inf"), "without_gain": 0}
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if resume is not None:
-        state = _load_state(resume, model, optimiser)
-    trainer = _Trainer(settings, model, optimiser, data, device, rank, world_size)
+    model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if worker.resume is not None:
+        state = _load_state(worker.resume, model, optimiser)
+    worker.mark("model")
+    trainer = _Trainer(settings, model, optimiser, data, worker)
 
     # Where the last checkpoint was the end, its figures are the run's.
-    metrics: dict[str, float] = {} if resume is None else read_part(str(resume), META).get("metrics", {})
+    metrics: dict[str, float] = read_part(str(worker.resume), META).get("metrics", {}) if worker.resume else {}
     stopped_early = False
     for epoch in range(state["epoch"], settings.epochs):
         if settings.patience is not None and state["without_gain"] >= settings.patience:
@@ -322,16 +303,17 @@ def run_epochs(
             break
         trainer.start_epoch(epoch)
         for step, batch in enumerate(data.batches(epoch)):
-            trainer.step(batch.to(device), epoch, step)
-            if notice is not None:
-                notice(trainer.number * data.batch_size, trainer.shown)
+            worker.mark("first_batch")
+            trainer.step(batch.to(worker.device), epoch, step)
+            worker.mark("first_step")
+            worker.notice(trainer.number * data.batch_size * worker.world_size, trainer.shown)
             last_step = step == data.steps_per_epoch - 1
             if trainer.number % settings.log_every == 0 and not last_step:
-                report(trainer.interval_metrics(), None)
+                worker.report(trainer.interval_metrics(), None)
         metrics = trainer.interval_metrics()
         state["epoch"] = epoch + 1
         if state["epoch"] % (settings.validate_every or 1) and state["epoch"] < settings.epochs:
-            report(metrics, None)
+            worker.report(metrics, None)
             continue
         metrics |= validate(model, data.validation, settings.views.size, data.constant, data.constant_2d)
         metrics["score"] = metrics.get(SCORE, metrics[SCORE_2D])
@@ -339,7 +321,7 @@ def run_epochs(
         state["best"] = min(state["best"], metrics["score"])
         state["without_gain"] = 0 if gained else state["without_gain"] + 1
         trainer.shown |= score_figures(metrics, metrics["score"])
-        report(metrics, _saver(settings, model, optimiser, data, state, metrics))
+        worker.report(metrics, _saver(settings, model, optimiser, data, state, metrics))
     return {"score": state["best"], "epoch": state["epoch"], "stopped_early": stopped_early, "metrics": metrics}
 
 
@@ -458,24 +440,19 @@ class _Trainer:
         model: PoseModel,
         optimiser: torch.optim.Optimizer,
         data: FinetuneData,
-        device: torch.device,
-        rank: int,
-        world_size: int,
+        worker: Worker,
     ) -> None:
-        self.settings, self.model, self.optimiser, self.device = settings, model, optimiser, device
-        self.rank, self.world_size = rank, world_size
+        self.settings, self.model, self.optimiser, self.worker = settings, model, optimiser, worker
         self.steps_per_epoch, self.batch_size = data.steps_per_epoch, data.batch_size
         self.total = settings.epochs * data.steps_per_epoch
-        self.peak = peak_learning_rate(settings.optimiser, data.batch_size * world_size)
-        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bf16_pays(device))
-        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+        self.peak = peak_learning_rate(settings.optimiser, data.batch_size * worker.world_size)
+        self.autocast = worker.autocast(settings.precision)
         self.network: nn.Module | None = None
         self.encoder_learns = True
         self.number = 0
         self.learning_rate = 0.0
         self.shown: dict[str, float] = {}
-        self._losses: list[Tensor] = []
-        self._started = time.perf_counter()
+        self._log = LossLog(worker)
 
     def start_epoch(self, epoch: int) -> None:
         """Put the modules into the epoch's mode."""
@@ -484,19 +461,19 @@ class _Trainer:
             # DistributedDataParallel fixes at wrapping which parameters get gradients.
             self.encoder_learns = learns
             self.model.encoder.requires_grad_(learns)
-            self.network = self._distributed()
+            self.network = self.worker.distributed(self.model)
         self.model.train()
         if not learns:
             self.model.encoder.eval()
         self.number = epoch * self.steps_per_epoch
-        self._started = time.perf_counter()
+        self._log.restart()
 
     def step(self, batch: PoseBatch, epoch: int, step: int) -> None:
         """One optimiser step."""
-        settings = self.settings
+        settings, device = self.settings, self.worker.device
         count, crop_size = len(batch.frames), batch.frames.shape[-1]
-        generator = generator_for(settings.seed, epoch, step, self.rank, self.device)
-        views = sample_views(settings.views, count, generator=generator, device=self.device)
+        generator = generator_for(settings.seed, epoch, step, self.worker.rank, device)
+        views = sample_views(settings.views, count, generator=generator, device=device)
         frames = batch.frames
         if settings.tight_share:
             frames = cut_tight(frames, project(batch.joints_3d, batch.camera), settings.tight_share, generator)
@@ -505,7 +482,7 @@ class _Trainer:
         self.learning_rate = learning_rate_at(self.number, self.total, settings.optimiser, self.peak)
         set_learning_rate(self.optimiser, self.learning_rate)
         assert self.network is not None
-        with self.autocast:
+        with self.autocast():
             output = self.network(images, camera)
         targets = self.model.targets(batch.joints_3d, camera)
         losses = pose_losses(output, targets, camera, settings.views.size, settings.loss, has_3d=batch.has_3d)
@@ -515,41 +492,20 @@ class _Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), settings.optimiser.gradient_clip)
         self.optimiser.step()
         self.number += 1
-        self._losses.append(torch.stack([loss.detach() for loss in losses]))
+        self._log.add(torch.stack([loss.detach() for loss in losses]))
 
     def interval_metrics(self) -> dict[str, float]:
         """Averages since the last call, over all workers. Raises TrainingError where a loss was not finite."""
-        mine = torch.stack(self._losses)  # (steps, the total and its parts)
-        losses = gather_values(mine.flatten()).view(self.world_size, *mine.shape)
-        bad = (~torch.isfinite(losses[..., 0])).nonzero()
-        if len(bad):
-            worker, step = bad[bad[:, 1].argmin()].tolist()
-            raise TrainingError(
-                f"the loss is {losses[worker, step, 0].item()} at step {self.number - len(mine) + step + 1} on worker "
-                f"{worker}; the last good checkpoint is kept. Lower optimiser.learning_rate or set "
-                "optimiser.gradient_clip"
-            )
-        seconds = time.perf_counter() - self._started
-        means = losses.mean(dim=(0, 1)).tolist()
-        metrics = {
+        losses, num_steps, seconds = self._log.take(self.number)
+        self.shown["loss"] = round(losses[0], 3)
+        return {
             "step": self.number,
             "epoch": self.number / self.steps_per_epoch,
-            "loss": means[0],
-            **dict(zip(PoseLosses._fields[1:], means[1:], strict=True)),
+            "loss": losses[0],
+            **dict(zip(PoseLosses._fields[1:], losses[1:], strict=True)),
             "learning_rate": self.learning_rate,
-            "frames_per_second": len(mine) * self.batch_size * self.world_size / seconds,
+            "frames_per_second": num_steps * self.batch_size * self.worker.world_size / seconds,
         }
-        self.shown["loss"] = round(means[0], 3)
-        self._losses, self._started = [], time.perf_counter()
-        return metrics
-
-    def _distributed(self) -> nn.Module:
-        if self.world_size == 1:
-            return self.model
-        devices = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
 
 
 def _saver(

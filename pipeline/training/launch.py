@@ -6,14 +6,13 @@ whole or not, and only where its own list of them is whole too.
 
 import os
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from pydantic import Field
 
 from pipeline.config import Settings
@@ -25,7 +24,10 @@ from pipeline.progress import Progress
 from pipeline.runs import RunSettings
 from pipeline.storage import absolute, delete, exists, join, read_bytes, read_json, write_json
 from pipeline.tracking import Run, TrackingSettings, start_run
+from pipeline.training.background import BackgroundCall
 from pipeline.training.board import BoardHandle, progress_board
+from pipeline.training.supply import Startup
+from pipeline.training.worker import Worker, use_threads
 
 
 class WorkerSettings(Settings):
@@ -43,6 +45,17 @@ class WorkerSettings(Settings):
     """How often a run restarts from its last checkpoint after a worker was lost, before it gives up."""
 
 
+class LaunchSettings(Settings):
+    """Where a run trains, is kept and is tracked."""
+
+    workers: WorkerSettings = WorkerSettings()
+    run: RunSettings = RunSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+
+SettingsT = TypeVar("SettingsT", bound=LaunchSettings)
+DataT = TypeVar("DataT")
+
 # Ray Train's controller takes one report from the workers each time that it looks after them, and a worker that reports
 # again before that waits. By default it looks every 2 s: ten quick steps, or an epoch of a small set, took 2 s each.
 _POLL_S = "0.25"
@@ -50,46 +63,36 @@ _STOP_S = 30.0  # for workers that are just starting to end again
 
 
 def train_on_workers(
-    worker_loop: Callable[[dict[str, Any]], Any],
-    config: dict[str, Any],
+    loop: Callable[[SettingsT, DataT, Worker], dict[str, Any]],
+    settings: SettingsT,
+    data: DataT,
     *,
-    settings: Settings,
-    run: RunSettings,
     run_id: str,
     kind: str,
-    workers: WorkerSettings,
-    tracking: TrackingSettings,
+    num_best: int,
     total: int,
-    unit: str,
     progress: Progress,
     tags: dict[str, str],
 ) -> dict[str, Any]:
-    """Run `worker_loop(config)` on every worker, and return the run's result (also written to result.json). Where MLflow does
-    not have all of it, "untracked" says why.
+    """Run `loop(settings, data, worker)` on every worker, and return the run's result: what the loop of the first worker
+    returned, and where the run is (also written to result.json). Where MLflow does not have all of it, "untracked" says why.
 
-    config gets "board" (a BoardHandle), "folder" (the run's URI), "use_gpu" and "started_at" (seconds since 1970). The loop
-    reports metrics and keeps checkpoints as `worker_checkpoints` gives it to; its return value may hold "error", which ends the
-    run as a TrainingError.
+    num_best: checkpoints that are kept besides the newest two. total: frames that all workers see together. A TrainingError of
+    the loop, which must be the same on all workers, ends the run; so does a DataError or SettingsError of any.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
+    run, workers = settings.run, settings.workers
     folder = join(absolute(run.storage), run_id)
     use_gpu = check_resources(workers)
     _forget_ray_snapshot(folder)
     started, started_at = time.monotonic(), time.time()
     with ExitStack() as stack:
-        board = stack.enter_context(progress_board(progress, kind, total, unit))
+        board = stack.enter_context(progress_board(progress, kind, total, "frames"))
         trainer = TorchTrainer(
-            partial(_stopping, worker_loop),
-            train_loop_config={
-                **config,
-                "board": board,
-                "folder": folder,
-                "use_gpu": use_gpu,
-                "started_at": started_at,
-            },
+            partial(_run_worker, loop, settings, data, board, folder, num_best, use_gpu, started_at),  # type: ignore[arg-type]
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.num_workers,
                 use_gpu=use_gpu,
@@ -105,7 +108,7 @@ def train_on_workers(
         fit = BackgroundCall(trainer.fit)
         # MLflow takes seconds to open its run, and so do the workers to start: both at the same time.
         try:
-            mlflow_run = start_run(tracking, run_id, kind, settings, tags)
+            mlflow_run = start_run(settings.tracking, run_id, kind, settings, tags)
         except EquihandError as error:
             board.stop(str(error))
             fit.wait(_STOP_S)
@@ -113,8 +116,7 @@ def train_on_workers(
         deliver = Delivery()
         stack.enter_context(ending(mlflow_run.finish, deliver=deliver))
         board.track(mlflow_run)
-        outcome = _outcome(fit)
-        returned = outcome.return_value or {}
+        returned = _outcome(fit).return_value or {}
         if "error" in returned:
             raise TrainingError(f"run '{run_id}': {returned['error']}")
         checkpoints = checkpoints_in(folder)
@@ -145,49 +147,58 @@ def _forget_ray_snapshot(folder: str) -> None:
     delete(uri)
 
 
-def _stopping(worker_loop: Callable[[dict[str, Any]], Any], config: dict[str, Any]) -> Any:
-    """The loop of one worker, which is not repeated after an error that a repetition would meet again.
+def _run_worker(
+    loop: Callable[[SettingsT, DataT, Worker], dict[str, Any]],
+    settings: SettingsT,
+    data: DataT,
+    board: BoardHandle,
+    folder: str,
+    num_best: int,
+    use_gpu: bool,
+    started_at: float,
+) -> dict[str, Any]:
+    """One worker's process. It returns {"error": text} where a restart would meet the same error again: Ray Train restarts all
+    workers after any exception."""
+    import ray.train
+    import ray.train.torch
+    from ray.train.collective import broadcast_from_rank_zero
 
-    Ray Train restarts all workers after any exception; those of a restart end at once where the reason was such an error.
-    """
-    board: BoardHandle = config["board"]
     reason = board.stopped()
     if reason:
         return {"error": reason}
-    try:
-        return worker_loop(config)
-    except (DataError, SettingsError, TrainingError) as error:
-        board.stop(str(error))
-        raise
-
-
-@contextmanager
-def worker_checkpoints(
-    config: dict[str, Any], num_best: int, rank: int
-) -> Iterator[tuple[Path | None, Callable[[dict[str, Any], SaveCheckpoint | None], None]]]:
-    """For the loop of a worker: a local checkpoint to go on from, the same on all workers, and where to report to.
-
-    config: as the loop got it. num_best: see kept.Kept.
-    """
-    import ray.train
-    from ray.train.collective import broadcast_from_rank_zero
-
-    kept = Kept(config["folder"], num_best)
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    startup = Startup(started_at, folder, rank)
+    device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
+    use_threads(settings.workers.threads, device, context.get_local_world_size())
+    kept = Kept(folder, num_best)
 
     def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
         if save is not None and rank == 0:
             kept.keep(save, metrics)
         ray.train.report(metrics)
 
-    with tempfile.TemporaryDirectory() as directory:
-        # The first worker chooses, for all: what is damaged for one might be whole for another.
-        resume = kept.resume(directory, config["board"].warn) if rank == 0 else None
-        chosen, metrics = broadcast_from_rank_zero((kept.newest, kept.history[-1:]))
-        if rank > 0 and chosen is not None:
-            resume = fetch(chosen, directory)
-        for each in metrics:  # a worker that is lost after it has saved a checkpoint has not reported its metrics
-            ray.train.report(each)
-        yield resume, report
+    def notice(num_frames: int, figures: dict[str, float]) -> None:
+        if rank == 0:
+            board.post("train", num_frames, **figures)
+
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            # The first worker chooses, for all: what is damaged for one might be whole for another.
+            resume = kept.resume(directory, board.warn) if rank == 0 else None
+            chosen, metrics = broadcast_from_rank_zero((kept.newest, kept.history[-1:]))
+            if rank > 0 and chosen is not None:
+                resume = fetch(chosen, directory)
+            for each in metrics:  # a worker that is lost after it has saved a checkpoint has not reported its metrics
+                ray.train.report(each)
+            size = context.get_world_size()
+            worker = Worker(rank, size, device, folder, resume, report, notice, startup.mark)
+            return loop(settings, data, worker)
+    except TrainingError as error:
+        return {"error": str(error)}
+    except (DataError, SettingsError) as error:  # the other workers may wait for this one
+        board.stop(str(error))
+        raise
 
 
 def check_resources(workers: WorkerSettings) -> bool:
@@ -218,36 +229,6 @@ def _outcome(fit: "BackgroundCall") -> Any:
         return fit.result()
     except (ControllerError, TrainingFailedError) as error:
         raise TrainingError(_reason(error)) from error
-
-
-class BackgroundCall:
-    """A call that runs in a thread: on the main thread, Ray Train and Tune replace Ctrl-C's handler by ones of their own.
-
-    Train's exits with status 0. Here an interrupt leaves `result`, and the call ends with the Ray session.
-    """
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self._outcome: dict[str, Any] = {}
-        self._thread = threading.Thread(target=self._work, args=(function,), daemon=True, name="ray-run")
-        self._thread.start()
-
-    def _work(self, function: Callable[[], Any]) -> None:
-        try:
-            self._outcome["result"] = function()
-        except BaseException as error:
-            self._outcome["error"] = error
-
-    def wait(self, seconds: float) -> None:
-        """Until the call has ended, but no longer than that."""
-        self._thread.join(seconds)
-
-    def result(self) -> Any:
-        """What the call returned or raised."""
-        while self._thread.is_alive():
-            self._thread.join(0.5)
-        if "error" in self._outcome:
-            raise self._outcome["error"]
-        return self._outcome["result"]
 
 
 def _reason(error: BaseException) -> str:

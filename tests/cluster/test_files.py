@@ -12,8 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.pretrain import PretrainJob
-from pipeline.config import load
+from jobs.pretrain import JOB
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads(Path(__file__).with_name("rayjob_v1.schema.json").read_text())
@@ -136,7 +135,7 @@ def test_rayjob_runs_a_resumable_pretraining_that_fits_its_cluster() -> None:
     spec = read("rayjob.yaml")["spec"]
     python, dash_m, module, *arguments = shlex.split(spec["entrypoint"])
     assert (python, dash_m, module) == ("python", "-m", "jobs.pretrain")
-    settings = load(PretrainJob, arguments)
+    settings = JOB.load(arguments)
     assert settings.run.run_id is not None, "each retry would begin a new run"
     assert spec["backoffLimit"] >= 1
     cluster = spec["rayClusterSpec"]

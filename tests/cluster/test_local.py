@@ -18,14 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 WHERE = '''
 """Say where the work is done."""
 import os
-from jobs.runtime import RaySettings, ray_session, run_job
+from jobs.runtime import Job, run_job
 from pipeline.config import Settings
 
 class WhereJob(Settings):
     run_id: str | None = None
     """The run's name."""
 
-def run(settings, progress=None):
+def run(settings, progress, session):
     import ray
 
     @ray.remote(num_cpus=2)
@@ -35,14 +35,16 @@ def run(settings, progress=None):
         time.sleep(0.5)
         return ray.get_runtime_context().get_node_id(), os.path.dirname(pipeline.__file__)
 
-    with ray_session(RaySettings()):
+    with session():
         found = ray.get([where.remote() for _ in range(2)])
         print("nodes", len({node for node, _ in found}), "copies", len({path for _, path in found}))
         print("endpoint", os.environ.get("AWS_ENDPOINT_URL"), "run", settings.run_id)
     return {}
 
+JOB = Job("where", WhereJob, run, __doc__)
+
 if __name__ == "__main__":
-    run_job(WhereJob, run, "jobs.where", __doc__)
+    run_job(JOB)
 '''
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 
-from jobs.export import ExportJob, run
+from jobs.export import run
 from pipeline.errors import DataError, EquihandError
 from pipeline.evaluation.yardsticks import Constant
 from pipeline.export import export as export_module
@@ -64,7 +64,7 @@ def trained(tmp_path_factory) -> dict[str, str]:
 def exported(trained, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("exported")
     onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
-    result = run(ExportJob(model=trained["pose"], output=str(output), onnx=onnx))
+    result = run(ExportSettings(model=trained["pose"], output=str(output), onnx=onnx))
     assert result == json.loads((output / "export.json").read_text())
     return output
 

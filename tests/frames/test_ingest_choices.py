@@ -144,13 +144,12 @@ def test_all_bad_images_at_once(tmp_path):
 
 
 def test_the_job_says_what_was_a_choice(clips, tmp_path, monkeypatch, capsys):
-    import contextlib
+    from contextlib import nullcontext
 
     from jobs.terminal import TerminalProgress
 
-    monkeypatch.setattr("jobs.ingest.ray_session", lambda settings: contextlib.nullcontext())
     settings = settings_for(clips, quality={"min_hand_px": 30}).model_dump()
-    run(IngestJob(**settings, output=str(tmp_path)), TerminalProgress())
+    run(IngestJob(**settings, output=str(tmp_path)), TerminalProgress(), nullcontext)
     line = next(line for line in capsys.readouterr().out.splitlines() if "small_hand" in line)
     assert "choice" in line
     assert "12" in line
@@ -205,12 +204,8 @@ def test_notes_on_the_input_are_kept_and_said(clips, tmp_path, capsys):
     shutil.copytree(clips, folder)
     (folder / "notes.txt").write_text("not read")
     note = f"{folder}: 1 file of another kind was left out: 1 .txt"
-    job = IngestJob.model_validate(
-        {**settings_for(folder).model_dump(), "output": str(tmp_path / "out"), "ray": {"address": "local"}}
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jobs.ingest.ray_session", lambda _: nullcontext())
-        with TerminalProgress() as progress:
-            run(job, progress)
+    job = IngestJob.model_validate({**settings_for(folder).model_dump(), "output": str(tmp_path / "out")})
+    with TerminalProgress() as progress:
+        run(job, progress, nullcontext)
     assert read_manifest(str(tmp_path / "out")).notes == {"s": [note]}
     assert capsys.readouterr().out.count(f"note: {note}") == 1

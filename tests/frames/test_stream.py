@@ -24,7 +24,7 @@ from pipeline.frames.stream import (
     steps_per_epoch,
     stream_batches,
 )
-from pipeline.training.pretrain import PretrainSettings
+from pipeline.training.pretrain_run import PretrainSettings
 from tests.tiny_sets import write_tiny_set
 
 

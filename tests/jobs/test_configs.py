@@ -6,10 +6,7 @@ from typing import get_args
 
 import pytest
 
-from jobs.ingest import IngestJob
-from jobs.pretrain import PretrainJob
-from jobs.synthesize import SynthesizeJob
-from pipeline.config import load
+from jobs import ingest, pretrain, synthesize
 from pipeline.frames.sources import SourceSettings, open_source
 from pipeline.training.optim import peak_learning_rate
 
@@ -18,7 +15,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 
 @pytest.mark.parametrize("name", ["pretrain", "pretrain_laptop", "pretrain_reference"])
 def test_pretraining(name):
-    settings = load(PretrainJob, ["--config", str(CONFIGS / f"{name}.yaml"), "--frame_set", "frames"])
+    settings = pretrain.JOB.load(["--config", str(CONFIGS / f"{name}.yaml"), "--frame_set", "frames"])
     assert settings.frame_set == "frames"
     if name == "pretrain_reference":
         assert peak_learning_rate(settings.optimiser, 2048) == pytest.approx(1e-4 * math.sqrt(2048))
@@ -27,20 +24,20 @@ def test_pretraining(name):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("ingest_*.yaml")), ids=lambda path: path.stem)
 def test_ingest(path):
-    settings = load(IngestJob, ["--config", str(path), "--output", "frames"])
+    settings = ingest.JOB.load(["--config", str(path), "--output", "frames"])
     assert settings.output == "frames"
     open_source(settings.source)
     assert f"--config jobs/configs/{path.name}" in path.read_text()
 
 
 def test_every_kind_of_source_has_settings_to_start_from():
-    kinds = {load(IngestJob, ["--config", str(path)]).source.kind for path in CONFIGS.glob("ingest_*.yaml")}
+    kinds = {ingest.JOB.load(["--config", str(path)]).source.kind for path in CONFIGS.glob("ingest_*.yaml")}
     assert kinds == set(get_args(SourceSettings.model_fields["kind"].annotation))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("synthesize*.yaml")), ids=lambda path: path.stem)
 def test_synthesis(path):
-    settings = load(SynthesizeJob, ["--config", str(path), "--out", "clips"])
+    settings = synthesize.JOB.load(["--config", str(path), "--out", "clips"])
     assert f"--config jobs/configs/{path.name}" in path.read_text()
     if path.stem != "synthesize":
         assert settings.look == "varied"

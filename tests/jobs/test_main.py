@@ -5,12 +5,12 @@ import sys
 import pytest
 
 from jobs import main
-from jobs.submit import settings_type_of
+from jobs.submit import job_called
 
 
 def test_every_job_of_the_table_can_be_run():
     for name in set(main.JOBS) - {"demo"}:  # the demo is not submitted
-        assert settings_type_of(name).__module__ == f"jobs.{name}"
+        assert job_called(name).name == name
     for name in main._OTHERS:
         assert hasattr(importlib.import_module(f"jobs.{name}"), "main"), name
 

@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import errno, os, sys, time
 from pathlib import Path
-from jobs.runtime import run_job
+from jobs.runtime import Job, run_job
 from pipeline.config import Settings
 from pipeline.errors import DataError, StorageError, warn
 
-class Job(Settings):
+class Hows(Settings):
     how: str = "well"
 
 def run(settings, progress):
@@ -43,7 +43,7 @@ def run(settings, progress):
     if settings.how == "full":
         raise OSError(errno.ENOSPC, "No space left on device", "/data/spill")
 
-run_job(Job, run, "jobs.x", "Help.", chatter_to={chatter})
+run_job(Job("x", Hows, run, "Help.", ray=None, chatter_to={chatter}))
 """
 FAULT_LINE = SCRIPT[: SCRIPT.index("no such key")].count("\n") + 1
 

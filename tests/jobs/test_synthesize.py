@@ -8,6 +8,7 @@ from pipeline import storage
 from pipeline.config import load
 from pipeline.errors import DataError, SettingsError, StorageError
 from pipeline.frames.synthetic.video import complete_clips, synthesize_clips
+from pipeline.progress import SILENT
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def without_ray(monkeypatch):
         progress.advance(synthesize_clips(settings, missing, out))
 
     monkeypatch.setattr(synthesize, "_render", render)
-    monkeypatch.setattr(synthesize, "ray_session", lambda settings: nullcontext())
+    monkeypatch.setattr(synthesize.run, "__defaults__", (SILENT, nullcontext))
 
 
 def job(out, **changes):

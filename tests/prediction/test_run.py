@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.predict import PredictJob, run
+from jobs.predict import run
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.detect import DetectorSettings, shared_detector
 from pipeline.frames.manifest import read_manifest
@@ -85,7 +85,7 @@ def check_rows(table) -> None:
 def test_images_with_boxes_through_ray(ray_cluster, model, images, tmp_path):
     root, boxes = images
     output = str(tmp_path / "out")
-    job = PredictJob(model=model, input=root, boxes=boxes, output=output, overlay=True, batch_size=3, passes=2)
+    job = PredictSettings(model=model, input=root, boxes=boxes, output=output, overlay=True, batch_size=3, passes=2)
     result = run(job)
     assert result == read_json(join(output, "predict.json"))
     assert result["kind"] == "images"
@@ -120,7 +120,7 @@ def test_video_with_labels_in_s3_through_ray(ray_cluster, model, tmp_path, s3):
     write_clip(tmp_path / "clips", "two", num_frames=4)
     copy_from_local(tmp_path / "clips", join(s3, "clips"))
     output = join(s3, "out")
-    job = PredictJob(
+    job = PredictSettings(
         model=model, input=join(s3, "clips"), output=output, scale="labels", smooth=True, overlay=True, stride=2
     )
     result = run(job)

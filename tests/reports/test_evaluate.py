@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from jobs.evaluate import EvaluateJob, run
+from jobs.evaluate import run
 from jobs.terminal import TerminalProgress
 from pipeline.config import load
 from pipeline.errors import DataError, EquihandError, SettingsError
@@ -130,7 +130,7 @@ def test_job_compares_models_and_writes_everything(frame_set, tmp_path):
     output = str(tmp_path / "out")
     more = ["--output", output, "--baseline", "scratch", "--num_cases", "2", "--save_predictions", "true"]
     more += ["--track", "false"]
-    settings = load(EvaluateJob, [*arguments, "--frame_set", frame_set, *more])
+    settings = load(EvaluateSettings, [*arguments, "--frame_set", frame_set, *more])
     outcome = run(settings)
 
     assert list(outcome["models"]) == ["ours", "scratch"]
@@ -169,7 +169,7 @@ def test_models_worse_than_one_fixed_hand_are_called_so(tmp_path):
     constant = Constant.of(train)
     models = {name: random_checkpoint(tmp_path / name, seed, constant) for seed, name in enumerate(("ours", "scratch"))}
     settings = load(
-        EvaluateJob,
+        EvaluateSettings,
         [
             *(f"--models.{name}={uri}" for name, uri in models.items()),
             f"--frame_set={frame_set}",
@@ -381,7 +381,7 @@ def test_sets_without_depth_are_measured_in_the_image(tmp_path):
     ]
     for name, value in changes.items():
         arguments += [f"--{name}", str(value)]
-    outcome = run(load(EvaluateJob, arguments))
+    outcome = run(load(EvaluateSettings, arguments))
     in_3d = evaluate(evaluation_settings(models, whole, num_cases=1))
 
     train, test = (torch.from_numpy(read_joints_2d(uri, split, read_manifest(uri))) for split in ("train", "test"))

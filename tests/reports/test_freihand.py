@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from jobs.freihand import FreiHandJob, run
+from jobs.freihand import run
 from jobs.terminal import TerminalProgress
 from pipeline.errors import DataError, SettingsError
 from pipeline.evaluation.metrics import pose_metrics
@@ -132,12 +132,12 @@ def test_job_writes_and_scores(freihand, tmp_path):
     settings = {"head": head.model_dump(), "views": {"size": 32}}
     save_checkpoint(tmp_path / "model", model, {}, {"kind": "pose", "settings": settings})
     predictions = str(tmp_path / "pred.zip")
-    job = FreiHandJob(data=data, model=str(tmp_path / "model"), predictions=predictions, use_gpu=False)
+    job = FreiHandSettings(data=data, model=str(tmp_path / "model"), predictions=predictions, use_gpu=False)
     assert run(job) == {"predictions": predictions, "num_predicted": 3, "scores": None}  # no labels yet
     with pytest.raises(SettingsError, match="nothing to do"):
-        run(FreiHandJob(data=data, predictions=predictions))
+        run(FreiHandSettings(data=data, predictions=predictions))
     (tmp_path / "evaluation_xyz.json").write_text(json.dumps(joints.tolist()))
-    result = run(FreiHandJob(data=data, predictions=predictions, scores=str(tmp_path / "scores.json")))
+    result = run(FreiHandSettings(data=data, predictions=predictions, scores=str(tmp_path / "scores.json")))
     assert result["num_predicted"] == 0
     assert json.loads((tmp_path / "scores.json").read_text())["xyz_mean3d"] == result["scores"]["xyz_mean3d"] > 0
     assert result["scores"]["constant"] is result["scores"]["conclusion"] is None
@@ -153,7 +153,7 @@ def test_the_constant_stands_beside_the_official_scores(tmp_path):
     predictions = str(tmp_path / "pred.json")
     write_predictions(predictions, torch.randn(target.shape, generator=torch.Generator().manual_seed(0)))
     progress = TerminalProgress(Console(record=True, width=120))
-    scores = run(FreiHandJob(data=str(tmp_path), predictions=predictions), progress)["scores"]
+    scores = run(FreiHandSettings(data=str(tmp_path), predictions=predictions), progress)["scores"]
 
     expected = pose_metrics(Constant.of(target).procrustes_mean.expand_as(target), target)
     assert scores["constant"] == {

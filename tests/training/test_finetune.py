@@ -31,6 +31,7 @@ from pipeline.training.finetune import (
     worker_data,
 )
 from pipeline.training.pose_loss import PoseLossSettings, pose_losses
+from pipeline.training.worker import Worker
 from tests.tiny_sets import write_tiny_set
 from tests.training.gloo import process_group
 
@@ -73,8 +74,7 @@ def train(settings: FinetuneSettings, folder: Path, resume: Path | None = None):
         constant=selection.constant,
         constant_2d=selection.constant_2d,
         frame_set_digest=manifest.digest,
-        report=recorder,
-        resume=resume,
+        worker=Worker(report=recorder, resume=resume),
     )
     return outcome, recorder
 
@@ -235,7 +235,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(frame_set, t
             load_validation(settings, manifest),
             mean_bone_length=selection.mean_bone_length,
             constant=selection.constant,
-            report=recorder,
+            worker=Worker(report=recorder),
         )
     assert recorder.checkpoints == []
 

@@ -13,31 +13,29 @@ from pipeline.progress import SILENT
 from pipeline.runs import RunSettings
 from pipeline.storage import read_json
 from pipeline.tracking import TrackingSettings
-from pipeline.training.launch import WorkerSettings, train_on_workers, worker_checkpoints
+from pipeline.training.launch import LaunchSettings, train_on_workers
 from tests.training.damage import damage
 
 
 def train(loop, tmp_path, tracking):
     Path(tmp_path, "runs", "broken").mkdir(parents=True, exist_ok=True)
+    settings = LaunchSettings(run=RunSettings(storage=str(tmp_path / "runs")), tracking=tracking)
     return train_on_workers(
         loop,
-        {},
-        settings=WorkerSettings(),
-        run=RunSettings(storage=str(tmp_path / "runs")),
+        settings,
+        None,
         run_id="broken",
         kind="pretrain",
-        workers=WorkerSettings(max_failures=3),
-        tracking=tracking,
+        num_best=1,
         total=1,
-        unit="frames",
         progress=SILENT,
         tags={},
     )
 
 
 def test_an_error_in_the_data_is_met_once(ray_cluster, tmp_path):
-    def loop(config):
-        tries = Path(config["folder"], "tries")
+    def loop(settings, data, worker):
+        tries = Path(worker.folder, "tries")
         with open(tries, "a") as file:
             file.write(f"{os.getpid()}\n")
         raise DataError("row 7 of the set is damaged")
@@ -60,13 +58,25 @@ def test_without_mlflow_nothing_is_trained(ray_cluster, tmp_path, monkeypatch):
     """The workers start while MLflow opens its run, and end when it cannot."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
-    def loop(config):
-        Path(config["folder"], "ran").touch()
+    def loop(settings, data, worker):
+        Path(worker.folder, "ran").touch()
 
     with pytest.raises(EquihandError, match=r"^MLflow at http://127.0.0.1:1: "):
         train(loop, tmp_path, TrackingSettings(uri="http://127.0.0.1:1"))
     assert not (tmp_path / "runs/broken/ran").exists()
     assert not (tmp_path / "runs/broken/result.json").exists()
+
+
+def test_training_that_cannot_go_on_is_not_tried_again(ray_cluster, tmp_path):
+    def loop(settings, data, worker):
+        with open(Path(worker.folder, "tries"), "a") as file:
+            file.write("once\n")
+        raise TrainingError("the loss is nan at step 7 on worker 0")
+
+    tracking = TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(TrainingError, match=r"^run 'broken': the loss is nan at step 7 on worker 0$"):
+        train(loop, tmp_path, tracking)
+    assert (tmp_path / "runs/broken/tries").read_text() == "once\n"
 
 
 def save_step(step):
@@ -76,12 +86,11 @@ def save_step(step):
     return save
 
 
-def going_on(config):
-    with worker_checkpoints(config, num_best=1, rank=0) as (resume, report):
-        assert resume is not None
-        step = read_trainer_state(resume)["step"]
-        report({"step": step + 1, "score": -step - 1.0}, save_step(step + 1))
-        return {"began_at": step}
+def going_on(settings, data, worker):
+    assert worker.resume is not None
+    step = read_trainer_state(worker.resume)["step"]
+    worker.report({"step": step + 1, "score": -step - 1.0}, save_step(step + 1))
+    return {"began_at": step}
 
 
 def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog, monkeypatch):

@@ -9,24 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import DataError, SettingsError
+from pipeline.errors import DataError, SettingsError, TrainingError
 from pipeline.frames.stream import Batch
 from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.kept import Kept, OutOfTime
+from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 from pipeline.runs import RunSettings, open_run
 from pipeline.tracking import Run
 from pipeline.training.launch import WorkerSettings
 from pipeline.training.optim import OptimiserSettings, build_optimiser
-from pipeline.training.pretrain import (
-    PretrainModel,
-    PretrainSettings,
-    ProjectionSettings,
-    Steps,
-    check_recipe,
-    pretrain,
-    run_epochs,
-)
+from pipeline.training.pretrain import Steps, run_epochs
+from pipeline.training.pretrain_recipe import check_recipe
+from pipeline.training.pretrain_run import PretrainSettings, run_pretrain
+from pipeline.training.worker import Worker
 from pipeline.views import ViewSettings
 from tests.tiny_sets import write_tiny_set
 from tests.training.damage import damage
@@ -56,7 +52,7 @@ def steps_for(settings: PretrainSettings) -> tuple[PretrainModel, Steps]:
     torch.manual_seed(0)
     model = PretrainModel(settings.encoder, settings.projection)
     optimiser = build_optimiser(model, settings.optimiser)
-    return model, Steps(model, optimiser, settings, torch.device("cpu"), 0, 1, steps_per_epoch=40)
+    return model, Steps(model, optimiser, settings, Worker(), steps_per_epoch=40)
 
 
 def test_the_loss_falls_and_figures_are_plain_numbers():
@@ -68,8 +64,7 @@ def test_the_loss_falls_and_figures_are_plain_numbers():
     for step in range(200):
         steps.run(Batch(step // 40, step % 40, frames, {}), waited=0.01)
         if steps.number % 40 == 0:
-            metrics, problem = steps.interval_metrics()
-            assert not problem
+            metrics = steps.interval_metrics()
             json.dumps(metrics)
             losses.append(metrics["loss"])
     assert losses[-1] < math.log(31) < losses[0]  # chance: one of 31 other views
@@ -84,8 +79,10 @@ def test_a_loss_that_is_not_a_number_is_named():
     with torch.no_grad():
         model.encoder.conv1.weight.fill_(float("nan"))
     steps.run(Batch(0, 1, frames, {}), 0.0)
-    _, problem = steps.interval_metrics()
-    assert problem.startswith("the loss is nan at step 2 on worker 0; the last good checkpoint is kept")
+    with pytest.raises(
+        TrainingError, match=r"^the loss is nan at step 2 on worker 0; the last good checkpoint is kept"
+    ):
+        steps.interval_metrics()
 
 
 def test_views_do_not_depend_on_what_ran_before():
@@ -109,7 +106,7 @@ def test_a_checkpoint_between_logs_has_figures_of_its_own():
         _, steps = steps_for(small("unused", log_every=log_every, checkpoint={"every_steps": 3}))
         for step in range(3):
             steps.run(Batch(0, step, frames, {}), 0.0)
-        seen.append(steps.interval_metrics()[0])
+        seen.append(steps.interval_metrics())
     names = ("positive_similarity", "negative_similarity")
     assert [seen[0][name] for name in names] == [seen[1][name] for name in names]
 
@@ -125,15 +122,13 @@ class Training:
         sets = check_recipe(settings, 1)
         resume = self.kept.resume(folder / "copies", self.said.append)
         with contextlib.suppress(OutOfTime):
-            self.result = run_epochs(
-                settings,
-                sets,
-                torch.device("cpu"),
-                self.report,
+            worker = Worker(
                 folder=str(folder),
                 resume=resume,
+                report=self.report,
                 notice=lambda frames, _: self.steps.append(frames // settings.batch_size),
             )
+            self.result = run_epochs(settings, sets, worker)
 
     def report(self, metrics, save) -> None:
         if save is not None:
@@ -198,11 +193,11 @@ def test_bad_runs_are_refused_before_they_start(tmp_path):
     write_tiny_set(uri, splits={"train": 24}, labelled=False)
     run = RunSettings(storage=str(tmp_path / "runs"), run_id="a")
     with pytest.raises(SettingsError, match=r"'batch_size' = 32: 1 workers need 32 frames.*has 24"):
-        pretrain(small(uri, batch_size=32, run=run))
+        run_pretrain(small(uri, batch_size=32, run=run))
     with pytest.raises(DataError, match="split 'val' has no frames; the set has 24 train"):
-        pretrain(small(uri, split="val", run=run))
+        run_pretrain(small(uri, split="val", run=run))
     with pytest.raises(DataError, match="the probe needs split 'val'"):
-        pretrain(small(uri, probe={"enabled": True}, run=run))
+        run_pretrain(small(uri, probe={"enabled": True}, run=run))
 
 
 def test_a_run_id_stands_for_its_settings(tmp_path, caplog):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.errors import DataError, SettingsError
+from pipeline.errors import DataError, SettingsError, TrainingError
 from pipeline.frames.mine import MineSettings, mine
 from pipeline.frames.stream import Batch, load_frames
 from pipeline.models.checkpoints import read_checkpoint
@@ -13,7 +13,9 @@ from pipeline.runs import RunSettings
 from pipeline.tracking import Run, TrackingSettings
 from pipeline.training.launch import WorkerSettings
 from pipeline.training.optim import OptimiserSettings, build_optimiser
-from pipeline.training.pretrain import PretrainSettings, Steps, pretrain
+from pipeline.training.pretrain import Steps
+from pipeline.training.pretrain_run import PretrainSettings, run_pretrain
+from pipeline.training.worker import Worker
 from pipeline.views import ViewSettings
 from tests.tiny_sets import write_tiny_set
 
@@ -59,9 +61,9 @@ def test_similar_positives_on_two_workers(tmp_path):
         tracking=TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db"),
     )
     with pytest.raises(DataError, match=r"has no pairs 'similar'; run python -m jobs\.mine"):
-        pretrain(settings)
+        run_pretrain(settings)
     mine(MineSettings(frame_set=frame_set))
-    result = pretrain(settings)
+    result = run_pretrain(settings)
     assert result["metrics"]["step"] == 8
     history = Run(settings.tracking.uri, result["mlflow_run_id"], "1").history()
     assert [value for _, value in history["without_partner"]] == [0.0] * 4
@@ -81,11 +83,10 @@ def test_steps_with_other_objectives(objective, tmp_path):
     frames = load_frames(frame_set, split="train", columns=columns, limit=16)
     model = PretrainModel(settings.encoder, settings.projection, settings.objective)
     optimiser = build_optimiser(model, settings.optimiser)
-    steps = Steps(model, optimiser, settings, torch.device("cpu"), 0, 1, steps_per_epoch=4)
+    steps = Steps(model, optimiser, settings, Worker(), steps_per_epoch=4)
     for step in range(2):
         steps.run(Batch(0, step, frames.frames, frames.columns), 0.0)
-    metrics, problem = steps.interval_metrics()
-    assert not problem
+    metrics = steps.interval_metrics()
     assert metrics.get("without_partner", 0.0) == 0.0
     assert ("without_partner" in metrics) == ("positives" in objective)
     assert ("positive_similarity" in metrics) == (objective.get("name") != "pairwise")
@@ -99,10 +100,12 @@ def test_positives_that_no_frame_has_end_the_run(tmp_path):
     settings = small(frame_set, objective={"positives": {"kind": "temporal", "max_seconds": 0.05}})
     model = PretrainModel(settings.encoder, settings.projection, settings.objective)
     optimiser = build_optimiser(model, settings.optimiser)
-    steps = Steps(model, optimiser, settings, torch.device("cpu"), 0, 1, steps_per_epoch=1)
+    steps = Steps(model, optimiser, settings, Worker(), steps_per_epoch=1)
     steps.run(Batch(0, 0, frames.frames, frames.columns), 0.0)
-    _, problem = steps.interval_metrics()
-    assert problem.startswith("no frame of the last 1 steps has a partner under objective.positives.kind = 'temporal'")
+    with pytest.raises(
+        TrainingError, match=r"^no frame of the last 1 steps has a partner under objective.positives.kind = 'temporal'"
+    ):
+        steps.interval_metrics()
 
 
 def test_settings_that_do_not_fit(tmp_path):
@@ -110,8 +113,8 @@ def test_settings_that_do_not_fit(tmp_path):
     write_tiny_set(frame_set, splits={"train": 64}, group_size=1)
     run = RunSettings(storage=str(tmp_path / "runs"), run_id="a")
     with pytest.raises(SettingsError, match=r"'temporal': .* has no frame groups"):
-        pretrain(small(frame_set, objective={"positives": {"kind": "temporal"}}, run=run))
+        run_pretrain(small(frame_set, objective={"positives": {"kind": "temporal"}}, run=run))
     with pytest.raises(DataError, match=r"missing\.pth"):
-        pretrain(small(frame_set, init=str(tmp_path / "missing.pth"), run=run))
+        run_pretrain(small(frame_set, init=str(tmp_path / "missing.pth"), run=run))
     with pytest.raises(ValueError, match="'micro_batch' = 32: is larger than batch_size = 16"):
         small(frame_set, micro_batch=32)

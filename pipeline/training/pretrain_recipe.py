@@ -1,0 +1,124 @@
+"""What a pretraining is: its settings, and whether they fit the frame sets."""
+
+from collections.abc import Sequence
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config import Settings
+from pipeline.errors import SettingsError
+from pipeline.frames.mixing import FrameSet, FrameSets, open_frame_sets, total_rows
+from pipeline.frames.pairs import read_pairs_info
+from pipeline.frames.stream import steps_per_epoch
+from pipeline.models.encoder import EncoderSettings
+from pipeline.models.pretrain import ProjectionSettings
+from pipeline.models.weights import load_encoder
+from pipeline.objectives import ObjectiveSettings
+from pipeline.training.online import OnlineProbe, ProbeSettings
+from pipeline.training.optim import OptimiserSettings
+from pipeline.training.worker import Precision
+from pipeline.views import ViewSettings
+
+
+class CheckpointSettings(Settings):
+    """When checkpoints are written and which are kept."""
+
+    every_epochs: int = Field(default=1, ge=1)
+    """Epochs between checkpoints; the last epoch always gets one, and each that is probed."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Also a checkpoint every so many steps within an epoch, for epochs that take long."""
+    keep: int = Field(default=3, ge=1)
+    """How many of the best checkpoints are kept: by the probe's PA-EPE, without a probe by the loss. The newest two always are."""
+
+
+class PretrainRecipe(Settings):
+    """What is pretrained, on what, and how."""
+
+    frame_set: FrameSets
+    """URI of the frame set to learn from, or a list of several with weights, [{uri: A, weight: 3}, {uri: B, weight: 1}]: their
+    parts of every batch, each as large as the set where no weights are given. Labels are not used."""
+    split: str = "train"
+    """Split of the frame set."""
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the split (PeCLR: 100); of several sets, an epoch has as many frames as they have together."""
+    batch_size: int = Field(default=128, ge=2)
+    """Frames per worker and step; every frame gives two views."""
+    micro_batch: int | None = Field(default=None, ge=2)
+    """Frames that pass through the network at a time (gradient caching); none takes the whole batch at once. Memory then
+    follows micro_batch, not batch_size, for one more forward pass; BatchNorm sees each micro-batch for itself."""
+    seed: int = Field(default=5, ge=0)
+    """Seed of initial weights, order and views."""
+    precision: Precision = "auto"
+    """Autocast of encoder and head; auto: bf16 where the device is faster with it. The loss is always float32."""
+    compile: bool = False
+    """torch.compile the network: slower start, faster steps on GPUs."""
+    sync_batch_norm: bool = False
+    """Batch statistics over all workers instead of each worker's own."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between logged metrics."""
+    num_readers: int | None = Field(default=None, ge=1)
+    """Reading and decoding tasks at a time per worker; none leaves it to Ray Data."""
+    window_mb: int = Field(default=192, ge=16)
+    """Decoded frames that Ray Data reads at a time, MiB; each worker holds three such windows in the object store."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of unusable frames in an epoch above which the run stops; until then others take their places."""
+    views: ViewSettings = ViewSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    init: str | None = None
+    """Encoder to start from: URI of a checkpoint, a run, a torchvision (ImageNet) or a PeCLR file, which brings its own
+    architecture; none starts from random weights."""
+    encoder: EncoderSettings = EncoderSettings()
+    projection: ProjectionSettings = ProjectionSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    probe: ProbeSettings = ProbeSettings()
+
+    @model_validator(mode="after")
+    def _views_fit(self) -> Self:
+        if self.views.size < 16:
+            raise ValueError(f"setting 'views.size' = {self.views.size}: must be at least 16 for a ResNet")
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(
+                f"setting 'micro_batch' = {self.micro_batch}: is larger than batch_size = {self.batch_size}"
+            )
+        return self
+
+
+def check_recipe(settings: PretrainRecipe, workers: int) -> list[FrameSet]:
+    """The opened frame sets. Raises an EquihandError before any long work where data, weights or settings do not fit."""
+    sets = open_frame_sets(settings.frame_set, settings.split)
+    steps_of_epoch(settings, sets, workers)
+    _check_positives(settings, sets)
+    if settings.init is not None:
+        load_encoder(settings.init)
+    OnlineProbe.check(settings.probe, sets[0].uri)
+    return sets
+
+
+def steps_of_epoch(settings: PretrainRecipe, sets: Sequence[FrameSet], workers: int) -> int:
+    """Optimiser steps of an epoch. Raises SettingsError where the frames make not one batch."""
+    rows = total_rows(sets, settings.split)
+    steps = steps_per_epoch(sets, settings.split, settings.batch_size, workers, drop_last=True)
+    if steps == 0:
+        raise SettingsError(
+            f"setting 'batch_size' = {settings.batch_size}: {workers} workers need {workers * settings.batch_size} frames "
+            f"for one step, split '{settings.split}' has {rows}"
+        )
+    return steps
+
+
+def probed_set(settings: PretrainRecipe, sets: Sequence[FrameSet]) -> dict[str, str]:
+    """{"probe_frame_set": URI}, of several sets the first unless the settings name one; nothing where nothing is probed."""
+    return {"probe_frame_set": settings.probe.frame_set or sets[0].uri} if settings.probe.enabled else {}
+
+
+def _check_positives(settings: PretrainRecipe, sets: Sequence[FrameSet]) -> None:
+    positives = settings.objective.positives
+    for each in sets:
+        if positives.kind == "temporal" and each.manifest.group_size < 2:
+            raise SettingsError(
+                f"setting 'objective.positives.kind' = 'temporal': {each.uri} has no frame groups, its frames are "
+                "shuffled one by one; ingest it with group_size 2 or more"
+            )
+        if positives.kind == "similar":
+            read_pairs_info(each.uri, positives.pairs, each.manifest, settings.split)

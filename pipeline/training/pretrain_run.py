@@ -1,0 +1,41 @@
+"""Pretraining as a run on a cluster: Ray Train workers, MLflow, checkpoints in storage, resume by run id."""
+
+from typing import Any
+
+from pipeline.frames.mixing import digest_of, uris_of
+from pipeline.progress import SILENT, Progress
+from pipeline.runs import new_run_id, open_run
+from pipeline.storage import preflight
+from pipeline.training.launch import LaunchSettings, train_on_workers
+from pipeline.training.pretrain import run_epochs
+from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe, probed_set, steps_of_epoch
+
+
+class PretrainSettings(LaunchSettings, PretrainRecipe):
+    """A pretraining run: what is pretrained, and where."""
+
+
+def run_pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[str, Any]:
+    """Run pretraining on a Ray cluster (needs a running Ray); the result is also in <storage>/<run_id>/result.json."""
+    world_size = settings.workers.num_workers
+    preflight(*uris_of(settings.frame_set))
+    sets = check_recipe(settings, world_size)
+    run_id = settings.run.run_id or new_run_id("pretrain")
+    _, finished = open_run(settings, settings.run, run_id)
+    if finished is not None:
+        return finished
+    return train_on_workers(
+        run_epochs,
+        settings,
+        sets,
+        run_id=run_id,
+        kind="pretrain",
+        num_best=settings.checkpoint.keep,
+        total=settings.epochs * steps_of_epoch(settings, sets, world_size) * settings.batch_size * world_size,
+        progress=progress,
+        tags={
+            "frame_set": ", ".join(each.uri for each in sets),
+            "frame_set_digest": digest_of(sets),
+            **probed_set(settings, sets),
+        },
+    )
