@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.runtime import Job, Session, ray_session, run_job
 from jobs.terminal import TerminalProgress
+from pipeline.config import Uri
 from pipeline.frames.ingest import execute, prepare
 from pipeline.frames.manifest import Manifest
 from pipeline.frames.plan import IngestSettings
@@ -20,7 +21,7 @@ from pipeline.progress import SILENT, Progress
 class IngestJob(IngestSettings):
     """Settings of the job: those of the ingest, and where to."""
 
-    output: str
+    output: Uri
     """URI of the frame set; made where there is none yet, else added to."""
 
 

@@ -308,7 +308,7 @@ def _warnings_to(show: Callable[[str], None]) -> Iterator[None]:
         def emit(self, record: logging.LogRecord) -> None:
             show(record.getMessage())
 
-    logger, handler = logging.getLogger("equihand"), Shown()
+    logger, handler = logging.getLogger("equihand"), Shown(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield

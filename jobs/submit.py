@@ -26,21 +26,20 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
-
-import pydantic
 
 from jobs.main import JOBS
 from jobs.packing import pack
 from jobs.ray_errors import proxy_hint
 from jobs.ray_token import headers, token_path
 from jobs.runtime import EXIT_INTERRUPTED, Job
-from pipeline.config import flatten
+from pipeline.config import flatten, uris_in
 from pipeline.errors import EquihandError, SettingsError, one_line
+from pipeline.models.shipped import shipped_models
 from pipeline.storage import is_local
 
 if TYPE_CHECKING:
@@ -92,12 +91,15 @@ def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Su
         arguments.append(f"--tracking.uri={server}")
     settings = definition.load(arguments)
     for name, value in flatten(settings).items():
-        if any(_PASSWORD.search(text) for text in _texts(value)):
+        if _PASSWORD.search(str(value)):
             raise SettingsError(
                 f"setting '{name}' holds a password, which everybody who sees the cluster's dashboard could read; "
                 "give it to the cluster's nodes instead (docs/cluster.md, Credentials)"
             )
-    for name, value in _relative_paths(settings):
+    for name, value in uris_in(settings):
+        path = value.removeprefix("sqlite:///").removeprefix("file://")
+        if not is_local(path) or not path or path.startswith(("/", "~")) or path in shipped_models():
+            continue
         raise SettingsError(
             f"setting '{name}' = '{value}' is a path below this folder, which the cluster's nodes do not see; "
             "use s3://, or an absolute path on storage that all nodes share"
@@ -256,31 +258,6 @@ def _version(address: str, sent: Mapping[str, str]) -> tuple[str, bool]:
         if error.code in (401, 403):
             return "", True
         raise
-
-
-def _relative_paths(settings: pydantic.BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings that name or describe themselves as a URI, and hold a path relative to the working directory."""
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, pydantic.BaseModel):
-            yield from _relative_paths(value, f"{prefix}{name}.")
-            continue
-        if name not in ("uri", "frame_set") and not re.search(r"\bURIs?\b", field.description or ""):
-            continue
-        for text in _texts(value):
-            path = text.removeprefix("sqlite:///").removeprefix("file://")
-            if is_local(path) and path and not path.startswith(("/", "~")):
-                yield f"{prefix}{name}", text
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from (item for item in value.values() if isinstance(item, str))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from [item] if isinstance(item, str) else _texts(getattr(item, "uri", None))
 
 
 def _without(arguments: Sequence[str], name: str) -> list[str]:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from jobs.runtime import Job, Session, available_cpus, ray_session, run_job
 from pipeline import storage
-from pipeline.config import flatten
+from pipeline.config import Uri, flatten
 from pipeline.errors import EquihandError, SettingsError
 from pipeline.frames.synthetic.clip import ClipSettings
 from pipeline.frames.synthetic.photographs import photograph_uris
@@ -31,7 +31,7 @@ _FRAMES_PER_TASK = 96
 class SynthesizeJob(ClipSettings):
     """Settings of the job."""
 
-    out: str
+    out: Uri
     """Folder that receives the clips (URI)."""
     num_clips: int = Field(default=100, ge=1, le=1_000_000)
     """Clips that the folder holds in the end."""

@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
 import pydantic
 import yaml
@@ -22,6 +22,14 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.errors import SettingsError
 from pipeline.text_files import parse_yaml
+
+
+class _IsUri:
+    """Marks a type."""
+
+
+Uri = Annotated[str, _IsUri()]
+"""A setting that names a place in storage: a local path, file:// or s3://."""
 
 
 class Settings(pydantic.BaseModel):
@@ -106,6 +114,35 @@ def flatten_values(values: dict[str, Any]) -> dict[str, Any]:
     return dict(walk("", values))
 
 
+def uris_in(settings: pydantic.BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted name and value of every setting of type `Uri`; those in lists and mappings too."""
+    for name, field in type(settings).model_fields.items():
+        value, path = getattr(settings, name), f"{prefix}{name}"
+        items = (
+            list(value.items())
+            if isinstance(value, dict)
+            else list(enumerate(value))
+            if isinstance(value, list)
+            else []
+        )
+        parts = [(path, value), *((f"{path}.{key}", item) for key, item in items)]
+        for part_path, part in parts:
+            if isinstance(part, pydantic.BaseModel):
+                yield from uris_in(part, f"{part_path}.")
+            elif isinstance(part, str) and (_is_uri(field.annotation) or any(map(_is_mark, field.metadata))):
+                yield part_path, part
+
+
+def _is_uri(annotation: Any) -> bool:
+    """Whether a type is `Uri`, or holds it."""
+    marked = any(map(_is_mark, getattr(annotation, "__metadata__", ())))
+    return marked or any(_is_uri(part) for part in typing.get_args(annotation))
+
+
+def _is_mark(item: Any) -> bool:
+    return isinstance(item, _IsUri)
+
+
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Nested values with the changes in their places; a mapping is changed key by key, everything else replaced."""
     result = dict(values)
@@ -170,12 +207,16 @@ def _is_optional(annotation: Any) -> bool:
 
 def _type_name(field: Any) -> str:
     annotation = field.annotation
+    if any(map(_is_mark, field.metadata)):
+        return "URI"
     if typing.get_origin(annotation) is typing.Literal:
         return "|".join(str(a) for a in typing.get_args(annotation))
     if _is_union(annotation):
-        plain = [getattr(a, "__origin__", a) if hasattr(a, "__metadata__") else a for a in typing.get_args(annotation)]
-        names = [getattr(a, "__name__", str(a)) for a in plain]
-        return "|".join("none" if n == "NoneType" else n for n in names)
+        parts = typing.get_args(annotation)
+        plain = [getattr(part, "__origin__", part) if hasattr(part, "__metadata__") else part for part in parts]
+        names = [getattr(each, "__name__", str(each)) for each in plain]
+        shown = ["URI" if _is_uri(part) else name for part, name in zip(parts, names, strict=True)]
+        return "|".join("none" if name == "NoneType" else name for name in shown)
     return _show(annotation) if typing.get_args(annotation) else str(getattr(annotation, "__name__", annotation))
 
 

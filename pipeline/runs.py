@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.config import Settings, flatten, flatten_values, to_yaml
+from pipeline.config import Settings, Uri, flatten, flatten_values, to_yaml
 from pipeline.errors import DamagedError, SettingsError, warn
 from pipeline.storage import absolute, exists, join, preflight, read_bytes, read_json, write_bytes
 from pipeline.text_files import parse_yaml
@@ -22,7 +22,7 @@ _MAY_CHANGE = ("run.", "workers.", "ray.", "tracking.", "num_readers", "window_m
 class RunSettings(Settings):
     """Where a run is kept and what it is called."""
 
-    storage: str = "runs"
+    storage: Uri = "runs"
     """URI of the folder that holds the runs."""
     run_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")
     """The run's name. Use it again to go on with the same run; none makes a new one."""

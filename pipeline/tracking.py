@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 from pydantic import Field, field_validator
 
-from pipeline.config import Settings, flatten, to_yaml
+from pipeline.config import Settings, Uri, flatten, to_yaml
 from pipeline.errors import EquihandError, SettingsError, StorageError, one_line
 from pipeline.storage import absolute, is_local, preflight
 
@@ -44,11 +44,11 @@ _NOT_IN_NAMES = re.compile(r"[^\w./ -]", re.ASCII)
 class TrackingSettings(Settings):
     """Where runs are recorded."""
 
-    uri: str = "sqlite:///mlflow.db"
+    uri: Uri = "sqlite:///mlflow.db"
     """MLflow tracking URI: sqlite:///FILE, or http(s):// of a tracking server (credentials from MLFLOW_TRACKING_*)."""
     experiment: str = Field(default="equihand", min_length=1)
     """MLflow experiment that the run belongs to."""
-    artifacts: str | None = None
+    artifacts: Uri | None = None
     """URI below which a new experiment keeps its artifacts; none leaves it to MLflow (./mlruns, or the server)."""
 
     @field_validator("uri")

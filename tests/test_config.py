@@ -3,7 +3,7 @@ from typing import ClassVar, Literal
 import pytest
 from pydantic import Field
 
-from pipeline.config import Settings, flatten, load, to_yaml
+from pipeline.config import Settings, Uri, flatten, load, to_yaml, uris_in
 from pipeline.errors import SettingsError
 
 
@@ -147,3 +147,29 @@ def test_help_lists_every_setting_with_its_meaning(capsys):
         "default: 3",
     ):
         assert expected in text
+
+
+class Share(Settings):
+    uri: Uri
+    weight: float = 1.0
+
+
+class Places(Settings):
+    frame_set: Uri | list[Share]
+    """Where from."""
+    models: dict[str, Uri] = {}
+    output: Uri | None = None
+    name: str = "a name"
+    inner: Share = Share(uri="inside")
+
+
+def test_settings_that_name_places_are_found(capsys):
+    settings = Places.model_validate({"frame_set": [{"uri": "a"}, {"uri": "s3://b"}], "models": {"mine": "c"}})
+    found = [("frame_set.0.uri", "a"), ("frame_set.1.uri", "s3://b"), ("models.mine", "c"), ("inner.uri", "inside")]
+    assert list(uris_in(settings)) == found
+    assert list(uris_in(Places(frame_set="d", output="e")))[:2] == [("frame_set", "d"), ("output", "e")]
+    with pytest.raises(SystemExit):
+        load(Places, ["--help"])
+    shown = capsys.readouterr().out
+    assert "--output URI|none" in shown
+    assert "--inner.uri URI" in shown

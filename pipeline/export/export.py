@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline import __version__
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError, EquihandError
 from pipeline.export.card import write_card
 from pipeline.export.lineage import run_result, trace
@@ -52,9 +52,9 @@ _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 class ExportSettings(Settings):
     """What is exported, and how."""
 
-    model: str
+    model: Uri
     """URI of a pretraining or pose checkpoint, of a run (its best checkpoint), or of a weights file."""
-    output: str
+    output: Uri
     """URI of the folder for the exported files."""
     name: str | None = None
     """Title of the model card; none makes one from the model."""

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError, SettingsError, one_line
 from pipeline.frames.detect import DetectorSettings, require_mediapipe, shared_detector
 from pipeline.frames.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_inputs, needs, nothing_here
@@ -32,11 +32,11 @@ IMAGES_PER_PIECE = 32
 class InputSettings(Settings):
     """What is read."""
 
-    input: str
+    input: Uri
     """URI of a video, an image, a folder of either, or a frame set."""
     detector: DetectorSettings = DetectorSettings()
     """Finds the hands in images and video; detector.model is MediaPipe's hand_landmarker.task (equihand[detect])."""
-    boxes: str | None = None
+    boxes: Uri | None = None
     """Images only, instead of a detector: URI of a JSON list of {"file", "boxes_xyxy", "hands"}, files relative to input."""
     default_hand: Literal["right", "left"] = "right"
     """The hand where the boxes file does not say which."""
@@ -48,7 +48,7 @@ class InputSettings(Settings):
     """Video only: take every n-th frame."""
     split: str | None = None
     """Frame sets only: the split to predict; none takes all."""
-    cameras: str | None = None
+    cameras: Uri | None = None
     """URI of a JSON file with one camera matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] (pixels of the image) for all, or
     {name of the image or video: matrix}. Where it gives none, and the labels neither, the camera is assumed."""
     focal_factor: float = Field(default=FOCAL_FACTOR, gt=0.1, le=10)

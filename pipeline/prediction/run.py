@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import Field
 
+from pipeline.config import Uri
 from pipeline.errors import DataError, EquihandError, SettingsError
 from pipeline.frames.rejects import Rejects
 from pipeline.geometry import bone_joints
@@ -43,10 +44,10 @@ _BONES = {"middle": "middle MCP to PIP", "wrist-index": "wrist to index MCP"}
 class PredictSettings(InputSettings):
     """What is predicted, with which model, and how."""
 
-    model: str
+    model: Uri
     """A pose model: equihand-small, which comes with the package, or the URI of a checkpoint, a run, an exported folder, or
     PeCLR's released fine-tuned file."""
-    output: str
+    output: Uri
     """URI of the folder for the results."""
     passes: Literal[1, 2] = 1
     """2 looks again at the box of the joints found first. For loose boxes: a detector's are tight, and a model's own are

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.delivery import Delivery, ending, with_untracked
 from pipeline.drawing.figures import Case, overlays, pick_cases
 from pipeline.errors import SettingsError
@@ -49,11 +49,11 @@ from pipeline.tracking import Run, TrackingSettings, start_run
 class EvaluateSettings(Settings):
     """What is evaluated, on what."""
 
-    models: dict[str, str] = {}
+    models: dict[str, Uri] = {}
     """Pose models by the name they get in tables: {name: URI of a checkpoint, a run, or a released file}."""
-    encoders: dict[str, str] = {}
+    encoders: dict[str, Uri] = {}
     """Encoders without a pose head, by name: {name: URI of a pretraining run or a weights file}; they are only probed."""
-    frame_set: str
+    frame_set: Uri
     """URI of a frame set with joints and cameras, or with joints in the image."""
     split: str = "test"
     """Split to evaluate on."""
@@ -72,11 +72,11 @@ class EvaluateSettings(Settings):
     """Also write every model's joints, as Parquet."""
     use_gpu: bool | None = None
     """Run on a GPU; none: if there is one."""
-    output: str | None = None
+    output: Uri | None = None
     """URI of a folder for report.html, metrics.json, the pictures and the predictions; none writes nothing."""
-    pretrain_run: str | None = None
+    pretrain_run: Uri | None = None
     """URI of the pretraining run that the report also shows: its views, curves and neighbours."""
-    search_run: str | None = None
+    search_run: Uri | None = None
     """URI of the search that the report also shows."""
     title: str = "Equihand evaluation"
     """Title of the report."""

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.crop import crop_camera, crop_matrix, cut
 from pipeline.frames.sources.published import continuous_camera
@@ -29,14 +29,14 @@ centres its images on the hand, and gives no boxes."""
 class FreiHandSettings(Settings):
     """FreiHAND's evaluation."""
 
-    data: str
+    data: Uri
     """URI of the set's folder: evaluation_K.json, evaluation_scale.json and evaluation/rgb for predicting; evaluation_xyz.json
     (and evaluation_verts.json) for scoring; training_xyz.json for a constant pose where the model brings none."""
-    predictions: str
+    predictions: Uri
     """URI of the prediction file, .json or .zip: written where a model is given, else read."""
-    model: str | None = None
+    model: Uri | None = None
     """URI of a pose model to predict with; none scores a file that is there."""
-    scores: str | None = None
+    scores: Uri | None = None
     """URI of a JSON file for the scores; none writes none."""
     passes: Literal[1, 2] = 2
     """2 looks again at the box of the joints found first, as the published script does."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.config import Settings
+from pipeline.config import Settings, flatten
 from pipeline.delivery import ending, with_untracked
 from pipeline.errors import DamagedError, DataError, MissingError, SettingsError, TrainingError, one_line, warn
 from pipeline.frames.labelled import LabelSelection, load_labelled
@@ -31,6 +31,7 @@ from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.kept import Kept, checkpoints_in, read_best, read_history
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
+from pipeline.run_log import log, run_log
 from pipeline.runs import RunSettings, new_run_id, open_run
 from pipeline.search.monitor import SearchMonitor
 from pipeline.search.space import SearchSpace, first_guess, sampled, trial_settings
@@ -112,7 +113,8 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     started = time.monotonic()
     _quiet_tune()
     progress.start("search", settings.num_trials * base.epochs, "epochs")
-    with ending(monitor.close, parent.finish, deliver=monitor.deliver):
+    with run_log(folder, run_id, "driver", warn), ending(monitor.close, parent.finish, deliver=monitor.deliver):
+        log("settings", settings=flatten(settings), tags=tags)
         grid = _run_trials(settings, folder, manifest, selection, monitor)
         result = {
             "run_id": run_id,
@@ -161,9 +163,12 @@ def trial(
     def report(metrics: dict[str, float], save: SaveCheckpoint | None) -> None:
         if save is not None:
             kept.keep(save, metrics)
+            log("checkpoint", metrics=metrics, uri=kept.newest)
             tell(metrics)
 
-    with tempfile.TemporaryDirectory() as directory:
+    name = own.rsplit("/", 1)[-1]
+    with tempfile.TemporaryDirectory() as directory, run_log(folder, folder.rsplit("/", 1)[-1], f"trial-{name}"):
+        log("settings", settings=values)
         try:
             resume = kept.resume(directory, warnings.append)
         except DataError as error:  # one trial less would be worse than this one once more

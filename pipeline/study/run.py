@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.config import to_yaml
+from pipeline.config import flatten, to_yaml
 from pipeline.delivery import ending
-from pipeline.errors import DataError, SettingsError, TrainingError, UnfinishedError
+from pipeline.errors import DataError, SettingsError, TrainingError, UnfinishedError, warn
 from pipeline.frames.labelled import LabelSettings, read_poses, select_labels
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.mine import MineSettings, mine
@@ -25,6 +25,7 @@ from pipeline.frames.mixing import FrameSet, FrameSetShare, open_frame_sets, uri
 from pipeline.models.weights import load_encoder
 from pipeline.progress import SILENT, Progress
 from pipeline.reports.run_report import environment
+from pipeline.run_log import log, run_log
 from pipeline.runs import new_run_id
 from pipeline.storage import absolute, join, list_files, preflight, read_bytes, read_json, write_bytes
 from pipeline.study.findings import Finding
@@ -61,7 +62,8 @@ def run_study(
     show(*plan_table(settings, study.works, study.results))
     write_bytes(join(study.folder, "settings.yaml"), to_yaml(settings).encode())
     parent = start_run(settings.tracking, run_id, "study", settings, {"frame_set": settings.finetune.frame_set})
-    with ending(parent.finish):
+    with run_log(study.folder, run_id, "driver", warn), ending(parent.finish):
+        log("settings", settings=flatten(settings))
         study.prepare(progress)
         total = sum(work.frames for work in study.works)
         with progress_board(progress, "study", total, "frames") as board:

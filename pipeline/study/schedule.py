@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Settings
 from pipeline.errors import EquihandError
+from pipeline.run_log import run_log
 from pipeline.study.cells import Place, finetune_cell, pretrain_cell
 from pipeline.study.grid import arm_recipe, cell_recipe
 from pipeline.study.plan import Work
@@ -148,7 +149,8 @@ class Schedule:
 
 
 def _pretrain(place: Place, recipe: PretrainRecipe, board: BoardHandle) -> dict[str, Any]:
-    return pretrain_cell(place, recipe, lambda frames: board.post(place.key, frames), board.warn)
+    with run_log(place.folder, place.folder.rsplit("/", 1)[-1], place.key, board.warn):
+        return pretrain_cell(place, recipe, lambda frames: board.post(place.key, frames), board.warn)
 
 
 def _finetune(
@@ -159,9 +161,16 @@ def _finetune(
     probe_frames: int,
     board: BoardHandle,
 ) -> dict[str, Any]:
-    return finetune_cell(
-        place, settings, validations, test_split, probe_frames, lambda frames: board.post(place.key, frames), board.warn
-    )
+    with run_log(place.folder, place.folder.rsplit("/", 1)[-1], place.key, board.warn):
+        return finetune_cell(
+            place,
+            settings,
+            validations,
+            test_split,
+            probe_frames,
+            lambda frames: board.post(place.key, frames),
+            board.warn,
+        )
 
 
 def value_of(reference: Any) -> Any:

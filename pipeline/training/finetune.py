@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError, SettingsError
 from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
 from pipeline.evaluation.metrics import pose_metrics
@@ -77,7 +77,7 @@ _VALIDATED_2D = ("epe_2d", "epe_2d_crop_px", "pck_2d_10", "constant_epe_2d")
 class FinetuneSettings(Settings):
     """What is trained, on what, and how."""
 
-    frame_set: str
+    frame_set: Uri
     """URI of a frame set with joints and cameras."""
     split: str = "train"
     """Split to train on."""
@@ -89,7 +89,7 @@ class FinetuneSettings(Settings):
     memory_limit_mb: int = Field(default=500, ge=1)
     """Training frames are held in memory (uint8) up to this many MB per worker, and streamed with Ray Data above it."""
 
-    init: str | None = None
+    init: Uri | None = None
     """Encoder to start from: URI of a checkpoint, a run, a torchvision or a PeCLR file; none starts from scratch. A pose model
     (equihand-small, which comes with the package, or one of your own) brings its head too, where `head` is the same."""
     new_head: bool = False

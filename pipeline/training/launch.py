@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 import torch
 from pydantic import Field
 
-from pipeline.config import Settings
+from pipeline.config import Settings, flatten
 from pipeline.delivery import Delivery, ending, with_untracked
 from pipeline.errors import DamagedError, DataError, EquihandError, SettingsError, TrainingError, warn
 from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.kept import Kept, checkpoints_in, fetch, read_best
 from pipeline.progress import Progress
+from pipeline.run_log import log, run_log
 from pipeline.runs import RunSettings
 from pipeline.storage import absolute, delete, exists, join, read_bytes, read_json, write_json
 from pipeline.tracking import Run, TrackingSettings, start_run
@@ -90,6 +91,8 @@ def train_on_workers(
     _forget_ray_snapshot(folder)
     started, started_at = time.monotonic(), time.time()
     with ExitStack() as stack:
+        stack.enter_context(run_log(folder, run_id, "driver", warn))
+        log("settings", settings=flatten(settings), tags=tags)
         board = stack.enter_context(progress_board(progress, kind, total, "frames"))
         trainer = TorchTrainer(
             partial(_run_worker, loop, settings, data, board, folder, num_best, use_gpu, started_at),  # type: ignore[arg-type]
@@ -116,6 +119,7 @@ def train_on_workers(
         deliver = Delivery()
         stack.enter_context(ending(mlflow_run.finish, deliver=deliver))
         board.track(mlflow_run)
+        log("tracked", mlflow_run_id=mlflow_run.mlflow_run_id)
         returned = _outcome(fit).return_value or {}
         if "error" in returned:
             raise TrainingError(f"run '{run_id}': {returned['error']}")
@@ -130,6 +134,7 @@ def train_on_workers(
             **returned,
         }
         write_json(join(folder, "result.json"), result)
+        log("finished", result=result)
         untracked = board.untracked()
     return result | with_untracked(untracked or deliver.problem)
 
@@ -176,6 +181,8 @@ def _run_worker(
     def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
         if save is not None and rank == 0:
             kept.keep(save, metrics)
+        if save is not None or float(metrics["epoch"]).is_integer():
+            log("checkpoint" if save is not None else "epoch", metrics=metrics, uri=kept.newest)
         ray.train.report(metrics)
 
     def notice(num_frames: int, figures: dict[str, float]) -> None:
@@ -183,7 +190,10 @@ def _run_worker(
             board.post("train", num_frames, **figures)
 
     try:
-        with tempfile.TemporaryDirectory() as directory:
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            run_log(folder, context.get_experiment_name(), f"worker-{rank}", board.warn),
+        ):
             # The first worker chooses, for all: what is damaged for one might be whole for another.
             resume = kept.resume(directory, board.warn) if rank == 0 else None
             chosen, metrics = broadcast_from_rank_zero((kept.newest, kept.history[-1:]))
@@ -192,6 +202,8 @@ def _run_worker(
             for each in metrics:  # a worker that is lost after it has saved a checkpoint has not reported its metrics
                 ray.train.report(each)
             size = context.get_world_size()
+            node = {"node": ray.util.get_node_ip_address(), "device": str(device), "threads": torch.get_num_threads()}
+            log("placed", rank=rank, world_size=size, **node, going_on_from=chosen)
             worker = Worker(rank, size, device, folder, resume, report, notice, startup.mark)
             return loop(settings, data, worker)
     except TrainingError as error:

@@ -4,7 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError
 from pipeline.evaluation.frozen import encode, frozen_scores, turning_scores
 from pipeline.evaluation.probes import nearest_neighbours
@@ -24,7 +24,7 @@ class ProbeSettings(Settings):
 
     enabled: bool = False
     """Whether to probe; needs a frame set with joints."""
-    frame_set: str | None = None
+    frame_set: Uri | None = None
     """Labelled frame set; none takes the one that is pretrained on, of several the first. Result, checkpoints and MLflow's tags
     name it (probe_frame_set)."""
     every_epochs: int = Field(default=5, ge=1)

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.errors import SettingsError
 from pipeline.frames.mixing import FrameSet, FrameSets, open_frame_sets, total_rows
 from pipeline.frames.pairs import read_pairs_info
@@ -64,7 +64,7 @@ class PretrainRecipe(Settings):
     """Share of unusable frames in an epoch above which the run stops; until then others take their places."""
     views: ViewSettings = ViewSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
-    init: str | None = None
+    init: Uri | None = None
     """Encoder to start from: URI of a checkpoint, a run, a torchvision (ImageNet) or a PeCLR file, which brings its own
     architecture; none starts from random weights."""
     encoder: EncoderSettings = EncoderSettings()

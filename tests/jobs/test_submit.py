@@ -67,6 +67,7 @@ def test_prepared_arguments_carry_the_run_id_once_and_name_it_as_given() -> None
         (["--epochs", "0"], "epochs"),
         (["--epoch", "5"], "did you mean --epochs"),
         (["--frame_set", "data/frames"], "'frame_set' = 'data/frames' is a path below this folder"),
+        (["--frame_set", "[{uri: s3://b/a}, {uri: data/b}]"], "'frame_set.1.uri' = 'data/b' is a path below this folder"),
         (["--tracking.uri", "sqlite:///mlflow.db"], "'tracking.uri'"),
         (["--tracking.uri", "https://me:secret@mlflow"], "'tracking.uri' holds a password"),
     ],
@@ -78,6 +79,11 @@ def test_bad_arguments_are_refused_before_anything_is_sent(arguments: list[str],
     with pytest.raises(SettingsError, match=message) as error:
         submit.prepare("pretrain", [*kept, *arguments])
     assert "me:secret" not in str(error.value)
+
+
+def test_a_model_that_comes_with_the_package_is_no_path() -> None:
+    arguments = ["--model", "equihand-small", "--input", "s3://b/video.mp4", "--output", "s3://b/out"]
+    assert submit.prepare("predict", arguments).job == "predict"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """How a run on workers ends: errors that would come again are not tried again, and MLflow knows what happened."""
 
+import json
 import os
 from pathlib import Path
 
@@ -114,6 +115,11 @@ def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog,
     said = [record.getMessage() for record in caplog.records if record.name == "equihand"]
     assert any(text.startswith(f"{folder}/checkpoint_000003/model.safetensors: damaged") for text in said)
     assert any(text.startswith(f"{folder}/checkpoint_manager_snapshot.json: not valid JSON") for text in said)
+    logs = {path.name.split("-", 1)[1]: path.read_text() for path in (folder / "logs").iterdir()}
+    assert sorted(logs) == ["driver.jsonl", "worker-0.jsonl"]
+    placed, kept_one = [json.loads(line) for line in logs["worker-0.jsonl"].splitlines()][-3:-1]
+    assert (placed["message"], placed["going_on_from"]) == ("placed", str(folder / "checkpoint_000002"))
+    assert (kept_one["message"], kept_one["metrics"]["step"]) == ("checkpoint", 3)
     assert result["untracked"] == "MLflow failed: database is locked"
     assert "untracked" not in read_json(str(folder / "result.json"))
 

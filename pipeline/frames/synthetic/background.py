@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.frames.synthetic.appearance import linear
 from pipeline.frames.synthetic.photographs import photograph
 
@@ -21,7 +21,7 @@ Image = np.ndarray
 class BackgroundSettings(Settings):
     """What is behind the hand."""
 
-    photographs: str | None = None
+    photographs: Uri | None = None
     """Folder of photographs (URI) to take backgrounds from, best without hands in them; none draws all of them."""
     photograph_share: float = Field(default=1.0, ge=0, le=1)
     """Share of clips before a photograph, where there is a folder of them."""

@@ -1,0 +1,94 @@
+"""A log file of every process of a run, beside its checkpoints: <run>/logs/<start>-<process>.jsonl.
+
+One JSON object a line: time, level, run, process and message, then what the message is about. The project's warnings
+(`errors.warn`) are among them. Written whole every few seconds and at the end, so that it may lie in object storage; what a
+killed process wrote last may be missing. A storage that refuses it never disturbs the run.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.errors import EquihandError, one_line
+from pipeline.storage import join, write_bytes
+
+_EVERY_S = 10.0
+_LOGGER = "equihand"
+_PACKAGES = ("equihand", "torch", "torchvision", "ray", "pyarrow", "mlflow")
+
+
+def log(message: str, **fields: Any) -> None:
+    """Note an event in the log of this process's run; outside `run_log` nowhere. fields: plain values."""
+    logging.getLogger(_LOGGER).info(message, extra={"fields": fields})
+
+
+@contextmanager
+def run_log(folder: str, run_id: str, process: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Keep the log of this process while the block runs, how it ended too.
+
+    folder: URI of the run. process: such as "worker-0". say: receives, at the end, why the log could not be written.
+    """
+    logger, handler = logging.getLogger(_LOGGER), _StoredLines(folder, run_id, process)
+    level, started = logger.level, time.monotonic()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        log("started", host=socket.gethostname(), pid=os.getpid(), versions=_versions(), cores=os.cpu_count())
+        yield
+        log("ended", seconds=round(time.monotonic() - started, 1))
+    except BaseException as error:
+        logger.error("failed", extra={"fields": {"error": type(error).__name__, "what": one_line(error)}})
+        raise
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        problem = handler.write()
+        if problem and say is not None:
+            say(f"{handler.uri}: the log could not be written ({problem})")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # the project itself, where it runs from its folder
+            continue
+    return found
+
+
+class _StoredLines(logging.Handler):
+    def __init__(self, folder: str, run_id: str, process: str) -> None:
+        super().__init__()
+        # Processes of one start would overwrite each other's only with the same name, and those of another start earlier ones.
+        self.uri = join(folder, "logs", f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{process}.jsonl")
+        self._about = {"run": run_id, "process": process}
+        self._lines: list[str] = []
+        self._num_written, self._written_at = 0, time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": when, "level": record.levelname.lower(), **self._about, "message": record.getMessage()}
+        self._lines.append(json.dumps(line | getattr(record, "fields", {}), default=str))
+        if time.monotonic() - self._written_at > _EVERY_S:
+            self.write()
+
+    def write(self) -> str:
+        """Bring the file up to date; returns what was wrong."""
+        self._written_at = time.monotonic()
+        if self._num_written == len(self._lines):
+            return ""
+        try:
+            write_bytes(self.uri, "".join(f"{line}\n" for line in self._lines).encode())
+        except (EquihandError, OSError) as error:
+            return one_line(error)
+        self._num_written = len(self._lines)
+        return ""
