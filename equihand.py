@@ -2,7 +2,8 @@
 
     import equihand
 
-    batch = equihand.load_frames("s3://bucket/frames", split="train", limit=64)          # uint8 crops, RGB
+    frames = equihand.FrameSet.open("s3://bucket/frames")
+    batch = frames.load("train", limit=64)                                               # uint8 crops, RGB
     views = equihand.sample_views(equihand.ViewSettings(size=64), len(batch.frames))
     images = equihand.apply_views(batch.frames, views, equihand.ViewSettings(size=64))
     encoder, _ = equihand.load_encoder("s3://bucket/runs/my-pretraining")
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.frozen import encode as encode
     from pipeline.evaluation.metrics import pose_metrics as pose_metrics
     from pipeline.evaluation.yardsticks import Constant as Constant
-    from pipeline.frames.manifest import read_manifest as read_manifest
-    from pipeline.frames.stream import load_frames as load_frames
+    from pipeline.frames.frame_set import FrameSet as FrameSet
     from pipeline.geometry import procrustes_align as procrustes_align
     from pipeline.hands import JOINTS as JOINTS
     from pipeline.models.weights import load_encoder as load_encoder
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 _FROM = {
     "__version__": "pipeline",
-    "read_manifest": "pipeline.frames.manifest",
-    "load_frames": "pipeline.frames.stream",
+    "FrameSet": "pipeline.frames.frame_set",
     "ViewSettings": "pipeline.views",
     "Views": "pipeline.views",
     "sample_views": "pipeline.views",

@@ -17,7 +17,7 @@ from pipeline.models.projection import ProjectionHead
 def main(frames: str) -> float:
     """One step; returns the loss."""
     settings = equihand.ViewSettings(size=64)
-    crops = equihand.load_frames(frames, split="train", limit=32).frames  # (N, 3, S, S) uint8
+    crops = equihand.FrameSet.open(frames).load("train", limit=32).frames  # (N, 3, S, S) uint8
     first, second = (equihand.sample_views(settings, len(crops)) for _ in range(2))
 
     encoder = build_encoder(EncoderSettings(name="resnet18", width=32))

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import pickle
 import statistics
 import subprocess
 import sys
@@ -29,11 +30,10 @@ from jobs.bench_table import Row, row
 from jobs.object_store import ObjectStore
 from jobs.runtime import Job, RaySettings, Session, ray_session
 from pipeline.config import Settings
-from pipeline.frames.epoch_plan import plan_epoch
-from pipeline.frames.manifest import read_manifest
-from pipeline.frames.mixing import FrameSet
-from pipeline.frames.read_items import ItemReader, Source, item_as_json
-from pipeline.frames.stream import Batch, stream_batches
+from pipeline.frames.batches import Batch
+from pipeline.frames.epoch_plan import StreamPlan, plan_epoch
+from pipeline.frames.frame_set import FrameSet
+from pipeline.frames.read_items import ItemReader
 from pipeline.models.pretrain import PretrainModel
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import copy_tree, join
@@ -150,20 +150,18 @@ def _cpu_seconds() -> float:
 def _endless(settings: BenchStreamJob, uri: str) -> AbstractContextManager[Iterator[Batch]]:
     # A turn consumes whole windows and reads as many, so that no turn is charged for another one's reading.
     window_mb = max(16, settings.steps * settings.batch_size * _IMAGE_BYTES // 2**20)
-    stream = stream_batches(
-        uri, split="train", batch_size=settings.batch_size, num_epochs=10_000, window_mb=window_mb, num_readers=1
-    )
-    return one_ahead(stream, torch.device("cpu"))
+    plan = StreamPlan(split="train", batch_size=settings.batch_size, epochs=10_000, window_mb=window_mb, num_readers=1)
+    return one_ahead(iter(FrameSet.open(uri).stream(plan)), torch.device("cpu"))
 
 
 def _storage(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
-    """An epoch of stream_batches alone, from disk and from object storage, in turns."""
+    """An epoch of the stream alone, from disk and from object storage, in turns."""
     seconds: dict[str, list[float]] = {local: [], remote: []}
     first: dict[str, list[float]] = {local: [], remote: []}
     for number in range(settings.rounds + 1):
         for uri in (local, remote):
             started = time.perf_counter()
-            stream = stream_batches(uri, split="train", batch_size=128)
+            stream = iter(FrameSet.open(uri).stream(StreamPlan(split="train", batch_size=128)))
             next(stream)
             arrived = time.perf_counter()
             for _ in stream:
@@ -190,15 +188,15 @@ def _storage(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
 def _epochs(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
     """Waiting for batches at a steady pace: the first ones of an epoch against the others."""
     waits: dict[bool, list[float]] = {True: [], False: []}
-    manifest = read_manifest(local)
+    manifest = FrameSet.open(local).manifest
     small = manifest.model_copy(
         update={
             "shards": [manifest.shards[0].model_copy(update={"row_groups": manifest.shards[0].row_groups[:8]})],
             "counts": {"bench": {"train": 2048}},
         }
     )
-    stream = stream_batches(local, split="train", batch_size=32, num_epochs=8, manifest=small, num_readers=1)
-    with one_ahead(stream, torch.device("cpu")) as batches:
+    plan = StreamPlan(split="train", batch_size=32, epochs=8, num_readers=1)
+    with one_ahead(iter(FrameSet(local, small).stream(plan)), torch.device("cpu")) as batches:
         for number in itertools.count():
             started = time.perf_counter()
             batch = next(batches, None)
@@ -221,15 +219,16 @@ def _epochs(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
 
 def _bytes(settings: BenchStreamJob, local: str, remote: str) -> list[Row]:
     """Bytes a frame: through the network device, in the object store, to the device; and in storage."""
-    manifest = read_manifest(remote)
-    reader = ItemReader((Source(remote, manifest.group_size),), manifest.image_size)
-    items = plan_epoch([FrameSet(remote, manifest)], "train", 0, 1, 0, 0)
+    frame_set, plan = FrameSet.open(remote), StreamPlan(split="train", batch_size=32)
+    manifest = frame_set.manifest
+    reader = ItemReader(manifest.image_size, plan)
+    items = plan_epoch([frame_set], [frame_set.rows_in("train")], plan, 0)
     before = psutil.net_io_counters(pernic=True)["lo"].bytes_recv
-    blocks = [reader({"item": [item_as_json(item)]}) for item in items[:16]]  # type: ignore[dict-item]
+    blocks = [reader({"item": [pickle.dumps(item)]}) for item in items[:16]]  # type: ignore[dict-item]
     received = psutil.net_io_counters(pernic=True)["lo"].bytes_recv - before
     num = sum(len(block) for block in blocks)
     stored = sum(shard.num_bytes for shard in manifest.shards) / manifest.num_rows
-    batch = next(stream_batches(local, split="train", batch_size=32))
+    batch = next(iter(FrameSet.open(local).stream(plan)))
     return [
         row("bytes a frame from object storage", received / num, "B", f"stored with its labels: {stored:,.0f} B"),
         row(

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import simplejpeg
 import torch
 from PIL import Image
@@ -27,13 +26,13 @@ from torchvision.transforms.functional import to_pil_image
 from jobs import bench_peers
 from jobs.bench_table import Row, row
 from jobs.runtime import Job
-from pipeline import storage
 from pipeline.config import Settings
 from pipeline.errors import DataError
-from pipeline.frames.batches import to_batch
+from pipeline.frames.batches import Batch, to_batch
 from pipeline.frames.crop import encode_jpeg
-from pipeline.frames.manifest import read_manifest
-from pipeline.frames.stream import Batch, decode_frames
+from pipeline.frames.frame_set import FrameSet
+from pipeline.frames.read_items import decode_frames
+from pipeline.frames.shards import opened, read_rows
 from pipeline.frames.synthetic.clip import ClipSettings, sample_clip
 from pipeline.frames.synthetic.render import render_clip
 from pipeline.progress import SILENT, Progress
@@ -240,16 +239,16 @@ def _rendered(settings: BenchViewsJob) -> tuple[list[bytes], int]:
 
 def _stored(settings: BenchViewsJob, uri: str) -> tuple[list[bytes], int]:
     """The first JPEGs of a frame set, and their side."""
-    manifest = read_manifest(uri)
+    frame_set = FrameSet.open(uri)
     jpegs: list[bytes] = []
-    for shard in manifest.shards:
-        filesystem, path = storage.resolve(storage.join(uri, shard.path))
-        jpegs += pq.read_table(path, columns=["jpeg"], filesystem=filesystem)["jpeg"].to_pylist()
+    for shard in frame_set.manifest.shards:
+        with opened(frame_set.shard_uri(shard)) as file:
+            jpegs += read_rows(file, ["jpeg"])["jpeg"].to_pylist()
         if len(jpegs) >= settings.num_frames:
             break
     if not jpegs:
         raise DataError(f"{uri}: the frame set is empty")
-    return jpegs[: settings.num_frames], manifest.image_size
+    return jpegs[: settings.num_frames], frame_set.manifest.image_size
 
 
 JOB = Job("bench views", BenchViewsJob, run, __doc__, ray=None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.frames.epoch_plan import Item, rows_after
+from pipeline.frames.epoch_plan import Item, Position, StreamPlan, rows_after
 from pipeline.frames.read_items import OPTIONAL_COLUMNS, TENSOR_COLUMNS, BadFrame, Block, bad_frame
 
 if TYPE_CHECKING:
@@ -35,24 +35,18 @@ class Batch:
         return int(self.frames.shape[0])
 
 
-def cut(
-    blocks: Iterator[tuple[Item, Block]],
-    rows: tuple[int, ...],
-    steps: int,
-    start_epoch: int,
-    start_step: int,
-    batch_size: int,
-    columns: tuple[str, ...],
+def cut_batches(
+    blocks: Iterator[tuple[Item, Block]], rows: tuple[int, ...], steps: int, start: Position, plan: StreamPlan
 ) -> Iterator[Batch]:
-    """Batches start_step to steps of start_epoch, and 0 to steps of those after it.
+    """Batches start.step to steps of start.epoch, and 0 to steps of those after it.
 
-    rows: of each set in an epoch. Blocks of start_epoch, where any are left of it, begin with the rows that start_step takes.
+    rows: of each set in an epoch. Blocks of start.epoch, where any are left of it, begin with the rows that start.step takes.
     """
-    taken = rows_after(rows, batch_size)
+    taken = rows_after(rows, plan.batch_size)
     coming = next(blocks, None)
     while coming is not None:
         epoch, pending = coming[0].epoch, [_Pending() for _ in rows]
-        for step in range(start_step if epoch == start_epoch else 0, min(steps, len(taken) - 1)):
+        for step in range(start.step if epoch == start.epoch else 0, min(steps, len(taken) - 1)):
             counts = taken[step + 1] - taken[step]
             # Only what this batch needs: the first one comes before Ray Data has read anything.
             while any(of.num_rows < count for of, count in zip(pending, counts, strict=True)):
@@ -62,29 +56,27 @@ def cut(
                 pending[coming[0].of_set].add(coming[1])
                 coming = None
             parts = [of.take(count) for of, count in zip(pending, counts, strict=True) if count]
-            yield to_batch(_joined(parts), epoch, step, columns)
+            yield to_batch(_joined(parts), epoch, step, plan.columns)
         coming = coming or next(blocks, None)
         while coming is not None and coming[0].epoch == epoch:  # the rows that make no full batch
             coming = next(blocks, None)
 
 
-def cut_as_they_come(
-    blocks: Iterator[tuple[Item, Block]], drop_last: bool, batch_size: int, columns: tuple[str, ...]
-) -> Iterator[Batch]:
+def cut_as_they_come(blocks: Iterator[tuple[Item, Block]], plan: StreamPlan) -> Iterator[Batch]:
     """Batches of a single set whose items hold any number of rows, because only some clips are read."""
     pending, step, epoch = _Pending(), 0, None
     for item, block in blocks:
         if epoch is not None and item.epoch != epoch:
-            if pending.num_rows and not drop_last:
-                yield to_batch(pending.take(pending.num_rows), epoch, step, columns)
+            if pending.num_rows and not plan.drop_last:
+                yield to_batch(pending.take(pending.num_rows), epoch, step, plan.columns)
             pending, step = _Pending(), 0
         epoch = item.epoch
         pending.add(block)
-        while pending.num_rows >= batch_size:
-            yield to_batch(pending.take(batch_size), epoch, step, columns)
+        while pending.num_rows >= plan.batch_size:
+            yield to_batch(pending.take(plan.batch_size), epoch, step, plan.columns)
             step += 1
-    if epoch is not None and pending.num_rows and not drop_last:
-        yield to_batch(pending.take(pending.num_rows), epoch, step, columns)
+    if epoch is not None and pending.num_rows and not plan.drop_last:
+        yield to_batch(pending.take(pending.num_rows), epoch, step, plan.columns)
 
 
 def without_first(blocks: Iterator[tuple[Item, Block]], num_rows: list[int]) -> Iterator[tuple[Item, Block]]:

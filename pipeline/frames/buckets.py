@@ -29,7 +29,7 @@ _READERS = 8
 
 Bucket = tuple[str, int]
 """Split and number."""
-Piece = tuple[str, int, int, int]
+Extent = tuple[str, int, int, int]
 """Part file, first byte, number of bytes, number of rows."""
 
 
@@ -40,7 +40,7 @@ class PartWriter:
         self._stream = _create(uri)
         self._groups: dict[Bucket, list[tuple[str, list[Row]]]] = {}
         self._num_buffered = 0
-        self.pieces: list[tuple[Bucket, int, int, int]] = []
+        self.extents: list[tuple[Bucket, int, int, int]] = []
         """(bucket, first byte, number of bytes, number of rows) of what has been written."""
 
     def add(self, bucket: Bucket, group: list[Row]) -> None:
@@ -63,7 +63,7 @@ class PartWriter:
             start = self._stream.tell()
             with pa.ipc.new_stream(self._stream, table.schema) as writer:
                 writer.write_table(table)
-            self.pieces.append((bucket, start, self._stream.tell() - start, table.num_rows))
+            self.extents.append((bucket, start, self._stream.tell() - start, table.num_rows))
         self._groups, self._num_buffered = {}, 0
 
 
@@ -73,7 +73,7 @@ def write_shard(
     work_uri: str,
     source: str,
     bucket: Bucket,
-    pieces: Sequence[Piece],
+    extents: Sequence[Extent],
     seed: int,
     row_group_size: int,
 ) -> Shard:
@@ -81,7 +81,7 @@ def write_shard(
 
     work_uri: where a local file grows before it is moved to its place, whole.
     """
-    table = _read(pieces)
+    table = _read(extents)
     split, number = bucket
     order, row_groups = _shuffled(
         table["group_id"].to_pylist(), np.random.default_rng([seed, SPLITS.index(split), number]), row_group_size
@@ -157,9 +157,9 @@ _PARQUET: dict[str, Any] = {
 }
 
 
-def _read(pieces: Sequence[Piece]) -> pa.Table:
-    def read(piece: Piece) -> pa.Table:
-        part, start, num_bytes, _ = piece
+def _read(extents: Sequence[Extent]) -> pa.Table:
+    def read(extent: Extent) -> pa.Table:
+        part, start, num_bytes, _ = extent
         filesystem, path = resolve(part)
         with filesystem.open_input_file(path) as file:
             data = read_range(file, part, start, num_bytes)
@@ -167,7 +167,7 @@ def _read(pieces: Sequence[Piece]) -> pa.Table:
             return with_later_columns(reader.read_all()).select([*SCHEMA.names, "group_id"])
 
     with ThreadPoolExecutor(_READERS) as pool:
-        return pa.concat_tables(pool.map(read, pieces))
+        return pa.concat_tables(pool.map(read, extents))
 
 
 def _shuffled(group_ids: Sequence[str], rng: np.random.Generator, row_group_size: int) -> tuple[list[int], list[int]]:
@@ -190,11 +190,11 @@ def _shuffled(group_ids: Sequence[str], rng: np.random.Generator, row_group_size
     return order, row_groups
 
 
-def pieces_by_bucket(parts: Iterable[tuple[str, list[Any]]]) -> dict[Bucket, list[Piece]]:
-    """What every part holds, ordered by bucket. parts: (part URI, PartWriter.pieces as read from JSON)."""
-    buckets: dict[Bucket, list[Piece]] = {}
-    for part, pieces in parts:
-        for (split, number), start, num_bytes, num_rows in pieces:
+def extents_by_bucket(parts: Iterable[tuple[str, list[Any]]]) -> dict[Bucket, list[Extent]]:
+    """What every part holds, ordered by bucket. parts: (part URI, PartWriter.extents as read from JSON)."""
+    buckets: dict[Bucket, list[Extent]] = {}
+    for part, extents in parts:
+        for (split, number), start, num_bytes, num_rows in extents:
             buckets.setdefault((split, number), []).append((part, start, num_bytes, num_rows))
     return dict(sorted(buckets.items()))
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from pipeline.drawing.charts import finger_dots, legend, line_chart, marker_legend
 from pipeline.drawing.page import Picture, page_environment
 from pipeline.drawing.svg import linear_axis, number
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.inspect_columns import Measures
 from pipeline.frames.inspect_distribution import Distribution, merged
 from pipeline.frames.inspect_sample import Sample
@@ -35,10 +36,9 @@ _SHOWN_VIEWS = ("size", "rotation_deg", "translation", "scale", "brightness", "s
 class CardData:
     """All that a card says."""
 
-    frame_set: str
+    frame_set: FrameSet
     created_at: str
     """UTC, ISO 8601."""
-    manifest: Manifest
     box_margins: dict[str, float]
     """Side of the crops in hand boxes, by source."""
     measures: dict[str, Measures]
@@ -57,10 +57,10 @@ class CardData:
 
 def card_json(data: CardData) -> dict[str, Any]:
     """The card's numbers as plain values; distributions by their quantiles (exact to 1 %)."""
-    manifest, sample = data.manifest, data.sample
+    manifest, sample = data.frame_set.manifest, data.sample
     sources = np.array(sample.rows["source"].to_pylist(), dtype=object)
     return {
-        "frame_set": data.frame_set,
+        "frame_set": data.frame_set.uri,
         "created_at": data.created_at,
         "digest": manifest.digest,
         "num_rows": manifest.num_rows,
@@ -136,12 +136,12 @@ def build_card(data: CardData) -> str:
     """The card as an HTML page. Names and paths in the data are shown as text, whatever they contain."""
     environment = page_environment(Path(__file__).parent)
     environment.filters.update(percent=_percent, size_text=_size_text)
-    manifest = data.manifest
+    uri, manifest = data.frame_set.uri, data.frame_set.manifest
     every = list(data.measures.values())
     return environment.get_template("card.html.jinja").render(
         data=data,
         manifest=manifest,
-        name=data.frame_set.rstrip("/").rpartition("/")[2] or data.frame_set,
+        name=uri.rstrip("/").rpartition("/")[2] or uri,
         num_rows=sum(m.num_rows for m in every),
         num_bytes=sum(m.num_bytes for m in every),
         num_left=sum(m.num_left for m in every),
@@ -186,7 +186,7 @@ def _histograms(data: CardData) -> list[_Histogram]:
     clip_frames = {source: _clip_frames(m) for source, m in measures.items()}
     longest = max(d.high for d in clip_frames.values())
     timed = any(m.group_gap_s.num for m in measures.values())
-    size = data.manifest.image_size
+    size = data.frame_set.manifest.image_size
     drawn = f"Of {number(sample.rows.num_rows)} sampled crops."
     cards = [
         _histogram(
@@ -216,7 +216,7 @@ def _histograms(data: CardData) -> list[_Histogram]:
             "Time between group frames" if timed else "Steps between group frames",
             "s" if timed else "frames of the source",
             {s: m.group_gap_s if timed else m.group_gap_frames for s, m in measures.items()},
-            f"{_percent(whole)} of the frames are in whole groups of {data.manifest.group_size}.",
+            f"{_percent(whole)} of the frames are in whole groups of {data.frame_set.manifest.group_size}.",
             "pairs",
             whole=not timed,
         ),
@@ -312,7 +312,7 @@ def _source_rows(data: CardData) -> list[_SourceRow]:
     return [
         _SourceRow(
             name=source,
-            counts=data.manifest.counts[source],
+            counts=data.frame_set.manifest.counts[source],
             num_clips=len(m.clips.hashes),
             clip_length=_span(_clip_frames(m), whole=True),
             hand_px=_span(m.hand_px),

@@ -5,7 +5,7 @@ So every row is read by the same worker at the same place of the order whenever 
 same, whatever machine is fast or slow. Row groups were shuffled across clips when the set was written (see ingest.py); a
 few of them together make one work item, inside which whole frame groups are permuted again. No shuffle buffer is needed.
 
-Of several sets (see mixing.py) every worker gets its stretch of each. Its batches take rows from all of them, evenly
+Of a set an epoch takes a quota of rows, all that it has or more or fewer where sets are mixed. Of several sets (see mixing.py) every worker gets its stretch of each. Its batches take rows from all of them, evenly
 through the epoch: after any number of batches each set has given its part of the rows, to one row.
 
 Remainder rule: worker r of W gets rows floor(r q / W) to floor((r + 1) q / W) of the q rows that an epoch takes of a set, so
@@ -17,19 +17,57 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.frames.manifest import Manifest
-from pipeline.frames.mixing import FrameSet, quotas
+if TYPE_CHECKING:
+    from pipeline.frames.frame_set import FrameSet
 
 ITEM_ROWS = 512
 """Rows of one work item: large enough for long reads, small enough (39 MB at 160 px) to keep a few in flight."""
 _NUM_SPARES = 3
 
 
-class Piece(NamedTuple):
+class Position(NamedTuple):
+    """A place in the data: before a batch."""
+
+    epoch: int = 0
+    step: int = 0
+    """Batches of the epoch that lie before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPlan:
+    """What a worker reads of frame sets, in which order, and how."""
+
+    split: str
+    batch_size: int
+    """Frames per worker and step."""
+    epochs: int = 1
+    """Of the whole run: the stream ends before this one."""
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    """Of the order."""
+    shuffle: bool = True
+    drop_last: bool = True
+    """Whether rows that make no full batch are left out of an epoch."""
+    columns: tuple[str, ...] = ()
+    """What to read besides the frames; columns not named are not read."""
+    clips: frozenset[str] | None = None
+    """Only rows of these clips (label fractions) of a single set; every worker gets those among its rows."""
+    pairs: str | None = None
+    """Name of mined pairs (see pairs.py) whose partners come along; `columns` may then name theirs too."""
+    max_bad_fraction: float = 0.01
+    """Share of unusable rows in an epoch of a worker above which the stream ends with an error."""
+    num_readers: int | None = None
+    """Reading tasks at a time for this worker; None lets Ray Data decide."""
+    window_mb: int = 192
+    """Decoded frames of one Ray Data execution, MiB; three windows are held for each worker."""
+
+
+class RowRange(NamedTuple):
     """Rows of one row group."""
 
     path: str
@@ -37,6 +75,11 @@ class Piece(NamedTuple):
     row_group: int
     start: int
     stop: int
+
+    @property
+    def num_rows(self) -> int:
+        """How many."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -47,45 +90,47 @@ class Item:
     number: int
     """Of the set's items of this worker in this epoch."""
     of_set: int
-    pieces: tuple[Piece, ...]
-    spares: tuple[Piece, ...] = ()
+    """Its place among the sets."""
+    uri: str
+    """Of the set."""
+    group_size: int
+    ranges: tuple[RowRange, ...]
+    spares: tuple[RowRange, ...] = ()
     """Row groups of other shards, to replace the rows of an item none of which can be used."""
 
     @property
     def num_rows(self) -> int:
         """Rows, if none of them is left out by their clip."""
-        return sum(piece.stop - piece.start for piece in self.pieces)
+        return sum(each.num_rows for each in self.ranges)
 
 
-def worker_rows(sets: Sequence[FrameSet], split: str, rank: int, world_size: int) -> list[int]:
+def worker_rows(quotas: Sequence[int], rank: int, world_size: int) -> tuple[int, ...]:
     """Rows of each set that a worker gets in every epoch."""
-    return [(rank + 1) * quota // world_size - rank * quota // world_size for quota in quotas(sets, split)]
+    return tuple((rank + 1) * quota // world_size - rank * quota // world_size for quota in quotas)
 
 
-def steps_per_epoch(sets: Sequence[FrameSet], split: str, batch_size: int, world_size: int, drop_last: bool) -> int:
+def steps_per_epoch(quotas: Sequence[int], batch_size: int, world_size: int, drop_last: bool) -> int:
     """Batches each worker yields in an epoch (a worker whose last batch is empty yields one fewer without drop_last)."""
-    rows = [sum(worker_rows(sets, split, rank, world_size)) for rank in range(world_size)]
+    rows = [sum(worker_rows(quotas, rank, world_size)) for rank in range(world_size)]
     return min(rows) // batch_size if drop_last else math.ceil(max(rows) / batch_size)
 
 
-def num_batches(manifest: Manifest, split: str, batch_size: int, world_size: int, drop_last: bool) -> int:
-    """`steps_per_epoch` of a single set."""
-    return steps_per_epoch([FrameSet("", manifest)], split, batch_size, world_size, drop_last)
-
-
-def plan_epoch(
-    sets: Sequence[FrameSet], split: str, rank: int, world_size: int, seed: int, epoch: int, shuffle: bool = True
-) -> list[Item]:
+def plan_epoch(sets: "Sequence[FrameSet]", quotas: Sequence[int], plan: StreamPlan, epoch: int) -> list[Item]:
     """One worker's work items of an epoch, in the order in which their rows are needed."""
     needed: list[tuple[float, int, Item]] = []
-    for index, (each, quota) in enumerate(zip(sets, quotas(sets, split), strict=True)):
-        first = epoch * quota + rank * quota // world_size
-        end = epoch * quota + (rank + 1) * quota // world_size
-        rng = np.random.default_rng([seed, epoch, index, rank, 3])
-        groups = _row_groups(each.manifest, split)
+    for index, (each, quota) in enumerate(zip(sets, quotas, strict=True)):
+        first = epoch * quota + plan.rank * quota // plan.world_size
+        end = epoch * quota + (plan.rank + 1) * quota // plan.world_size
+        rng = np.random.default_rng([plan.seed, epoch, index, plan.rank, 3])
+        groups = [
+            (shard.path, number, rows)
+            for shard in each.shards(plan.split)
+            for number, rows in enumerate(shard.row_groups)
+        ]
         begun = 0
-        for number, pieces in enumerate(_items(_stretch(groups, first, end, seed, index, shuffle))):
-            item = Item(epoch, number, index, pieces, _spares(groups, pieces, rng))
+        for number, ranges in enumerate(_of_items(_stretch(groups, first, end, index, plan))):
+            spares = _spares(groups, ranges, rng)
+            item = Item(epoch, number, index, each.uri, each.manifest.group_size, ranges, spares)
             needed.append((begun / (end - first), index, item))
             begun += item.num_rows
     return [item for *_, item in sorted(needed, key=lambda each: each[:2])]
@@ -107,50 +152,42 @@ def rows_after(rows: tuple[int, ...], batch_size: int) -> np.ndarray:
     return np.stack(taken, axis=1)
 
 
-_Group = tuple[str, int, int]
-"""(shard, row group, rows)."""
+_RowGroup = tuple[str, int, int]
+"""(shard, number, rows)."""
 
 
-def _row_groups(manifest: Manifest, split: str) -> list[_Group]:
-    return [
-        (shard.path, index, rows)
-        for shard in manifest.shards
-        if shard.split == split
-        for index, rows in enumerate(shard.row_groups)
-    ]
-
-
-def _stretch(groups: list[_Group], first: int, end: int, seed: int, index: int, shuffle: bool) -> Iterator[Piece]:
+def _stretch(groups: list[_RowGroup], first: int, end: int, index: int, plan: StreamPlan) -> Iterator[RowRange]:
     """Rows first to end of the passes over a set, one after the other without end."""
     in_pass = sum(rows for *_, rows in groups)
     if end <= first:
         return
     for number in range(first // in_pass, (end - 1) // in_pass + 1):
         # A set's place enters the seed last and 0 adds nothing, so a single set's order does not depend on mixing.
-        order = np.random.default_rng([seed, number, index]).permutation(len(groups)) if shuffle else range(len(groups))
+        rng = np.random.default_rng([plan.seed, number, index])
+        order = rng.permutation(len(groups)) if plan.shuffle else range(len(groups))
         position = number * in_pass
         for place in order:
             path, row_group, rows = groups[place]
             start, stop = max(first - position, 0), min(end - position, rows)
             position += rows
             if start < stop:
-                yield Piece(path, row_group, start, stop)
+                yield RowRange(path, row_group, start, stop)
 
 
-def _items(pieces: Iterator[Piece]) -> Iterator[tuple[Piece, ...]]:
-    """Pieces put together until there are ITEM_ROWS rows."""
-    item: list[Piece] = []
-    for piece in pieces:
-        item.append(piece)
-        if sum(each.stop - each.start for each in item) >= ITEM_ROWS:
+def _of_items(ranges: Iterator[RowRange]) -> Iterator[tuple[RowRange, ...]]:
+    """Ranges put together until there are ITEM_ROWS rows."""
+    item: list[RowRange] = []
+    for rows in ranges:
+        item.append(rows)
+        if sum(each.num_rows for each in item) >= ITEM_ROWS:
             yield tuple(item)
             item = []
     if item:
         yield tuple(item)
 
 
-def _spares(groups: list[_Group], pieces: tuple[Piece, ...], rng: np.random.Generator) -> tuple[Piece, ...]:
-    used = {piece.path for piece in pieces}
+def _spares(groups: list[_RowGroup], ranges: tuple[RowRange, ...], rng: np.random.Generator) -> tuple[RowRange, ...]:
+    used = {rows.path for rows in ranges}
     drawn = [groups[place] for place in rng.integers(len(groups), size=4 * _NUM_SPARES)]
-    others = [Piece(path, row_group, 0, rows) for path, row_group, rows in drawn if path not in used]
+    others = [RowRange(path, row_group, 0, rows) for path, row_group, rows in drawn if path not in used]
     return tuple(others[:_NUM_SPARES])

@@ -26,7 +26,7 @@ from itertools import chain
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.frames.buckets import Bucket, PartWriter, Piece, pieces_by_bucket, write_shard
+from pipeline.frames.buckets import Bucket, Extent, PartWriter, extents_by_bucket, write_shard
 from pipeline.frames.detect_stage import find_hands
 from pipeline.frames.groups import bucket_of
 from pipeline.frames.manifest import (
@@ -159,7 +159,7 @@ def run_task(
         "hands": hands,
         "rejects": rejects.to_json(),
         "videos": videos,
-        "pieces": [[list(bucket), *where] for bucket, *where in writer.pieces],
+        "pieces": [[list(bucket), *where] for bucket, *where in writer.extents],
     }
     write_json(join(work_uri, "parts", f"{task.number:05d}.json"), stats)
     return stats
@@ -176,11 +176,11 @@ def _second_stage_item(
     item: dict[str, Any], settings: IngestSettings, output_uri: str, work_uri: str
 ) -> dict[str, Any]:
     bucket: Bucket = (item["split"], item["number"])
-    pieces: list[Piece] = [(part, start, num, rows) for part, start, num, rows in item["pieces"]]
+    extents: list[Extent] = [(part, start, num, rows) for part, start, num, rows in item["pieces"]]
     name = settings.source.resolved_name()
     path = shard_path(name, bucket)
     shard = with_patience(
-        lambda: write_shard(output_uri, path, work_uri, name, bucket, pieces, settings.seed, settings.row_group_size)
+        lambda: write_shard(output_uri, path, work_uri, name, bucket, extents, settings.seed, settings.row_group_size)
     )
     write_json(join(work_uri, f"{path}.json"), shard.model_dump())
     return shard.model_dump()
@@ -219,12 +219,12 @@ def _first_stage(prepared: Preparation, progress: Progress) -> list[dict[str, An
 def _second_stage(prepared: Preparation, stats: Sequence[dict[str, Any]], progress: Progress) -> list[Shard]:
     """All shards, ordered by split and bucket; shards that an earlier run has finished are not written again."""
     settings, name, work_uri = prepared.settings, prepared.name, prepared.work_uri
-    buckets = pieces_by_bucket((join(work_uri, "parts", value["part"]), value["pieces"]) for value in stats)
+    buckets = extents_by_bucket((join(work_uri, "parts", value["part"]), value["pieces"]) for value in stats)
     marks = list_files(join(work_uri, "shards"), ".json")
     done = {shard.path: shard for shard in map(Shard.model_validate, map(read_json, marks))}
     todo = [
-        {"split": split, "number": number, "pieces": [list(piece) for piece in pieces]}
-        for (split, number), pieces in buckets.items()
+        {"split": split, "number": number, "pieces": extents}
+        for (split, number), extents in buckets.items()
         if shard_path(name, (split, number)) not in done
     ]
     progress.start(f"shuffle and write shards ({name})", sum(value["num_rows"] for value in stats), "rows")

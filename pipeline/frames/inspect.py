@@ -15,10 +15,11 @@ from pipeline.drawing import figures
 from pipeline.drawing.page import Picture
 from pipeline.errors import DataError
 from pipeline.frames.card import CardData, build_card, card_json
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.inspect_columns import Measures, PairwiseSum, measure_shard
 from pipeline.frames.inspect_sample import Sample, draw_sample
 from pipeline.frames.inspect_shards import MIN_SHARDS_FOR_RAY, map_shards
-from pipeline.frames.manifest import Manifest, Shard, read_manifest
+from pipeline.frames.manifest import Manifest, Shard
 from pipeline.frames.verify import Verification, verify
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import join, preflight, write_bytes, write_json
@@ -83,11 +84,11 @@ def inspect(settings: InspectSettings, progress: Progress = SILENT) -> Inspectio
     preflight(settings.frame_set)
     if settings.output:
         preflight(settings.output, write=True)
-    manifest = read_manifest(settings.frame_set)
-    use_ray = wants_ray(settings, manifest)
+    frame_set = FrameSet.open(settings.frame_set)
+    use_ray = wants_ray(settings, frame_set.manifest)
     verification = None
     if settings.verify:
-        verification = verify(settings.frame_set, manifest, settings.decode, use_ray, progress)
+        verification = verify(frame_set, settings.decode, use_ray, progress)
         if settings.output:
             write_json(join(settings.output, "verify.json"), verification.to_json())
         if not verification.is_sound:
@@ -95,27 +96,28 @@ def inspect(settings: InspectSettings, progress: Progress = SILENT) -> Inspectio
             lines = [*verification.lines(), *verification.warnings, f"{settings.frame_set}: {verification.summary()}"]
             raise DataError("\n".join(lines))
     if settings.output is None:
-        return Inspection(manifest, verification, None)
-    data = gather(settings, manifest, verification, use_ray, progress)
+        return Inspection(frame_set.manifest, verification, None)
+    data = gather(settings, frame_set, verification, use_ray, progress)
     card, page = card_json(data), build_card(data)
     write_bytes(join(settings.output, "card.html"), page.encode())
     write_json(join(settings.output, "card.json"), card)  # last: it says that the page is there
-    return Inspection(manifest, verification, card, page)
+    return Inspection(frame_set.manifest, verification, card, page)
 
 
 def gather(
     settings: InspectSettings,
-    manifest: Manifest,
+    frame_set: FrameSet,
     verification: Verification | None,
     use_ray: bool,
     progress: Progress = SILENT,
 ) -> CardData:
     """All that the card says."""
+    manifest = frame_set.manifest
     margins = {source: box_margin(manifest, source) for source in manifest.counts}
     sums = {source: PairwiseSum() for source in manifest.counts}
 
     progress.start("read columns", manifest.num_rows, "rows")
-    work = partial(_measure, settings.frame_set, manifest, margins)
+    work = partial(_measure, frame_set.uri, manifest.image_size, manifest.group_size, margins)
     for shard, measured in map_shards(work, manifest.shards, use_ray):
         sums[shard.source].add(measured)
         progress.advance(shard.num_rows)
@@ -124,7 +126,7 @@ def gather(
     measures = {source: each.total() for source, each in sums.items()}
 
     progress.start("decode a sample", None, "crops")
-    sample = draw_sample(settings.frame_set, manifest, settings.sample, settings.seed, margins)
+    sample = draw_sample(frame_set, settings.sample, settings.seed, margins)
     progress.advance(sample.rows.num_rows)
     progress.finish()
     if not sample.rows.num_rows:
@@ -132,9 +134,8 @@ def gather(
             f"{settings.frame_set}: none of {len(sample.problems)} sampled crops decodes, e.g. {sample.problems[0]}"
         )
     return CardData(
-        frame_set=settings.frame_set,
+        frame_set=frame_set,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        manifest=manifest,
         box_margins=margins,
         measures=measures,
         sample=sample,
@@ -156,8 +157,8 @@ def box_margin(manifest: Manifest, source: str) -> float:
     return float(manifest.settings[source].settings.get("box_margin", CROP_MARGIN))
 
 
-def _measure(uri: str, manifest: Manifest, margins: dict[str, float], shard: Shard) -> Measures:
-    return measure_shard(uri, shard, manifest.image_size, manifest.group_size, margins[shard.source])
+def _measure(uri: str, image_size: int, group_size: int, margins: dict[str, float], shard: Shard) -> Measures:
+    return measure_shard(uri, shard, image_size, group_size, margins[shard.source])
 
 
 def _contact_sheet(sample: Sample, split: str, image_size: int, tiles: int) -> tuple[int, Picture] | None:

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.frames.inspect_distribution import Distribution
-from pipeline.frames.inspect_shards import open_shard, read_columns, unreadable
 from pipeline.frames.manifest import Shard
+from pipeline.frames.shards import opened, read_rows
 from pipeline.hands import BONES, NUM_JOINTS
+from pipeline.storage import join
 
 COLUMNS = ("clip_id", "frame_index", "timestamp_s", "hand", "crop", "joints_3d", "camera", "confidence", "joints_2d")
 
@@ -123,10 +125,16 @@ class PairwiseSum:
 def measure_shard(uri: str, shard: Shard, image_size: int, group_size: int, box_margin: float) -> Measures:
     """The measures of one shard. Raises DataError where it cannot be read.
 
-    box_margin: side of the shard's crops in hand boxes.
+    uri: of the frame set. box_margin: side of the shard's crops in hand boxes.
     """
-    result = Measures(num_bytes=shard.num_bytes, jpeg_bytes=_jpeg_bytes(uri, shard))
-    for table in read_columns(uri, shard, COLUMNS):
+    with opened(join(uri, shard.path)) as file:
+        return _measure(file, shard, image_size, group_size, box_margin)
+
+
+def _measure(file: pq.ParquetFile, shard: Shard, image_size: int, group_size: int, box_margin: float) -> Measures:
+    result = Measures(num_bytes=shard.num_bytes, jpeg_bytes=_jpeg_bytes(file.metadata))
+    for index in range(file.num_row_groups):  # one by one, to hold no more
+        table = read_rows(file, COLUMNS, [index])
         result.num_rows += table.num_rows
         result.num_left += pc.sum(pc.equal(table["hand"], "left")).as_py() or 0
         scale = np.sqrt(np.abs(np.linalg.det(_lists(table, "crop", (2, 3))[:, :, :2])))
@@ -159,16 +167,11 @@ def name_hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def _jpeg_bytes(uri: str, shard: Shard) -> int:
+def _jpeg_bytes(metadata: pq.FileMetaData) -> int:
     """Stored bytes of the JPEG column, from the file's footer."""
-    try:
-        with open_shard(uri, shard) as file:
-            metadata = file.metadata
-            columns = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
-            column = columns["jpeg"]
-            return sum(metadata.row_group(i).column(column).total_compressed_size for i in range(file.num_row_groups))
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise unreadable(uri, shard, error) from None
+    columns = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
+    column = columns["jpeg"]
+    return sum(metadata.row_group(i).column(column).total_compressed_size for i in range(metadata.num_row_groups))
 
 
 def _lists(table: pa.Table, name: str, shape: tuple[int, ...]) -> np.ndarray:

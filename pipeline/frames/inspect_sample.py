@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.groups import apportion
-from pipeline.frames.inspect_shards import open_shard, unreadable
-from pipeline.frames.manifest import Manifest, Shard
+from pipeline.frames.manifest import Shard
 from pipeline.frames.quality import sharpness
-from pipeline.frames.schema import with_later_columns
-from pipeline.frames.stream import decode_frames
+from pipeline.frames.read_items import decode_frames
+from pipeline.frames.shards import opened, read_rows
 
 COLUMNS = ("frame_id", "source", "split", "jpeg", "joints_3d", "camera", "joints_2d")
 _ROWS_READ = 4  # for each row taken, so that not all of a sample comes from a handful of row groups
@@ -45,22 +45,23 @@ class Sample:
         return frames.transpose(0, 3, 1, 2)
 
 
-def draw_sample(uri: str, manifest: Manifest, num_rows: int, seed: int, box_margins: dict[str, float]) -> Sample:
+def draw_sample(frame_set: FrameSet, num_rows: int, seed: int, box_margins: dict[str, float]) -> Sample:
     """`num_rows` rows (all where there are no more), from each split in proportion.
 
     box_margins: side of the crops in hand boxes, by source. Raises DataError where a shard cannot be read.
     """
+    manifest = frame_set.manifest
     rng = np.random.default_rng([seed, 7])
     splits = manifest.splits()
     counts = apportion(min(num_rows, manifest.num_rows), [manifest.rows_in(split) for split in splits])
     wanted: dict[tuple[str, int], np.ndarray] = {}
     for split, count in zip(splits, counts, strict=True):
-        wanted |= _choose(manifest, split, count, rng)
+        wanted |= _choose(frame_set, split, count, rng)
     shards = {shard.path: shard for shard in manifest.shards}
     with ThreadPoolExecutor(_THREADS) as pool:
         pieces = list(
             pool.map(
-                lambda item: _measure(uri, shards[item[0][0]], item[0][1], item[1], manifest.image_size, box_margins),
+                lambda item: _measure(frame_set, shards[item[0][0]], item[0][1], item[1], box_margins),
                 wanted.items(),
             )
         )
@@ -76,14 +77,11 @@ def draw_sample(uri: str, manifest: Manifest, num_rows: int, seed: int, box_marg
 
 
 def _choose(
-    manifest: Manifest, split: str, num_rows: int, rng: np.random.Generator
+    frame_set: FrameSet, split: str, num_rows: int, rng: np.random.Generator
 ) -> dict[tuple[str, int], np.ndarray]:
     """{(shard, row group): rows to take from it}."""
     groups = [
-        (shard.path, index, rows)
-        for shard in manifest.shards
-        if shard.split == split
-        for index, rows in enumerate(shard.row_groups)
+        (shard.path, index, rows) for shard in frame_set.shards(split) for index, rows in enumerate(shard.row_groups)
     ]
     chosen: list[tuple[str, int, int]] = []
     there = 0
@@ -103,17 +101,12 @@ def _choose(
 
 
 def _measure(
-    uri: str, shard: Shard, row_group: int, rows: np.ndarray, image_size: int, box_margins: dict[str, float]
+    frame_set: FrameSet, shard: Shard, row_group: int, rows: np.ndarray, box_margins: dict[str, float]
 ) -> tuple[pa.Table, np.ndarray, np.ndarray, list[str]]:
     """(rows that decode, their sharpness, their brightness, what is wrong with the others)."""
-    try:
-        with open_shard(uri, shard) as file:
-            table = file.read_row_group(row_group, columns=list(COLUMNS)).take(pa.array(rows))
-            table.validate(full=True)
-            table = with_later_columns(table, COLUMNS)
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(uri, shard, error) from None
-    frames, wrong = decode_frames(table["jpeg"], image_size)
+    with opened(frame_set.shard_uri(shard)) as file:
+        table = read_rows(file, COLUMNS, [row_group]).take(pa.array(rows))
+    frames, wrong = decode_frames(table["jpeg"], frame_set.manifest.image_size)
     good = np.array([not text for text in wrong], dtype=bool)
     luminance = [np.asarray(Image.fromarray(frame).convert("L")) for frame in frames[good]]  # as ingest's filter
     problems = [

@@ -9,13 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline.errors import DataError, EquihandError, one_line
+from pipeline.errors import DataError, EquihandError
 from pipeline.frames.manifest import Shard
-from pipeline.frames.schema import with_later_columns
-from pipeline.storage import join, resolve
 
 MIN_SHARDS_FOR_RAY = 64
 """From here on Ray's start (some seconds) is soon made up for."""
@@ -33,30 +28,6 @@ def map_shards(
     """
     results = _in_ray(work, shards) if use_ray else _in_threads(work, shards)
     return zip(shards, results, strict=True)
-
-
-def open_shard(uri: str, shard: Shard) -> pq.ParquetFile:
-    """A shard of the set at `uri`. Raises what the file system and pyarrow raise."""
-    filesystem, path = resolve(join(uri, shard.path))
-    return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True)
-
-
-def read_columns(uri: str, shard: Shard, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The row groups of a shard of any version one by one, these columns only. Raises DataError where it cannot be read."""
-    try:
-        with open_shard(uri, shard) as file:
-            for index in range(file.num_row_groups):
-                table = file.read_row_group(index, columns=list(columns))
-                table.validate(full=True)  # damaged text would fail only where it is used
-                yield with_later_columns(table, columns)
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(uri, shard, error) from None
-
-
-def unreadable(uri: str, shard: Shard, error: Exception) -> DataError:
-    """What to say of a shard that cannot be read."""
-    text = one_line(error, 200)
-    return DataError(f"{join(uri, shard.path)}: cannot be read ({text}); --verify finds all damage of the set")
 
 
 def _in_threads(work: Callable[[Shard], Result], shards: Sequence[Shard]) -> Iterator[Result]:

@@ -6,13 +6,12 @@ larger one.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -21,13 +20,12 @@ from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.evaluation.image_metrics import mean_joints_2d
 from pipeline.evaluation.yardsticks import Constant
-from pipeline.frames.manifest import Manifest
+from pipeline.frames.epoch_plan import StreamPlan
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.read_items import LABEL_COLUMNS
-from pipeline.frames.schema import with_later_columns
-from pipeline.frames.stream import load_frames, stream_batches
+from pipeline.frames.shards import opened, read_rows
 from pipeline.geometry import BONE_NAMES, bone_joints, default_camera, project, rays
 from pipeline.hands import NUM_JOINTS
-from pipeline.storage import join, resolve
 
 PLANE_M = 0.5
 """Depth of joints of which only the places in the image are known."""
@@ -113,21 +111,21 @@ class LabelSelection:
     """(21, 2) see image_metrics.mean_joints_2d."""
 
 
-def select_labels(frame_set: str, split: str, labels: LabelSettings, manifest: Manifest) -> LabelSelection:
+def select_labels(frame_set: FrameSet, split: str, labels: LabelSettings) -> LabelSelection:
     """Choose the clips to train on; only the label columns are read.
 
     A clip counts as labelled when all of its frames are. Raises DataError when there are no or too few labels.
     """
-    clips = _read_labels(frame_set, split, manifest)
+    clips = _read_labels(frame_set, split)
     usable = {name: clip for name, clip in clips.items() if len(clip.joints_2d) == clip.num_rows}
     total = sum(clip.num_rows for clip in usable.values())
     if not usable:
         raise DataError(
-            f"{frame_set}: no labelled clip in split '{split}' (joints_3d and camera, or joints_2d, are needed for all of its "
-            f"frames); the set has {manifest.counts_text()}"
+            f"{frame_set.uri}: no labelled clip in split '{split}' (joints_3d and camera, or joints_2d, are needed for all of "
+            f"its frames); the set has {frame_set.manifest.counts_text()}"
         )
     if labels.num is not None and labels.num > total:
-        raise DataError(f"{frame_set}: labels.num = {labels.num}, but split '{split}' has {total} labelled frames")
+        raise DataError(f"{frame_set.uri}: labels.num = {labels.num}, but split '{split}' has {total} labelled frames")
     wanted = labels.num if labels.num is not None else round(labels.fraction * total)
     chosen: dict[str, _Clip] = {}
     num_chosen = 0
@@ -144,18 +142,18 @@ def select_labels(frame_set: str, split: str, labels: LabelSettings, manifest: M
         num_2d_only=num_chosen - len(poses),
         mean_bone_length=mean_bone_lengths(poses) if len(poses) else {},
         constant=Constant.of(torch.from_numpy(poses)) if len(poses) else None,
-        constant_2d=mean_joints_2d(_joints_2d(chosen.values(), manifest)),
+        constant_2d=mean_joints_2d(_joints_2d(chosen.values(), frame_set)),
     )
 
 
-def read_poses(frame_set: str, split: str, manifest: Manifest) -> np.ndarray:
+def read_poses(frame_set: FrameSet, split: str) -> np.ndarray:
     """All labelled poses (N, 21, 3) of a split, metres, clip by clip; N may be 0. Only the label columns are read."""
-    return _poses(_read_labels(frame_set, split, manifest).values())
+    return _poses(_read_labels(frame_set, split).values())
 
 
-def read_joints_2d(frame_set: str, split: str, manifest: Manifest) -> np.ndarray:
+def read_joints_2d(frame_set: FrameSet, split: str) -> np.ndarray:
     """All labelled joints in the image (N, 21, 2) of a split, also of poses in 3D, in fractions of the crop's side; N may be 0."""
-    return _joints_2d(_read_labels(frame_set, split, manifest).values(), manifest)
+    return _joints_2d(_read_labels(frame_set, split).values(), frame_set)
 
 
 def mean_bone_lengths(joints_3d: np.ndarray) -> dict[str, float]:
@@ -187,19 +185,14 @@ def decoded_megabytes(num_frames: int, image_size: int) -> float:
 
 
 def load_labelled(
-    frame_set: str,
-    split: str,
-    manifest: Manifest,
-    clips: frozenset[str] | None = None,
-    limit: int | None = None,
+    frame_set: FrameSet, split: str, clips: frozenset[str] | None = None, limit: int | None = None
 ) -> LabelledFrames:
     """Labelled frames of a split in memory, at most `limit` (drawn by row group).
 
     Raises DataError naming frames without labels.
     """
-    columns = (*LABEL_COLUMNS, "crop", "frame_id", "hand")
-    loaded = load_frames(frame_set, split=split, columns=columns, clips=clips, limit=limit, manifest=manifest)
-    labels = complete_labels(loaded.columns, manifest.image_size)
+    loaded = frame_set.load(split, columns=(*LABEL_COLUMNS, "crop", "frame_id", "hand"), clips=clips, limit=limit)
+    labels = complete_labels(loaded.columns, frame_set.manifest.image_size)
     joints_3d, camera, has_3d = (values.numpy() for values in labels)
     return LabelledFrames(
         frames=loaded.frames.permute(0, 2, 3, 1).contiguous().numpy(),
@@ -221,38 +214,17 @@ def memory_epoch(
         yield data.batch(order[step * batch_size : (step + 1) * batch_size])
 
 
-def stream_forever(
-    frame_set: str,
-    split: str,
-    selection: LabelSelection,
-    manifest: Manifest,
-    batch_size: int,
-    seed: int,
-    first_epoch: int,
-    num_epochs: int,
-    rank: int,
-    world_size: int,
-) -> Iterator[PoseBatch]:
-    """Batches of the chosen clips, pass after pass, more of them than `num_epochs` epochs need.
+def stream_forever(frame_set: FrameSet, plan: StreamPlan, first_epoch: int) -> Iterator[PoseBatch]:
+    """Batches of the plan's clips from an epoch on, pass after pass, more of them than its epochs need.
 
     Workers hold unequal numbers of the chosen clips' rows, so the training loop counts its epochs in steps: a worker with
     fewer rows starts its next pass earlier.
     """
-    stream = stream_batches(
-        frame_set,
-        split=split,
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
-        seed=seed,
-        start_epoch=first_epoch,
-        num_epochs=2 * num_epochs + 2,
-        columns=LABEL_COLUMNS,
-        clips=selection.clips,
-        manifest=manifest,
-    )
+    left = plan.epochs - first_epoch
+    stream = frame_set.stream(replace(plan, columns=LABEL_COLUMNS, epochs=first_epoch + 2 * left + 2))
+    stream.load_state_dict({"epoch": first_epoch, "step": 0})
     for batch in stream:
-        labels = complete_labels(batch.columns, manifest.image_size)
+        labels = complete_labels(batch.columns, frame_set.manifest.image_size)
         yield PoseBatch(batch.frames, *labels)
 
 
@@ -273,14 +245,12 @@ class _Clip:
     """(21, 2) each, pixels of the crop, of all labelled rows."""
 
 
-def _read_labels(frame_set: str, split: str, manifest: Manifest) -> dict[str, _Clip]:
+def _read_labels(frame_set: FrameSet, split: str) -> dict[str, _Clip]:
     """The labels of each clip."""
-    columns = ["clip_id", *LABEL_COLUMNS]
     clips: dict[str, _Clip] = {}
-    for shard in (s for s in manifest.shards if s.split == split):
-        filesystem, path = resolve(join(frame_set, shard.path))
-        with pq.ParquetFile(filesystem.open_input_file(path)) as file:
-            table = with_later_columns(file.read(columns=columns), columns)
+    for shard in frame_set.shards(split):
+        with opened(frame_set.shard_uri(shard)) as file:
+            table = read_rows(file, ("clip_id", *LABEL_COLUMNS))
         of_row = [clips.setdefault(name, _Clip()) for name in table["clip_id"].to_pylist()]
         for clip in of_row:
             clip.num_rows += 1
@@ -313,7 +283,7 @@ def _poses(clips: Iterable[_Clip]) -> np.ndarray:
     return np.array([pose for clip in clips for pose in clip.poses]).reshape(-1, NUM_JOINTS, 3)
 
 
-def _joints_2d(clips: Iterable[_Clip], manifest: Manifest) -> np.ndarray:
+def _joints_2d(clips: Iterable[_Clip], frame_set: FrameSet) -> np.ndarray:
     """(N, 21, 2) of all labelled rows, in fractions of the crop's side."""
     joints = np.array([points for clip in clips for points in clip.joints_2d]).reshape(-1, NUM_JOINTS, 2)
-    return joints / manifest.image_size
+    return joints / frame_set.manifest.image_size

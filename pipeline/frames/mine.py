@@ -16,11 +16,12 @@ from pydantic import Field
 from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.frames.detect import DetectorSettings, require_mediapipe, shared_detector
-from pipeline.frames.manifest import Shard, read_manifest
+from pipeline.frames.frame_set import FrameSet
+from pipeline.frames.manifest import Shard
 from pipeline.frames.pairs import SCHEMA_OF_PAIRS, PairsInfo, pairs_shard, read_pairs_info, write_pairs_info
-from pipeline.frames.schema import with_later_columns
+from pipeline.frames.shards import opened, read_rows
 from pipeline.progress import SILENT, Progress
-from pipeline.storage import delete, exists, join, preflight, resolve, write_bytes
+from pipeline.storage import delete, exists, join, preflight, write_bytes
 
 _QUERIES_AT_ONCE = 2048
 _COLUMNS_AT_ONCE = 32768
@@ -52,12 +53,13 @@ def mine(settings: MineSettings, progress: Progress = SILENT) -> PairsInfo:
     are no 2D joints, or fewer than two videos.
     """
     preflight(settings.frame_set, write=True)
-    manifest = read_manifest(settings.frame_set)
+    frame_set = FrameSet.open(settings.frame_set)
+    manifest = frame_set.manifest
     deciding = settings.model_dump(mode="json", exclude={"frame_set", "name"})
     info_uri = join(settings.frame_set, "pairs", settings.name, "pairs.json")
     if exists(info_uri):
         try:
-            old = read_pairs_info(settings.frame_set, settings.name, manifest, settings.splits[0])
+            old = read_pairs_info(frame_set, settings.name, settings.splits[0])
         except DataError:
             old = None
         if old is not None and old.settings == deciding:
@@ -73,7 +75,7 @@ def mine(settings: MineSettings, progress: Progress = SILENT) -> PairsInfo:
     totals = {"num_rows": 0, "num_without_keypoints": 0, "num_without_partner": 0}
     distances: list[np.ndarray] = []
     for split in settings.splits:
-        shards = [shard for shard in manifest.shards if shard.split == split]
+        shards = frame_set.shards(split)
         clips, joints = _read_keypoints(settings, shards, progress)
         partner, distance = _partners(settings, split, clips, joints, progress)
         _write(settings, shards, joints, partner, distance, progress)
@@ -145,8 +147,8 @@ class _KeypointReader:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         detected = self.settings.keypoints == "detector"
         columns = ["clip_id", "jpeg"] if detected else ["clip_id", "joints_3d", "camera", "joints_2d"]
-        table = _open(self.settings.frame_set, batch["path"][0]).read_row_group(int(batch["row_group"][0]), columns)
-        rows = with_later_columns(table, columns).to_pylist()
+        with opened(join(self.settings.frame_set, batch["path"][0])) as file:
+            rows = read_rows(file, columns, [int(batch["row_group"][0])]).to_pylist()
         found = self._detected(rows) if detected else self._labelled(rows)
         return {"clip_id": np.array([row["clip_id"] for row in rows], dtype=object), "keypoints": found}
 
@@ -260,7 +262,8 @@ def _write(
         """What one shard holds for each writer: partners, with the row numbers of those who want them."""
         all_partners = ray.get(mined)[1]
         wanted = np.flatnonzero((all_partners >= starts[number]) & (all_partners < ends[number]))
-        table = _open(settings.frame_set, shards[number].path).read(["frame_id", "clip_id", "timestamp_s", "jpeg"])
+        with opened(join(settings.frame_set, shards[number].path)) as file:
+            table = read_rows(file, ["frame_id", "clip_id", "timestamp_s", "jpeg"])
         pieces = []
         for writer in range(num_writers):
             rows = wanted[shard_of[wanted] % num_writers == writer]
@@ -275,7 +278,8 @@ def _write(
         place = {int(row): position for position, row in enumerate(wanting)}
         for number in range(writer, len(shards), num_writers):
             rows = np.arange(starts[number], ends[number])
-            own = _open(settings.frame_set, shards[number].path).read(["frame_id", "clip_id", "timestamp_s"])
+            with opened(join(settings.frame_set, shards[number].path)) as file:
+                own = read_rows(file, ["frame_id", "clip_id", "timestamp_s"])
             index = [place.get(int(row)) for row in rows]
             table = _pairs_table(
                 own,
@@ -343,8 +347,3 @@ def _parquet(table: pa.Table, shard: Shard) -> bytes:
             writer.write_table(table.slice(start, rows), row_group_size=rows)
             start += rows
     return sink.getvalue().to_pybytes()
-
-
-def _open(uri: str, path: str) -> pq.ParquetFile:
-    filesystem, target = resolve(join(uri, path))
-    return pq.ParquetFile(filesystem.open_input_file(target))

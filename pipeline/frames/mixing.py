@@ -14,9 +14,11 @@ from pydantic import Discriminator, Field, Tag
 
 from pipeline.config import Settings
 from pipeline.errors import DataError, SettingsError
+from pipeline.frames.epoch_plan import StreamPlan
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.groups import apportion
-from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.frames.schema import add_digests, digest_to_hex
+from pipeline.frames.stream import Stream
 
 
 class FrameSetShare(Settings):
@@ -36,70 +38,76 @@ FrameSets = Annotated[
 
 
 @dataclass(frozen=True)
-class FrameSet:
-    """A frame set that is being read."""
+class Mixture:
+    """One frame set, or several that are read together.
 
-    uri: str
-    manifest: Manifest
-    weight: float | None = None
+    Raises DataError or SettingsError, in one line, where they cannot be.
+    """
+
+    sets: tuple[FrameSet, ...]
+    weights: tuple[float | None, ...]
+    """All of them None: each set as large as it is."""
+
+    def __post_init__(self) -> None:
+        first = self.sets[0]
+        for each, weight in zip(self.sets, self.weights, strict=True):
+            if each.manifest.image_size != first.manifest.image_size:
+                raise DataError(
+                    f"{each.uri}: its crops have {each.manifest.image_size} px, those of {first.uri} "
+                    f"{first.manifest.image_size} px; sets that are mixed need the same size, ingest one of them again"
+                )
+            if (weight is None) != (self.weights[0] is None):
+                raise SettingsError("setting 'frame_set': give a weight to every set, or to none of them")
+        if len(set(self.uris)) < len(self.sets):
+            raise SettingsError("setting 'frame_set': the same URI is given twice; give it once, with a larger weight")
+
+    @classmethod
+    def open(cls, frame_sets: str | Sequence[FrameSetShare], split: str) -> "Mixture":
+        """Read the manifests. Raises DataError also where a set has no rows of the split."""
+        if isinstance(frame_sets, str):
+            frame_sets = [FrameSetShare(uri=frame_sets)]
+        sets = tuple(FrameSet.open(each.uri) for each in frame_sets)
+        for each in sets:
+            each.rows_in(split)
+        return cls(sets, tuple(each.weight for each in frame_sets))
+
+    @property
+    def uris(self) -> list[str]:
+        """Of the sets."""
+        return [each.uri for each in self.sets]
+
+    @property
+    def digest(self) -> str:
+        """Of all rows of all sets; that of a single set is its manifest's."""
+        return digest_to_hex(add_digests(int(each.manifest.digest, 16) for each in self.sets))
+
+    def quotas(self, split: str) -> list[int]:
+        """Rows that an epoch takes of each set; they add up to the rows of all sets."""
+        rows = [each.rows_in(split) for each in self.sets]
+        weights = [weight for weight in self.weights if weight is not None]
+        return apportion(sum(rows), weights) if weights else rows
+
+    def stream(self, plan: StreamPlan) -> Stream:
+        """Batches that take rows of every set."""
+        return Stream(self.sets, self.quotas(plan.split), plan)
+
+    def describe(self, split: str) -> dict[str, Any]:
+        """What a run records of the sets that it read, in plain values."""
+        return {
+            "frame_set_digest": self.digest,
+            "frame_sets": [
+                {
+                    "uri": each.uri,
+                    "digest": each.manifest.digest,
+                    "weight": weight,
+                    "rows": each.rows_in(split),
+                    "rows_per_epoch": quota,
+                }
+                for each, weight, quota in zip(self.sets, self.weights, self.quotas(split), strict=True)
+            ],
+        }
 
 
 def uris_of(frame_sets: str | Sequence[FrameSetShare]) -> list[str]:
     """The URIs behind the setting."""
     return [frame_sets] if isinstance(frame_sets, str) else [each.uri for each in frame_sets]
-
-
-def open_frame_sets(frame_sets: str | Sequence[FrameSetShare], split: str) -> list[FrameSet]:
-    """Read the manifests. Raises DataError or SettingsError where the sets cannot be read together."""
-    if isinstance(frame_sets, str):
-        frame_sets = [FrameSetShare(uri=frame_sets)]
-    sets = [FrameSet(each.uri, read_manifest(each.uri), each.weight) for each in frame_sets]
-    check_together(sets, split)
-    return sets
-
-
-def check_together(sets: Sequence[FrameSet], split: str) -> None:
-    """Raise DataError or SettingsError, in one line, where the sets cannot be read together."""
-    for each in sets:
-        if each.manifest.rows_in(split) == 0:
-            raise DataError(f"{each.uri}: split '{split}' has no frames; the set has {each.manifest.counts_text()}")
-        if each.manifest.image_size != sets[0].manifest.image_size:
-            raise DataError(
-                f"{each.uri}: its crops have {each.manifest.image_size} px, those of {sets[0].uri} "
-                f"{sets[0].manifest.image_size} px; sets that are mixed need the same size, ingest one of them again"
-            )
-        if (each.weight is None) != (sets[0].weight is None):
-            raise SettingsError("setting 'frame_set': give a weight to every set, or to none of them")
-    if len({each.uri for each in sets}) < len(sets):
-        raise SettingsError("setting 'frame_set': the same URI is given twice; give it once, with a larger weight")
-
-
-def total_rows(sets: Sequence[FrameSet], split: str) -> int:
-    """Rows of an epoch, over all workers."""
-    return sum(each.manifest.rows_in(split) for each in sets)
-
-
-def quotas(sets: Sequence[FrameSet], split: str) -> list[int]:
-    """Rows that an epoch takes of each set; they add up to `total_rows`."""
-    rows = [each.manifest.rows_in(split) for each in sets]
-    weights = [each.weight for each in sets if each.weight is not None]
-    return apportion(sum(rows), weights) if weights else rows
-
-
-def digest_of(sets: Sequence[FrameSet]) -> str:
-    """Digest of all rows of all sets; that of a single set is its manifest's."""
-    return digest_to_hex(add_digests(int(each.manifest.digest, 16) for each in sets))
-
-
-def describe(sets: Sequence[FrameSet], split: str) -> list[dict[str, Any]]:
-    """What a run records about the sets that it read, in plain values."""
-    return [
-        {
-            "uri": each.uri,
-            "digest": each.manifest.digest,
-            "weight": each.weight,
-            "rows": each.manifest.rows_in(split),
-            "rows_per_epoch": quota,
-        }
-        for each, quota in zip(sets, quotas(sets, split), strict=True)
-    ]

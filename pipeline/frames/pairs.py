@@ -9,15 +9,17 @@ itself is not touched.
 """
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pydantic
 
 from pipeline.errors import DataError
-from pipeline.frames.manifest import Manifest
 from pipeline.frames.schema import SCHEMA
 from pipeline.storage import exists, join, read_json, write_json
+
+if TYPE_CHECKING:
+    from pipeline.frames.frame_set import FrameSet
 
 VERSION = 1
 
@@ -72,12 +74,12 @@ def write_pairs_info(uri: str, name: str, info: PairsInfo) -> None:
     write_json(join(uri, "pairs", name, "pairs.json"), info.model_dump(mode="json"))
 
 
-def read_pairs_info(uri: str, name: str, manifest: Manifest, split: str) -> PairsInfo:
+def read_pairs_info(frame_set: "FrameSet", name: str, split: str) -> PairsInfo:
     """What is known of the pairs `name` of a frame set. Raises DataError where they are missing or do not fit the set."""
-    target = join(uri, "pairs", name, "pairs.json")
-    again = f"run python -m jobs.mine --frame_set {uri} --name {name}"
+    target = join(frame_set.uri, "pairs", name, "pairs.json")
+    again = f"run python -m jobs.mine --frame_set {frame_set.uri} --name {name}"
     if not exists(target):
-        raise DataError(f"{uri}: has no pairs '{name}'; {again}")
+        raise DataError(f"{frame_set.uri}: has no pairs '{name}'; {again}")
     try:
         info = PairsInfo.model_validate(read_json(target))
     except pydantic.ValidationError as error:
@@ -85,7 +87,7 @@ def read_pairs_info(uri: str, name: str, manifest: Manifest, split: str) -> Pair
         raise DataError(f"{target}: '{'.'.join(map(str, first['loc']))}' {first['msg']}; {again}") from None
     if info.version != VERSION:
         raise DataError(f"{target}: has version {info.version}, this code reads {VERSION}; {again}")
-    if info.frame_set_digest != manifest.digest:
+    if info.frame_set_digest != frame_set.manifest.digest:
         raise DataError(f"{target}: was mined before the frame set changed; {again}")
     if split not in info.splits:
         raise DataError(f"{target}: holds pairs of {', '.join(info.splits)}, not of split '{split}'; {again}")

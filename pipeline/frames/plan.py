@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.frames.groups import assign_splits
-from pipeline.frames.pieces import cut, pack
+from pipeline.frames.pieces import into_pieces, pack
 from pipeline.frames.quality import QualitySettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.schema import SPLITS
@@ -146,7 +146,7 @@ def make_plan(settings: IngestSettings, source: Source) -> Plan:
     if twice := [name for name, count in Counter(unit.name for unit in units).items() if count > 1]:
         raise DataError(f"{settings.source.uri}: two clips would both be called '{twice[0]}'; rename one of them")
     splits = _decide_splits(settings, units, rejects)
-    units = cut(units)
+    units = into_pieces(units)
     per_task = max(MIN_FRAMES_PER_TASK, math.ceil(sum(unit.num_frames for unit in units) / MAX_TASKS))
     expected = {split: sum(u.num_frames for u in units if splits[u.name] == split) for split in SPLITS}
     num_buckets = {split: max(1, round(rows / settings.rows_per_shard)) for split, rows in expected.items()}

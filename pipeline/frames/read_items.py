@@ -6,24 +6,23 @@ The choice follows from the plan alone. An item without a single good row takes 
 """
 
 import json
-import os
+import pickle
 import re
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import simplejpeg
 
 from pipeline.errors import DataError
-from pipeline.frames.epoch_plan import Item, Piece
+from pipeline.frames.epoch_plan import Item, RowRange, StreamPlan
 from pipeline.frames.pairs import SCHEMA_OF_PAIRS, beside, pairs_shard
-from pipeline.frames.schema import LATER_COLUMNS, SCHEMA, with_later_columns
-from pipeline.storage import is_local, join, local_path, resolve
+from pipeline.frames.schema import SCHEMA
+from pipeline.frames.shards import UNREADABLE, open_for_long, read_rows
+from pipeline.storage import join
 
 TENSOR_COLUMNS = {"joints_3d": (21, 3), "camera": (3, 3), "crop": (2, 3), "joints_2d": (21, 2)}
 OPTIONAL_COLUMNS = {"keypoints": (21, 2), "pair_keypoints": (21, 2)}
@@ -37,8 +36,8 @@ Block = dict[str, np.ndarray]
 _FAILED = "failed"
 _NOT_THERE = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
 """S3's words for an object that was there when it was opened; the second where its answer came without a text."""
-_OPEN_SHARDS = 256
 _CONNECTIONS = 4  # shards of one item that are read at a time
+_MAX_NAMED = 20
 
 
 class BadFrame(NamedTuple):
@@ -53,36 +52,16 @@ class BadFrame(NamedTuple):
         return f"{self.frame} in {self.shard} ({self.reason})"
 
 
-class Source(NamedTuple):
-    """What the reader has to know of a frame set."""
-
-    uri: str
-    group_size: int
-
-
 class ItemReader:
-    """Reads work items. Picklable; runs inside Ray Data's tasks, or in this process.
+    """Reads the work items of a plan. Picklable; runs inside Ray Data's tasks, or in this process."""
 
-    clips: only rows of these clips. pairs: name of mined pairs whose partners come along.
-    """
-
-    def __init__(
-        self,
-        sources: tuple[Source, ...],
-        image_size: int,
-        columns: tuple[str, ...] = (),
-        seed: int = 0,
-        shuffle: bool = True,
-        clips: frozenset[str] | None = None,
-        pairs: str | None = None,
-    ) -> None:
-        self.sources, self.image_size, self.columns = sources, image_size, columns
-        self.seed, self.shuffle, self.clips, self.pairs = seed, shuffle, clips, pairs
+    def __init__(self, image_size: int, plan: StreamPlan) -> None:
+        self.image_size, self.plan = image_size, plan
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        """Ray Data's face: one row, the item as JSON -> one block of decoded rows."""
+        """Ray Data's face: one row, the pickled item -> one block of decoded rows."""
         try:
-            block = self.read(_item(json.loads(batch["item"][0])))
+            block = self.read(pickle.loads(batch["item"][0]))
         except DataError as error:
             # Ray Data keeps of an exception only its text, and what reads it has to know that it is ours.
             return pa.table({_FAILED: [str(error)]})
@@ -105,7 +84,8 @@ class ItemReader:
 
     def read(self, item: Item) -> Block:
         """The item's rows. Raises DataError where neither they nor its spares hold a usable one."""
-        block = self._decoded(item.of_set, item.pieces, np.random.default_rng(_seed(self.seed, item)))
+        seed = [self.plan.seed, item.epoch, item.number, 1, item.of_set]
+        block = self._decoded(item, item.ranges, np.random.default_rng(seed) if self.plan.shuffle else None)
         good = block["problem"] == ""
         if good.all():
             return block
@@ -113,12 +93,12 @@ class ItemReader:
         for spare in item.spares:
             if len(donors):
                 break
-            donor = self._decoded(item.of_set, (spare,), None)
+            donor = self._decoded(item, (spare,), None)
             donors = np.flatnonzero(donor["problem"] == "")
         if not len(donors):
             raise DataError(
-                f"{self.sources[item.of_set].uri}: no usable frame among {len(bad)} rows, nor in other shards tried "
-                f"instead, e.g. {bad_frame(block['problem'][0])}"
+                f"{item.uri}: no usable frame among {len(bad)} rows, nor in other shards tried instead, e.g. "
+                f"{bad_frame(block['problem'][0])}"
             )
         # Half the item away from the row that is replaced, so that no batch shows a frame twice if it can be helped.
         places = np.searchsorted(donors, bad) + len(donors) // 2 + np.arange(len(bad))
@@ -127,32 +107,32 @@ class ItemReader:
                 values[bad] = donor[name][donors[places % len(donors)]]
         return block
 
-    def _decoded(self, of_set: int, pieces: tuple[Piece, ...], rng: np.random.Generator | None) -> Block:
-        """The rows of some pieces as they are, in the order drawn by rng."""
-        uri, group_size = self.sources[of_set]
-        table, shards, problems = self._table(uri, pieces)
-        if self.clips is not None:
+    def _decoded(self, item: Item, ranges: tuple[RowRange, ...], rng: np.random.Generator | None) -> Block:
+        """Rows of the item's set as they are, in the order drawn by rng."""
+        uri, columns = item.uri, self.plan.columns
+        table, shards, problems = self._table(uri, ranges)
+        if self.plan.clips is not None:
             if any(problems):
                 unread = next(n for n, text in enumerate(problems) if text)
                 raise DataError(f"{join(uri, shards[unread])}: {problems[unread]}; which clips it holds is not known")
-            chosen = pa.compute.is_in(table["clip_id"], pa.array(sorted(self.clips), pa.string())).to_numpy()
+            chosen = pa.compute.is_in(table["clip_id"], pa.array(sorted(self.plan.clips), pa.string())).to_numpy()
             table = table.filter(pa.array(chosen))
             shards, problems = shards[chosen], [""] * int(chosen.sum())
-        if self.shuffle and rng is not None:
-            order = _permuted_groups(table["clip_id"].to_pylist(), group_size, rng)
+        if rng is not None:
+            order = _permuted_groups(table["clip_id"].to_pylist(), item.group_size, rng)
             table, shards, problems = table.take(order), shards[order], [problems[row] for row in order]
         frames, wrong = decode_frames(table["jpeg"], self.image_size)
         problems = [problem or text for problem, text in zip(problems, wrong, strict=True)]
-        for name in dict.fromkeys(["frame_id", "clip_id", *self.columns]):
+        for name in dict.fromkeys(["frame_id", "clip_id", *columns]):
             _note_missing(table, name, problems)
         block = {"frames": frames}
-        any_label = set(LABEL_COLUMNS) <= set(self.columns)
-        for name in self.columns:
+        any_label = set(LABEL_COLUMNS) <= set(columns)
+        for name in columns:
             may_lack = name in OPTIONAL_COLUMNS or (any_label and name in LABEL_COLUMNS)
             block[name] = _column(table, name, problems, may_lack)
         if any_label:
             _note_unlabelled(table, problems)
-        if self.pairs is not None:
+        if self.plan.pairs is not None:
             block["partners"] = self._partners(table, frames, problems)
         names = [
             name or place for name, place in zip(table["frame_id"].to_pylist(), table["place"].to_pylist(), strict=True)
@@ -161,18 +141,18 @@ class ItemReader:
         texts = [json.dumps([name, join(uri, shard), text]) if text else "" for name, shard, text in rows]
         return {**block, "problem": np.array(texts, dtype=object)}
 
-    def _table(self, uri: str, pieces: tuple[Piece, ...]) -> tuple[pa.Table, np.ndarray, list[str]]:
-        """Rows of the pieces, the shard of each, and why it could not be read (its cells are null then) or ""."""
-        of_shard: dict[str, list[Piece]] = {}
-        for piece in pieces:
-            of_shard.setdefault(piece.path, []).append(piece)
+    def _table(self, uri: str, ranges: tuple[RowRange, ...]) -> tuple[pa.Table, np.ndarray, list[str]]:
+        """The rows, the shard of each, and why it could not be read (its cells are null then) or ""."""
+        of_shard: dict[str, list[RowRange]] = {}
+        for rows in ranges:
+            of_shard.setdefault(rows.path, []).append(rows)
         with ThreadPoolExecutor(min(_CONNECTIONS, len(of_shard))) as pool:
             each = pool.map(lambda entry: self._of_shard(uri, *entry), of_shard.items())
-            found = {piece: rows for part in each for piece, rows in part.items()}
+            found = {rows: table for part in each for rows, table in part.items()}
         tables, shards, problems = [], [], []
-        for piece in pieces:
-            table, problem = found[piece]
-            wanted = piece.stop - piece.start
+        for rows in ranges:
+            table, problem = found[rows]
+            wanted = rows.num_rows
             table = table.slice(0, wanted)
             problems += [""] * len(table)
             if len(table) < wanted:
@@ -182,43 +162,41 @@ class ItemReader:
                     schema=table.schema,
                 )
                 table = pa.concat_tables([table, missing])
-            places = [f"row {row} of row group {piece.row_group}" for row in range(piece.start, piece.stop)]
+            places = [f"row {row} of row group {rows.row_group}" for row in range(rows.start, rows.stop)]
             tables.append(table.append_column("place", pa.array(places, pa.string())))
-            shards += [piece.path] * wanted
+            shards += [rows.path] * wanted
         return pa.concat_tables(tables).combine_chunks(), np.array(shards, dtype=object), problems
 
-    def _of_shard(self, uri: str, path: str, pieces: list[Piece]) -> dict[Piece, tuple[pa.Table, str]]:
-        """Rows of one shard's pieces; neighbouring row groups are one read."""
-        shard = join(uri, path)
+    def _of_shard(self, uri: str, path: str, ranges: list[RowRange]) -> dict[RowRange, tuple[pa.Table, str]]:
+        """Rows of one shard; neighbouring row groups are one read."""
         try:
-            whole = self._row_groups(uri, path, [piece.row_group for piece in pieces])
-            metadata = _open(shard, _version(shard)).metadata
-            sizes = [metadata.row_group(piece.row_group).num_rows for piece in pieces]
+            whole = self._row_groups(uri, path, [rows.row_group for rows in ranges])
+            metadata = open_for_long(join(uri, path)).metadata
+            sizes = [metadata.row_group(rows.row_group).num_rows for rows in ranges]
             starts = np.cumsum([0, *sizes])
             return {
-                piece: (whole.slice(start, size).slice(piece.start, piece.stop - piece.start), "")
-                for piece, start, size in zip(pieces, starts, sizes, strict=False)
+                rows: (whole.slice(start, size).slice(rows.start, rows.num_rows), "")
+                for rows, start, size in zip(ranges, starts, sizes, strict=False)
             }
-        except (OSError, pa.ArrowException, ValueError, IndexError) as error:
-            if len(pieces) > 1:  # perhaps only one of them is damaged
-                return {piece: rows for each in pieces for piece, rows in self._of_shard(uri, path, [each]).items()}
-            return {pieces[0]: (self._schema().empty_table(), _reason(error))}
+        except UNREADABLE as error:
+            if len(ranges) > 1:  # perhaps only one of them is damaged
+                return {rows: table for each in ranges for rows, table in self._of_shard(uri, path, [each]).items()}
+            return {ranges[0]: (self._schema().empty_table(), _reason(error))}
 
     def _row_groups(self, uri: str, path: str, row_groups: list[int]) -> pa.Table:
         schema = self._schema()
         own = [name for name in schema.names if name in SCHEMA.names]
-        table = _read(join(uri, path), row_groups, own)
-        if self.pairs is not None:
-            shard = pairs_shard(uri, self.pairs, path)
+        table = read_rows(open_for_long(join(uri, path)), own, row_groups)
+        if self.plan.pairs is not None:
+            shard = pairs_shard(uri, self.plan.pairs, path)
             mined = [name for name in schema.names if name not in SCHEMA.names]
-            table = beside(table, _read(shard, row_groups, ["frame_id", *mined]), shard)
-        table = table.select(schema.names).cast(schema)
-        table.validate(full=True)  # damaged text would fail only where it is used
-        return table
+            table = beside(table, read_rows(open_for_long(shard), ["frame_id", *mined], row_groups), shard)
+        return table.select(schema.names).cast(schema)
 
     def _schema(self) -> pa.Schema:
         """Of the columns to read; nothing else is read. Cells of rows that cannot be read are null."""
-        names = ["frame_id", "clip_id", "jpeg", *self.columns, *(["pair_jpeg"] if self.pairs is not None else [])]
+        names = ["frame_id", "clip_id", "jpeg", *self.plan.columns]
+        names += ["pair_jpeg"] if self.plan.pairs is not None else []
         fields = [(SCHEMA if name in SCHEMA.names else SCHEMA_OF_PAIRS).field(name) for name in dict.fromkeys(names)]
         return pa.schema([field.with_nullable(True) for field in fields])
 
@@ -258,18 +236,17 @@ def bad_frame(problem: str) -> BadFrame:
     return BadFrame(*json.loads(problem))
 
 
-def item_as_json(item: Item) -> str:
-    """The item as Ray Data carries it."""
-    return json.dumps(asdict(item))
-
-
-def _item(values: dict[str, Any]) -> Item:
-    pieces = {name: tuple(Piece(*piece) for piece in values[name]) for name in ("pieces", "spares")}
-    return Item(values["epoch"], values["number"], values["of_set"], **pieces)
-
-
-def _seed(seed: int, item: Item) -> list[int]:
-    return [seed, item.epoch, item.number, 1, item.of_set]
+def bad_frames_text(bad: Sequence[BadFrame]) -> str:
+    """Bad rows for people: by shard and reason, with some of their names."""
+    counts = Counter((frame.shard, frame.reason) for frame in bad)
+    named = []
+    for (shard, reason), count in counts.most_common(_MAX_NAMED):
+        names = [frame.frame for frame in bad if (frame.shard, frame.reason) == (shard, reason)]
+        more = f" and {count - 5} more" if count > 5 else ""
+        named.append(f"{', '.join(names[:5])}{more} in {shard} ({reason})")
+    if len(counts) > _MAX_NAMED:
+        named.append(f"and {len(counts) - _MAX_NAMED} more shards or reasons")
+    return "; ".join(named)
 
 
 def _reason(error: Exception) -> str:
@@ -278,36 +255,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError) or any(word in text for word in _NOT_THERE):
         return "has vanished"
     return re.sub(r" \(Request ID: [^)]*\)", "", text)  # another one for every request
-
-
-def _read(shard: str, row_groups: list[int], columns: list[str]) -> pa.Table:
-    file = _open(shard, _version(shard))
-    if max(row_groups) >= file.num_row_groups:
-        raise ValueError("the shard holds fewer rows than the manifest says")
-    table = file.read_row_groups(row_groups, columns=columns)
-    missing = [name for name in columns if name not in table.column_names and name not in LATER_COLUMNS]
-    if missing:
-        raise ValueError(f"has no column {missing[0]}")
-    return with_later_columns(table, columns)
-
-
-def _version(shard: str) -> tuple[int, ...]:
-    """Which file a local path means now. Raises FileNotFoundError where none. Nothing is asked of object storage.
-
-    A file that was deleted or replaced could still be read by the processes that have it open, and by no others: what comes
-    of it would depend on which process reads.
-    """
-    if not is_local(shard):
-        return ()
-    info = os.stat(local_path(shard))
-    return info.st_ino, info.st_mtime_ns, info.st_size
-
-
-@lru_cache(maxsize=_OPEN_SHARDS)
-def _open(shard: str, version: tuple[int, ...]) -> pq.ParquetFile:
-    """Shards stay open in a reading process, as long as they are the same files: the footer is read once."""
-    filesystem, path = resolve(shard)
-    return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True, page_checksum_verification=True)
 
 
 def _note_missing(table: pa.Table, name: str, problems: list[str]) -> None:

@@ -19,25 +19,17 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError, one_line
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.inspect_columns import name_hash
-from pipeline.frames.inspect_shards import map_shards, open_shard
+from pipeline.frames.inspect_shards import map_shards
 from pipeline.frames.manifest import Manifest, Shard, new_checksum, total_digest
-from pipeline.frames.schema import (
-    LATER_COLUMNS,
-    LIST_LENGTHS,
-    SCHEMA,
-    add_digests,
-    digest,
-    digest_to_hex,
-    with_later_columns,
-)
-from pipeline.frames.stream import decode_frames
+from pipeline.frames.read_items import decode_frames
+from pipeline.frames.schema import LATER_COLUMNS, LIST_LENGTHS, SCHEMA, add_digests, digest, digest_to_hex
+from pipeline.frames.shards import UNREADABLE, open_shard, read_rows
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import is_local, join, list_files, local_path, read_bytes, resolve
 
 _NAMED = 3
-_UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError, OverflowError)
-"""What pyarrow, and the digest of what it read, raise on damaged files."""
 
 
 @dataclass
@@ -99,12 +91,13 @@ class Verification:
 
 
 def verify(
-    uri: str, manifest: Manifest, decode: float = 1.0, use_ray: bool = False, progress: Progress = SILENT
+    frame_set: FrameSet, decode: float = 1.0, use_ray: bool = False, progress: Progress = SILENT
 ) -> Verification:
     """Check a frame set. decode: share of the JPEGs that are decoded, 0 to 1. use_ray: needs a running Ray.
 
     Nothing that is wrong with the set raises; storage that does not answer does (StorageError).
     """
+    uri, manifest = frame_set.uri, frame_set.manifest
     result = Verification(uri, len(manifest.shards), manifest.num_rows)
     checks: list[ShardCheck] = []
     progress.start("verify", manifest.num_rows, "rows")
@@ -119,34 +112,35 @@ def verify(
         if check.problems:
             result.damaged.setdefault(shard.path, []).extend(check.problems)
     result.problems += _wrong_totals(manifest, checks)
-    result.problems += _duplicate_frames(uri, manifest, checks) + _shared_clips(uri, manifest, checks)
-    result.warnings = _unnamed_files(uri, manifest)
+    result.problems += _duplicate_frames(frame_set, checks) + _shared_clips(frame_set, checks)
+    result.warnings = _unnamed_files(frame_set)
     return result
 
 
 def check_shard(uri: str, shard: Shard, image_size: int, decode: float = 1.0) -> ShardCheck:
     """Compare a shard with what the manifest says of it. Raises StorageError where storage does not answer."""
     check = ShardCheck()
+    shard_uri = join(uri, shard.path)
     try:
-        filesystem, path = resolve(join(uri, shard.path))
+        filesystem, path = resolve(shard_uri)
         info = filesystem.get_file_info(path)
     except OSError as error:
-        raise StorageError(f"{join(uri, shard.path)}: {one_line(error)}") from None
+        raise StorageError(f"{shard_uri}: {one_line(error)}") from None
     if info.type != pafs.FileType.File:
         check.problems.append("is missing")
         return check
     if info.size != shard.num_bytes:
         check.problems.append(f"has {info.size} bytes, the manifest says {shard.num_bytes}")
     try:
-        data = read_bytes(join(uri, shard.path))
+        data = read_bytes(shard_uri)
     except StorageError as error:
         check.problems.append(f"cannot be read ({_short(error)})")
         return check
     try:
-        with pq.ParquetFile(pa.BufferReader(data)) as file:
-            if _check_layout(file, shard, check):
-                _check_rows(file, shard, image_size, decode, check)
-    except _UNREADABLE as error:
+        file = open_shard(shard_uri, data)
+        if _check_layout(file, shard, check):
+            _check_rows(file, shard, image_size, decode, check)
+    except UNREADABLE as error:
         check.problems.append(f"is not a readable Parquet file ({_short(error)})")
     if shard.checksum and not check.problems and _checksum(data) != shard.checksum:
         # In what no row is made of: statistics, headers of pages, names of versions.
@@ -193,11 +187,11 @@ def _check_rows(file: pq.ParquetFile, shard: Shard, image_size: int, decode: flo
     rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(shard.path.encode(), digest_size=8).digest()))
     for index in range(file.num_row_groups):
         try:
-            table = with_later_columns(file.read_row_group(index))
+            table = read_rows(file, row_groups=[index])
             ids = table["frame_id"].to_pylist()
             names = [name or f"row {row} of row group {index}" for row, name in enumerate(ids)]
             digests.append(digest(table))
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             check.problems.append(f"row group {index} cannot be read ({_short(error)})")
             continue
         frames += [name_hash(name) for name in ids if name is not None]
@@ -294,25 +288,25 @@ def _wrong_records(manifest: Manifest, sources: set[str]) -> list[str]:
     return problems
 
 
-def _duplicate_frames(uri: str, manifest: Manifest, checks: list[ShardCheck]) -> list[str]:
+def _duplicate_frames(frame_set: FrameSet, checks: list[ShardCheck]) -> list[str]:
     every, times = np.unique(np.concatenate([c.frames for c in checks] or [np.zeros(0, np.uint64)]), return_counts=True)
     suspects = every[times > 1]
     if not len(suspects):
         return []
     # Hashes only say where to look: names are compared in the few shards that hold suspects.
     places: dict[str, list[str]] = {}
-    for shard, check in zip(manifest.shards, checks, strict=True):
+    for shard, check in zip(frame_set.manifest.shards, checks, strict=True):
         if np.isin(check.frames, suspects).any():
-            for name in _names(uri, shard, "frame_id", suspects):
+            for name in _names(frame_set.shard_uri(shard), "frame_id", suspects):
                 places.setdefault(name, []).append(shard.path)
     twice = {name: paths for name, paths in places.items() if len(paths) > 1}
     named = [f"{name} in {' and '.join(dict.fromkeys(twice[name]))}" for name in sorted(twice)]
     return [f"{len(twice)} frame ids are there more than once: {_some(named)}"] if twice else []
 
 
-def _shared_clips(uri: str, manifest: Manifest, checks: list[ShardCheck]) -> list[str]:
+def _shared_clips(frame_set: FrameSet, checks: list[ShardCheck]) -> list[str]:
     by_split: dict[str, list[np.ndarray]] = {}
-    for shard, check in zip(manifest.shards, checks, strict=True):
+    for shard, check in zip(frame_set.manifest.shards, checks, strict=True):
         if check.digest != shard.digest:
             continue  # named already, and its clips may be those of another shard
         by_split.setdefault(shard.split, []).append(check.clips)
@@ -322,31 +316,32 @@ def _shared_clips(uri: str, manifest: Manifest, checks: list[ShardCheck]) -> lis
     if not len(suspects):
         return []
     splits: dict[str, set[str]] = {}
-    for shard, check in zip(manifest.shards, checks, strict=True):
+    for shard, check in zip(frame_set.manifest.shards, checks, strict=True):
         if np.isin(check.clips, suspects).any():
-            for name in _names(uri, shard, "clip_id", suspects):
+            for name in _names(frame_set.shard_uri(shard), "clip_id", suspects):
                 splits.setdefault(name, set()).add(shard.split)
     shared = {name: where for name, where in splits.items() if len(where) > 1}
     named = [f"{name} in {' and '.join(sorted(shared[name]))}" for name in sorted(shared)]
     return [f"{len(shared)} clips are in more than one split: {_some(named)}"] if shared else []
 
 
-def _names(uri: str, shard: Shard, column: str, suspects: np.ndarray) -> list[str]:
+def _names(shard_uri: str, column: str, suspects: np.ndarray) -> list[str]:
     wanted = set(suspects.tolist())
     names: list[str] = []
-    with open_shard(uri, shard) as file:
-        for index in range(file.num_row_groups):
-            try:
-                names += file.read_row_group(index, columns=[column])[column].to_pylist()
-            except _UNREADABLE:
-                continue  # named already
+    file = open_shard(shard_uri)
+    for index in range(file.num_row_groups):
+        try:
+            names += read_rows(file, [column], [index])[column].to_pylist()
+        except UNREADABLE:
+            continue  # named already
     return [name for name in names if name is not None and name_hash(name) in wanted]
 
 
-def _unnamed_files(uri: str, manifest: Manifest) -> list[str]:
+def _unnamed_files(frame_set: FrameSet) -> list[str]:
     """Files among the shards that no manifest names: remains of an ingest that did not end, or put there by hand."""
+    uri = frame_set.uri
     root = local_path(uri) if is_local(uri) else uri
-    named = {join(root, shard.path) for shard in manifest.shards}
+    named = {join(root, shard.path) for shard in frame_set.manifest.shards}
     return [
         f"{file}: not in the manifest, so not part of the set"
         for file in list_files(join(uri, "shards"))

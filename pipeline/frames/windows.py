@@ -7,6 +7,7 @@ for storage or for each other, the other one has work for the cores. Windows kno
 nothing. The very first item is read by this process, before Ray Data starts.
 """
 
+import pickle
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,21 +15,20 @@ from itertools import chain, cycle, islice
 from typing import Any
 
 from pipeline.frames.epoch_plan import ITEM_ROWS, Item
-from pipeline.frames.read_items import Block, ItemReader, item_as_json
+from pipeline.frames.read_items import Block, ItemReader
 
 _END_S = 10.0
 
 
-def read_items(
-    items: Iterator[Item], reader: ItemReader, num_readers: int | None, window_bytes: int
-) -> Iterator[tuple[Item, Block]]:
+def read_items(items: Iterator[Item], reader: ItemReader) -> Iterator[tuple[Item, Block]]:
     """Each item with its rows. Blocks of Ray Data's are read-only, in shared memory: two windows that are being read or
     wait, and one that is being consumed."""
     first = next(items, None)
     if first is None:
         return
-    shares = _shares(num_readers)
-    windows = zip(_windows(items, max(1, window_bytes // (reader.image_size**2 * 3))), cycle(shares))
+    shares = _shares(reader.plan.num_readers)
+    window_rows = max(1, reader.plan.window_mb * 2**20 // (reader.image_size**2 * 3))
+    windows = zip(_windows(items, window_rows), cycle(shares))
     ahead = ThreadPoolExecutor(len(shares), thread_name_prefix="stream")
     reading: deque[tuple[list[Item], Future[list[Any]]]] = deque()
 
@@ -79,7 +79,7 @@ def _read_window(items: list[Item], reader: ItemReader, num_readers: int | None)
     if not ray.is_initialized():  # the session has ended, and Ray Data would start another one
         return []
     dataset = ray.data.from_items(
-        [{"item": item_as_json(item)} for item in items], override_num_blocks=len(items)
+        [{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items)
     ).map_batches(reader, batch_size=None, batch_format="numpy", concurrency=num_readers)
     dataset.context.execution_options.preserve_order = True
     return dataset.materialize().to_arrow_refs()

@@ -4,24 +4,24 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline.config import Settings, Uri
-from pipeline.errors import DataError, SettingsError, one_line
+from pipeline.errors import DataError, SettingsError
 from pipeline.frames.detect import DetectorSettings, require_mediapipe, shared_detector
 from pipeline.frames.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_inputs, needs, nothing_here
 from pipeline.frames.manifest import Manifest, has_manifest, read_manifest
+from pipeline.frames.read_items import decode_frames
 from pipeline.frames.rejects import Rejects
+from pipeline.frames.shards import opened, read_rows
 from pipeline.frames.sources import Hand, SourceSettings, Unit, open_source
 from pipeline.frames.sources.boxed_images import BoxedImages
 from pipeline.frames.sources.images import read_images
-from pipeline.frames.stream import decode_frames
 from pipeline.frames.track import TrackSettings
 from pipeline.geometry import default_camera
 from pipeline.prediction.cameras import FOCAL_FACTOR, Cameras
 from pipeline.prediction.hands import CropPlan, Row, bone_length, camera_of_source, hand_row
-from pipeline.storage import absolute, is_file, join, preflight, resolve
+from pipeline.storage import absolute, is_file, join, preflight
 from pipeline.views import CROP_MARGIN
 
 Kind = Literal["images", "video", "frame set"]
@@ -269,12 +269,8 @@ def _frame_set_pieces(settings: InputSettings) -> list[Piece]:
 
 
 def _frame_set_rows(settings: InputSettings, piece: Piece, plan: CropPlan, rejects: Rejects) -> Iterator[Row]:
-    shard = join(settings.input, piece.content["shard"])
-    filesystem, path = resolve(shard)
-    try:
-        table = pq.ParquetFile(path, filesystem=filesystem).read_row_group(piece.content["row_group"], columns=_COLUMNS)
-    except (OSError, KeyError, IndexError) as error:
-        raise DataError(f"{shard}: {one_line(error)}") from None
+    with opened(join(settings.input, piece.content["shard"])) as file:
+        table = read_rows(file, _COLUMNS, [piece.content["row_group"]])
     size = piece.content["size"]
     images, problems = decode_frames(table["jpeg"], size)
     margins = box_margins(read_manifest(settings.input))

@@ -18,8 +18,8 @@ from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
 from pipeline.evaluation.metric_names import PROBE_METRICS, metric_name
 from pipeline.evaluation.metrics import MM, Protocol, pose_metrics
 from pipeline.evaluation.yardsticks import CONSTANT, RANDOM, Constant
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelledFrames, load_labelled, read_joints_2d, read_poses
-from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.geometry import project
 from pipeline.models.predict import Predictions, bone_lengths, predict
 from pipeline.models.weights import LoadedPoseModel, load_pose_model
@@ -138,19 +138,20 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
         raise SettingsError(
             f"setting 'baseline' = '{settings.baseline}' is none of the models ({', '.join(settings.models)})"
         )
-    manifest = read_manifest(settings.frame_set)
+    frame_set = FrameSet.open(settings.frame_set)
     finished_runs(settings.pretrain_run, settings.search_run)
-    tags = {"frame_set": settings.frame_set, "frame_set_digest": manifest.digest}
-    run = start_run(settings.tracking, new_run_id("evaluate"), "evaluate", settings, tags) if settings.track else None
+    run = None
+    if settings.track:
+        run = start_run(settings.tracking, new_run_id("evaluate"), "evaluate", settings, frame_set.describe())
     deliver = Delivery()
     with ending(*([run.finish] if run else []), deliver=deliver):
-        outcome = _evaluated(settings, manifest, progress, stages, run, deliver)
+        outcome = _evaluated(settings, frame_set, progress, stages, run, deliver)
     return outcome | with_untracked(deliver.problem)
 
 
 def _evaluated(
     settings: EvaluateSettings,
-    manifest: Manifest,
+    frame_set: FrameSet,
     progress: Progress,
     stages: Sequence[Stage],
     run: Run | None,
@@ -158,16 +159,16 @@ def _evaluated(
 ) -> dict[str, Any]:
     """Evaluate, and record it with `run`."""
     models = {name: load_pose_model(uri) for name, uri in settings.models.items()}
-    data = load_labelled(settings.frame_set, settings.split, manifest, limit=settings.max_frames)
+    data = load_labelled(frame_set, settings.split, limit=settings.max_frames)
     use_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
     device = torch.device("cuda" if use_gpu else "cpu")
-    poses = torch.from_numpy(read_poses(settings.frame_set, settings.probe.train_split, manifest))
+    poses = torch.from_numpy(read_poses(frame_set, settings.probe.train_split))
     probes = None
     if settings.encoders or wanted(settings.probe, len(poses), data):
-        probes = ModelProbes(settings.probe, settings.frame_set, manifest, data, device)
+        probes = ModelProbes(settings.probe, frame_set, data, device)
     progress.start("evaluate", (len(models) + len(settings.encoders)) * len(data), "frames")
     of_set = Constant.of(poses) if len(poses) else None
-    in_image = _answers_in_image(settings, manifest, data)
+    in_image = _answers_in_image(settings, frame_set, data)
     constant_epe = in_image[0].metrics["epe_2d"] if in_image else None
     constants = {name: loaded.constant or of_set for name, loaded in models.items()}
     evaluations = []
@@ -213,8 +214,7 @@ def _evaluated(
         probes=probed,
     )
     outcome: dict[str, Any] = {
-        "frame_set": settings.frame_set,
-        "frame_set_digest": manifest.digest,
+        **frame_set.describe(),
         "split": settings.split,
         "num_frames": len(data),
         "scale": settings.scale,
@@ -282,13 +282,13 @@ def evaluate_model(
     return Evaluation(name, metrics, errors, frame_errors_2d(predictions.joints_2d, true_2d), predictions)
 
 
-def _answers_in_image(settings: EvaluateSettings, manifest: Manifest, data: LabelledFrames) -> list[Answers]:
+def _answers_in_image(settings: EvaluateSettings, frame_set: FrameSet, data: LabelledFrames) -> list[Answers]:
     """The constant in the image and joints taken blindly, of the training split's labels; nothing where it has none."""
-    train = read_joints_2d(settings.frame_set, settings.probe.train_split, manifest)
+    train = read_joints_2d(frame_set, settings.probe.train_split)
     if not len(train):
         return []
     target = project(torch.from_numpy(data.joints_3d), torch.from_numpy(data.camera))
-    return answers_in_image(train, target, manifest.image_size, torch.from_numpy(data.pixel_size))
+    return answers_in_image(train, target, frame_set.manifest.image_size, torch.from_numpy(data.pixel_size))
 
 
 def judge(

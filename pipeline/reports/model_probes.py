@@ -7,8 +7,8 @@ from pydantic import Field
 from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.evaluation.frozen import encode, frozen_scores, turning_scores
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelledFrames, PoseBatch, load_labelled
-from pipeline.frames.manifest import Manifest
 from pipeline.models.pose import PoseModel
 from pipeline.models.weights import LoadedPoseModel, load_encoder, load_projection
 from pipeline.views import ViewSettings
@@ -32,20 +32,15 @@ class ModelProbes:
     """Holds the probes' frames in memory."""
 
     def __init__(
-        self,
-        settings: ModelProbeSettings,
-        frame_set: str,
-        manifest: Manifest,
-        test: LabelledFrames,
-        device: torch.device,
+        self, settings: ModelProbeSettings, frame_set: FrameSet, test: LabelledFrames, device: torch.device
     ) -> None:
         """Raises DataError where there are too few frames to fit on."""
         self.device = device
-        train = load_labelled(frame_set, settings.train_split, manifest, limit=settings.num_train)
+        train = load_labelled(frame_set, settings.train_split, limit=settings.num_train)
         fitted, measured = np.flatnonzero(train.has_3d), np.flatnonzero(test.has_3d)
         if len(fitted) < 2 or not len(measured):
             raise DataError(
-                f"{frame_set}: split '{settings.train_split}' has {len(fitted)} frames with joints in 3D and the evaluated one "
+                f"{frame_set.uri}: split '{settings.train_split}' has {len(fitted)} frames with joints in 3D and the evaluated one "
                 f"{len(measured)}; probes are fitted on 2 or more and measured on 1 or more"
             )
         self.train: PoseBatch = train.batch(fitted)

@@ -3,6 +3,7 @@
 from typing import Any, Self
 
 from pipeline.drawing.page import PageData, Picture
+from pipeline.frames.frame_set import FrameSet
 from pipeline.reports.verdict import Verdict
 
 
@@ -27,7 +28,7 @@ class Environment(PageData):
     """Library -> version."""
 
 
-class FrameSet(PageData):
+class FrameSetSection(PageData):
     """The counts of a frame set, as in its manifest."""
 
     name: str
@@ -49,15 +50,16 @@ class FrameSet(PageData):
     contact_sheet: Picture | None = None
 
     @classmethod
-    def from_manifest(cls, name: str, uri: str, manifest: Any, contact_sheet: Picture | None = None) -> Self:
-        """The section on a frame set from its manifest (pipeline.frames.manifest.Manifest)."""
-        shared = cls.model_fields.keys() & type(manifest).model_fields.keys()
-        return cls(
-            name=name, uri=uri, contact_sheet=contact_sheet, **{key: getattr(manifest, key) for key in sorted(shared)}
-        )
+    def of(cls, frame_set: FrameSet, name: str, contact_sheet: Picture | None = None) -> Self:
+        """The section on a frame set."""
+        manifest = frame_set.manifest
+        shared = {
+            key: getattr(manifest, key) for key in sorted(cls.model_fields.keys() & type(manifest).model_fields.keys())
+        }
+        return cls(name=name, uri=frame_set.uri, contact_sheet=contact_sheet, **shared)
 
 
-class Views(PageData):
+class ViewsSection(PageData):
     """The two views of each frame."""
 
     grid: Picture | None = None
@@ -162,8 +164,8 @@ class ReportData(PageData):
     verdict: Verdict | None = None
     environment: Environment | None = None
     stages: list[Stage] = []
-    frame_sets: list[FrameSet] = []
-    views: Views | None = None
+    frame_sets: list[FrameSetSection] = []
+    views: ViewsSection | None = None
     pretraining: Pretraining | None = None
     search: Search | None = None
     results: Results | None = None

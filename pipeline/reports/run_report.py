@@ -15,11 +15,10 @@ from pipeline import __version__
 from pipeline.delivery import Delivery
 from pipeline.drawing.figures import contact_sheet
 from pipeline.errors import DataError
-from pipeline.frames.manifest import read_manifest
-from pipeline.frames.stream import load_frames
+from pipeline.frames.frame_set import FrameSet
 from pipeline.reports.report_data import (
     Environment,
-    FrameSet,
+    FrameSetSection,
     Picture,
     Pretraining,
     ReportData,
@@ -27,7 +26,7 @@ from pipeline.reports.report_data import (
     Search,
     Stage,
     Trial,
-    Views,
+    ViewsSection,
 )
 from pipeline.reports.verdict import Verdict
 from pipeline.storage import exists, join, read_bytes, read_json
@@ -104,16 +103,16 @@ def environment() -> Environment:
     )
 
 
-def _frame_set(uri: str) -> FrameSet:
-    manifest = read_manifest(uri)
-    split = max(manifest.splits(), key=manifest.rows_in)
-    frames = load_frames(uri, split=split, limit=_SHEET_FRAMES, manifest=manifest, max_bad_fraction=0.5).frames
+def _frame_set(uri: str) -> FrameSetSection:
+    frame_set = FrameSet.open(uri)
+    split = max(frame_set.manifest.splits(), key=frame_set.manifest.rows_in)
+    frames = frame_set.load(split, limit=_SHEET_FRAMES, max_bad_fraction=0.5).frames
     sheet = Picture(png=contact_sheet(frames), alt="Crops of the frame set", caption=f"Some crops of split '{split}'")
-    return FrameSet.from_manifest("Hand frames", uri, manifest, sheet)
+    return FrameSetSection.of(frame_set, "Hand frames", sheet)
 
 
-def _views(run: str, settings: str) -> Views:
-    return Views(
+def _views(run: str, settings: str) -> ViewsSection:
+    return ViewsSection(
         grid=_picture(
             run,
             "views.png",

@@ -25,8 +25,8 @@ from pydantic import Field
 from pipeline.config import Settings, flatten
 from pipeline.delivery import ending, with_untracked
 from pipeline.errors import DamagedError, DataError, MissingError, SettingsError, TrainingError, one_line, warn
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSelection, load_labelled
-from pipeline.frames.manifest import Manifest
 from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.kept import Kept, checkpoints_in, read_best, read_history
 from pipeline.models.shipped import model_uri
@@ -94,8 +94,8 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     """
     base = settings.finetune
     preflight(base.frame_set, *([model_uri(base.init)] if base.init else []))
-    manifest, selection = check_settings(base)
-    if not in_memory(base, manifest, selection):
+    frame_set, selection = check_settings(base)
+    if not in_memory(base, frame_set, selection):
         raise SettingsError(
             f"a search holds its frames in memory, but {selection.num_frames} frames exceed finetune.memory_limit_mb = "
             f"{base.memory_limit_mb}; raise it, or search on fewer labels (finetune.labels.num)"
@@ -104,8 +104,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     folder, finished = open_run(settings, settings.run, run_id)
     if finished is not None:
         return finished
-    tags = {"frame_set": base.frame_set, "frame_set_digest": manifest.digest}
-    parent = start_run(settings.tracking, run_id, "search", settings, tags)
+    parent = start_run(settings.tracking, run_id, "search", settings, frame_set.describe())
     # Trials differ in batch size, but not in their number of epochs, by which the scheduler compares them.
     base = with_epochs(base, selection.num_frames, 1)
     settings = settings.model_copy(update={"finetune": base})
@@ -115,15 +114,14 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     progress.start("search", settings.num_trials * base.epochs, "epochs")
     with run_log(folder, run_id, "driver", warn), ending(monitor.close, parent.finish, deliver=monitor.deliver):
         log("settings", settings=flatten(settings), tags=tags)
-        grid = _run_trials(settings, folder, manifest, selection, monitor)
+        grid = _run_trials(settings, folder, frame_set, selection, monitor)
         result = {
             "run_id": run_id,
             "kind": "search",
             "mlflow_run_id": parent.mlflow_run_id,
             **_outcome(grid, base, folder),
             "num_labels": selection.num_frames,
-            "frame_set": base.frame_set,
-            "frame_set_digest": manifest.digest,
+            **frame_set.describe(),
             "wall_s": round(time.monotonic() - started, 1),
         }
         write_json(join(folder, "result.json"), result)
@@ -206,12 +204,12 @@ def _quiet_tune() -> None:
 
 
 def _run_trials(
-    settings: SearchSettings, folder: str, manifest: Manifest, selection: LabelSelection, monitor: SearchMonitor
+    settings: SearchSettings, folder: str, frame_set: FrameSet, selection: LabelSelection, monitor: SearchMonitor
 ) -> Any:
     """Run the trials, or what is left of them; Tune's results."""
     state = join(folder, "tune")
     earlier = _earlier_trials(folder)
-    trainable, concurrent = _trainable(settings, folder, manifest, selection, earlier)
+    trainable, concurrent = _trainable(settings, folder, frame_set, selection, earlier)
     problem = _damage(state)
     if problem is None and exists(state):
         from ray import tune
@@ -262,7 +260,7 @@ def _text(values: dict[str, Any]) -> str:
 
 
 def _trainable(
-    settings: SearchSettings, folder: str, manifest: Manifest, selection: LabelSelection, earlier: dict[str, str]
+    settings: SearchSettings, folder: str, frame_set: FrameSet, selection: LabelSelection, earlier: dict[str, str]
 ) -> tuple[Any, int]:
     """What Tune calls for each trial; and how many trials run at a time."""
     import ray
@@ -271,12 +269,12 @@ def _trainable(
     base = settings.finetune
     concurrent, gpus = concurrent_trials(settings, ray.cluster_resources())
     data = {
-        "train": load_labelled(base.frame_set, base.split, manifest, clips=selection.clips),
-        "validation": load_validation(base, manifest),
+        "train": load_labelled(frame_set, base.split, clips=selection.clips),
+        "validation": load_validation(base, frame_set),
         "mean_bone_length": selection.mean_bone_length,
         "constant": selection.constant,
         "constant_2d": selection.constant_2d,
-        "frame_set_digest": manifest.digest,
+        "frame_set_digest": frame_set.manifest.digest,
     }
 
     parameters = tune.with_parameters(

@@ -20,8 +20,8 @@ from pipeline.evaluation.frozen import encode
 from pipeline.evaluation.metrics import MM, joint_errors
 from pipeline.evaluation.probes import fit_ridge
 from pipeline.evaluation.yardsticks import random_poses
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelledFrames, load_labelled, select_labels
-from pipeline.frames.manifest import read_manifest
 from pipeline.geometry import procrustes_align
 from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.encoder import build_encoder
@@ -104,7 +104,7 @@ def pretrain_cell(
     The result, also in the cell's file: "encoder" (URI), "frames" seen, "unlabelled_frames", "wall_s", "history".
     """
     device = place.device()
-    sets = check_recipe(recipe, workers=1)
+    mixture = check_recipe(recipe, workers=1)
     kept = Kept(place.work, deadline=place.deadline)
 
     def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
@@ -114,7 +114,7 @@ def pretrain_cell(
 
     try:
         with tempfile.TemporaryDirectory() as directory:
-            pretrain.run_epochs(recipe, sets, _worker(place, device, kept.resume(directory, say), report, notice))
+            pretrain.run_epochs(recipe, mixture, _worker(place, device, kept.resume(directory, say), report, notice))
     except OutOfTime:
         return {"stopped": True}
     return _finished(
@@ -122,8 +122,8 @@ def pretrain_cell(
         {
             "kind": "pretrain",
             "encoder": str(kept.newest),
-            "frames": recipe.epochs * steps_of_epoch(recipe, sets, 1) * recipe.batch_size,
-            "unlabelled_frames": sum(each.manifest.rows_in(recipe.split) for each in sets),
+            "frames": recipe.epochs * steps_of_epoch(recipe, mixture, 1) * recipe.batch_size,
+            "unlabelled_frames": sum(mixture.quotas(recipe.split)),
             "wall_s": round(kept.wall_s, 1),
             "history": _history(kept),
         },
@@ -146,10 +146,10 @@ def finetune_cell(
     blindly); "frames" seen, "labelled_frames", "wall_s", "history".
     """
     device = place.device()
-    manifest = read_manifest(settings.frame_set)
-    selection = select_labels(settings.frame_set, settings.split, settings.labels, manifest)
+    frame_set = FrameSet.open(settings.frame_set)
+    selection = select_labels(frame_set, settings.split, settings.labels)
     settings = for_labels(settings, validations, selection.num_frames)
-    data = finetune.worker_data(settings, manifest, selection, 0, 1)
+    data = finetune.worker_data(settings, frame_set, selection, 0, 1)
     kept = Kept(place.work, deadline=place.deadline)
 
     def report(metrics: dict[str, float], save: SaveCheckpoint | None) -> None:
@@ -162,12 +162,12 @@ def finetune_cell(
             finetune.run_epochs(settings, data, _worker(place, device, kept.resume(directory, say), report, notice))
     except OutOfTime:
         return {"stopped": True}
-    test = load_labelled(settings.frame_set, test_split, manifest)
+    test = load_labelled(frame_set, test_split)
     clips, clip_of = np.unique([name.rsplit("/", 1)[0] for name in test.frame_ids], return_inverse=True)
     true = torch.from_numpy(test.joints_3d)
     predicted = _predicted(read_best(place.work)[0], test, device)
     assert selection.constant is not None, "a study's labels are in 3D"
-    some = load_labelled(settings.frame_set, settings.split, manifest, clips=selection.clips, limit=probe_frames)
+    some = load_labelled(frame_set, settings.split, clips=selection.clips, limit=probe_frames)
     result = _finished(
         place,
         {

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from pipeline.errors import SettingsError
-from pipeline.frames.mixing import FrameSet, digest_of
+from pipeline.frames.mixing import Mixture
 from pipeline.study.settings import SCRATCH, StudySettings, recipe_of
 from pipeline.training.finetune import FinetuneSettings, with_epochs
 from pipeline.training.pretrain_recipe import PretrainRecipe, steps_of_epoch
@@ -99,10 +99,10 @@ def cell_key(settings: StudySettings, cell: Cell, arm_name: str | None, labelled
     return f"finetune-{name}-l{cell.labels:g}-{arm.encoder}-s{arm.seed}-{_hash(deciding)}"
 
 
-def identity(sets: Sequence[FrameSet]) -> str:
+def identity(mixture: Mixture) -> str:
     """What stands for frame sets in keys: their rows and weights, wherever they lie."""
-    weights = [f"{each.weight:g}" for each in sets if each.weight is not None]
-    return ":".join([digest_of(sets), *weights])
+    weights = [f"{weight:g}" for weight in mixture.weights if weight is not None]
+    return ":".join([mixture.digest, *weights])
 
 
 def arm_recipe(settings: StudySettings, arm: Arm) -> PretrainRecipe:
@@ -121,13 +121,13 @@ def cell_recipe(settings: StudySettings, cell: Cell, pretrained: str | None) -> 
     return FinetuneSettings.model_validate(values)
 
 
-def for_frames(recipe: PretrainRecipe, frames: int, sets: Sequence[FrameSet]) -> PretrainRecipe:
+def for_frames(recipe: PretrainRecipe, frames: int, mixture: Mixture) -> PretrainRecipe:
     """The recipe with as many epochs as see about so many frames. Raises SettingsError where no number comes near."""
-    in_epoch = steps_of_epoch(recipe, sets, workers=1) * recipe.batch_size
+    in_epoch = steps_of_epoch(recipe, mixture, workers=1) * recipe.batch_size
     epochs = max(1, round(frames / in_epoch))
     if abs(epochs * in_epoch / frames - 1) > _BUDGET_TOLERANCE:
         raise SettingsError(
-            f"setting 'grids.frames' = {frames}: {epochs} epochs of {sets[0].uri} are {epochs * in_epoch:,} frames, "
+            f"setting 'grids.frames' = {frames}: {epochs} epochs of {mixture.uris[0]} are {epochs * in_epoch:,} frames, "
             f"more than {_BUDGET_TOLERANCE:.0%} off, and arms would not be equal; choose about a multiple of "
             f"{in_epoch:,}"
         )

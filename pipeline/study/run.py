@@ -18,10 +18,10 @@ from typing import Any
 from pipeline.config import flatten, to_yaml
 from pipeline.delivery import ending
 from pipeline.errors import DataError, SettingsError, TrainingError, UnfinishedError, warn
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSettings, read_poses, select_labels
-from pipeline.frames.manifest import read_manifest
 from pipeline.frames.mine import MineSettings, mine
-from pipeline.frames.mixing import FrameSet, FrameSetShare, open_frame_sets, uris_of
+from pipeline.frames.mixing import FrameSetShare, Mixture, uris_of
 from pipeline.models.weights import load_encoder
 from pipeline.progress import SILENT, Progress
 from pipeline.reports.run_report import environment
@@ -104,21 +104,21 @@ class Study:
             raise SettingsError("setting 'finetune.frame_set' is required: the URI of a labelled frame set")
         preflight(labelled_uri, *(uris_of(settings.pretrain.frame_set) if settings.pretrain.frame_set else []))
         preflight(settings.run.storage, write=True)
-        self.labelled = FrameSet(labelled_uri, read_manifest(labelled_uri))
+        self.labelled = FrameSet.open(labelled_uri)
         for split in (settings.finetune.validation_split, settings.test_split):
             if self.labelled.manifest.rows_in(split) == 0:
                 raise DataError(
                     f"{labelled_uri}: split '{split}' is empty; the set has {self.labelled.manifest.counts_text()}"
                 )
         fewest = LabelSettings(fraction=min(share for grid in settings.grids for share in grid.labels))
-        chosen = select_labels(labelled_uri, settings.finetune.split, fewest, self.labelled.manifest)
-        num_tested = len(read_poses(labelled_uri, settings.test_split, self.labelled.manifest))
+        chosen = select_labels(self.labelled, settings.finetune.split, fewest)
+        num_tested = len(read_poses(self.labelled, settings.test_split))
         if chosen.num_2d_only or num_tested < self.labelled.manifest.rows_in(settings.test_split):
             raise DataError(
                 f"{labelled_uri}: has frames without joints in 3D, in which the errors of a study are measured"
             )
-        self.unlabelled = open_frame_sets(settings.pretrain.frame_set or labelled_uri, settings.pretrain.split)
-        self.works = works_of(settings, identity(self.unlabelled), identity([self.labelled]))
+        self.unlabelled = Mixture.open(settings.pretrain.frame_set or labelled_uri, settings.pretrain.split)
+        self.works = works_of(settings, identity(self.unlabelled), self.labelled.manifest.digest)
         self.results: dict[str, dict[str, Any]] = {}
         there = set(list_files(join(self.folder, "cells"), ".json"))
         for work in self.works:
@@ -143,7 +143,7 @@ class Study:
             (each.uri, self._subset(each, arm.unlabelled, arm.seed)): (arm.unlabelled, arm.seed)
             for arm in arms
             if arm.unlabelled < 1
-            for each in self.unlabelled
+            for each in self.unlabelled.sets
         }
         task = ray.remote(num_cpus=1)(write_subset)
         progress.start("subsets", len(subsets), "frame sets")
@@ -159,7 +159,7 @@ class Study:
         mined: set[str] = set()
         for arm in arms:
             positives = arm_recipe(self.settings, arm).objective.positives
-            for each in self.unlabelled if positives.kind == "similar" else []:
+            for each in self.unlabelled.sets if positives.kind == "similar" else []:
                 uri = self._subset(each, arm.unlabelled, arm.seed)
                 if uri not in mined:
                     mined.add(uri)
@@ -192,15 +192,14 @@ class Study:
         """All finished fine-tunings as one table."""
         done = [self._done(work) for work in self.works if work.cell is not None and work.key in self.results]
         first = done[0][1] if done else {"clips": [], "clip_frames": []}
-        settings, manifest = self.settings, self.labelled.manifest
+        settings = self.settings
         about = About(
             title=settings.title,
             findings=settings.findings.model_dump(mode="json"),
             grids=[{"name": grid.name, "axis": grid.axis} for grid in settings.grids],
             clips=first["clips"],
             clip_frames=first["clip_frames"],
-            frame_set=self.labelled.uri,
-            frame_set_digest=manifest.digest,
+            **self.labelled.describe(),
             test_split=settings.test_split,
             finetune_frames=settings.finetune.frames,
             num_cells=sum(work.cell is not None for work in self.works),
@@ -224,7 +223,9 @@ class Study:
     def pretraining(self, arm: Arm) -> PretrainRecipe:
         """How an arm is pretrained, and on what."""
         recipe = arm_recipe(self.settings, arm)
-        sets = [(self._subset(each, arm.unlabelled, arm.seed), each.weight) for each in self.unlabelled]
-        shares = [FrameSetShare(uri=uri, weight=weight) for uri, weight in sets]
+        shares = [
+            FrameSetShare(uri=self._subset(each, arm.unlabelled, arm.seed), weight=weight)
+            for each, weight in zip(self.unlabelled.sets, self.unlabelled.weights, strict=True)
+        ]
         recipe = recipe.model_copy(update={"frame_set": shares if len(shares) > 1 else shares[0].uri})
-        return for_frames(recipe, arm.frames, open_frame_sets(recipe.frame_set, recipe.split))
+        return for_frames(recipe, arm.frames, Mixture.open(recipe.frame_set, recipe.split))

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.frames.buckets import write_row_groups
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import clip_place
 from pipeline.frames.manifest import (
     IngestRecord,
@@ -20,18 +20,20 @@ from pipeline.frames.manifest import (
     write_manifest,
 )
 from pipeline.frames.schema import SCHEMA
-from pipeline.storage import join, resolve
+from pipeline.frames.shards import opened, read_rows
+from pipeline.storage import join
 
 
-def nested_clips(uri: str, manifest: Manifest, split: str, share: float, seed: int) -> frozenset[str]:
+def nested_clips(frame_set: FrameSet, split: str, share: float, seed: int) -> frozenset[str]:
     """The first clips of the order drawn by seed, until they hold the share of the split's frames; at least one.
 
     Labels are chosen in the same order (see labelled.select_labels), so that of one set and seed the labelled clips are
     among the unlabelled ones as soon as the share is as large.
     """
     frames: Counter[str] = Counter()
-    for shard in _shards(manifest, split):
-        frames.update(_open(uri, shard).read(["clip_id"])["clip_id"].to_pylist())
+    for shard in frame_set.shards(split):
+        with opened(frame_set.shard_uri(shard)) as file:
+            frames.update(read_rows(file, ["clip_id"])["clip_id"].to_pylist())
     wanted = share * sum(frames.values())
     chosen: set[str] = set()
     num_frames = 0
@@ -50,12 +52,13 @@ def write_subset(uri: str, target: str, split: str, share: float, seed: int) -> 
     """
     if has_manifest(target):
         return read_manifest(target)
-    manifest = read_manifest(uri)
-    clips = pa.array(sorted(nested_clips(uri, manifest, split, share, seed)))
+    frame_set = FrameSet.open(uri)
+    manifest = frame_set.manifest
+    clips = pa.array(sorted(nested_clips(frame_set, split, share, seed)))
     shards = []
     hands: Counter[str] = Counter()
-    for shard in _shards(manifest, split):
-        groups = list(_row_groups(uri, shard, clips))
+    for shard in frame_set.shards(split):
+        groups = list(_row_groups(frame_set.shard_uri(shard), shard, clips))
         if groups:
             shards.append(write_row_groups(target, shard.path, join(target, "tmp"), shard.source, split, groups))
             for group in groups:
@@ -89,26 +92,17 @@ def write_subset(uri: str, target: str, split: str, share: float, seed: int) -> 
     return subset
 
 
-def _row_groups(uri: str, shard: Shard, clips: pa.Array) -> Iterator[pa.Table]:
+def _row_groups(shard_uri: str, shard: Shard, clips: pa.Array) -> Iterator[pa.Table]:
     """The clips' rows, in row groups about as large as they were; no frame group crosses a row group's end."""
     pending: list[pa.Table] = []
-    file = _open(uri, shard)
-    for index in range(len(shard.row_groups)):
-        table = file.read_row_group(index, SCHEMA.names)
-        table = table.filter(pc.is_in(table["clip_id"], clips)).cast(SCHEMA)
-        if table.num_rows:
-            pending.append(table)
-        if sum(part.num_rows for part in pending) >= max(shard.row_groups):
-            yield pa.concat_tables(pending)
-            pending = []
+    with opened(shard_uri) as file:
+        for index in range(len(shard.row_groups)):
+            table = read_rows(file, SCHEMA.names, [index])
+            table = table.filter(pc.is_in(table["clip_id"], clips)).cast(SCHEMA)
+            if table.num_rows:
+                pending.append(table)
+            if sum(part.num_rows for part in pending) >= max(shard.row_groups):
+                yield pa.concat_tables(pending)
+                pending = []
     if pending:
         yield pa.concat_tables(pending)
-
-
-def _shards(manifest: Manifest, split: str) -> list[Shard]:
-    return [shard for shard in manifest.shards if shard.split == split]
-
-
-def _open(uri: str, shard: Shard) -> pq.ParquetFile:
-    filesystem, path = resolve(join(uri, shard.path))
-    return pq.ParquetFile(filesystem.open_input_file(path))

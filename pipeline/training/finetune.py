@@ -21,6 +21,8 @@ from pipeline.errors import DataError, SettingsError
 from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
 from pipeline.evaluation.metrics import pose_metrics
 from pipeline.evaluation.yardsticks import Constant, skills
+from pipeline.frames.epoch_plan import StreamPlan
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import (
     LabelledFrames,
     LabelSelection,
@@ -32,7 +34,6 @@ from pipeline.frames.labelled import (
     select_labels,
     stream_forever,
 )
-from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.geometry import project, transform_camera
 from pipeline.models.checkpoints import META, SaveCheckpoint, read_part, read_trainer_state, save_checkpoint
 from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
@@ -185,62 +186,60 @@ def finetune(
     return run_epochs(settings, data, worker)
 
 
-def check_settings(settings: FinetuneSettings) -> tuple[Manifest, LabelSelection]:
+def check_settings(settings: FinetuneSettings) -> tuple[FrameSet, LabelSelection]:
     """Find out before any long work whether the labels and the initial weights are there."""
     if settings.init is not None:
         load_encoder(settings.init)
-    manifest = read_manifest(settings.frame_set)
-    selection = select_labels(settings.frame_set, settings.split, settings.labels, manifest)
-    if manifest.rows_in(settings.validation_split) == 0:
+    frame_set = FrameSet.open(settings.frame_set)
+    selection = select_labels(frame_set, settings.split, settings.labels)
+    if frame_set.manifest.rows_in(settings.validation_split) == 0:
         raise DataError(
             f"{settings.frame_set}: validation_split '{settings.validation_split}' is empty; the set has "
-            f"{manifest.counts_text()}"
+            f"{frame_set.manifest.counts_text()}"
         )
-    return manifest, selection
+    return frame_set, selection
 
 
-def in_memory(settings: FinetuneSettings, manifest: Manifest, selection: LabelSelection) -> bool:
+def in_memory(settings: FinetuneSettings, frame_set: FrameSet, selection: LabelSelection) -> bool:
     """Whether the chosen frames stay below the memory limit once decoded."""
-    return decoded_megabytes(selection.num_frames, manifest.image_size) <= settings.memory_limit_mb
+    return decoded_megabytes(selection.num_frames, frame_set.manifest.image_size) <= settings.memory_limit_mb
 
 
-def load_validation(settings: FinetuneSettings, manifest: Manifest) -> LabelledFrames:
+def load_validation(settings: FinetuneSettings, frame_set: FrameSet) -> LabelledFrames:
     """The frames to validate on."""
-    return load_labelled(settings.frame_set, settings.validation_split, manifest, limit=settings.max_validation_frames)
+    return load_labelled(frame_set, settings.validation_split, limit=settings.max_validation_frames)
 
 
 def worker_data(
-    settings: FinetuneSettings, manifest: Manifest, selection: LabelSelection, rank: int, world_size: int
+    settings: FinetuneSettings, frame_set: FrameSet, selection: LabelSelection, rank: int, world_size: int
 ) -> FinetuneData:
     """The data of one worker, from memory where the chosen frames fit, else streamed (needs a running Ray)."""
     batch_size, steps = batch_and_steps(settings, selection.num_frames, world_size)
-    if in_memory(settings, manifest, selection):
-        train = load_labelled(settings.frame_set, settings.split, manifest, clips=selection.clips)
+    if in_memory(settings, frame_set, selection):
+        train = load_labelled(frame_set, settings.split, clips=selection.clips)
         share = train.share(rank, world_size)
 
         def batches(epoch: int) -> Iterator[PoseBatch]:
             return memory_epoch(share, batch_size, steps, settings.seed, epoch, rank)
     else:
         stream: Iterator[PoseBatch] | None = None
+        plan = StreamPlan(
+            split=settings.split,
+            batch_size=batch_size,
+            epochs=settings.epochs,
+            rank=rank,
+            world_size=world_size,
+            seed=settings.seed,
+            clips=selection.clips,
+        )
 
         def batches(epoch: int) -> Iterator[PoseBatch]:
             nonlocal stream
             if stream is None:  # one stream from the first epoch asked for, which a resumed run decides
-                stream = stream_forever(
-                    settings.frame_set,
-                    settings.split,
-                    selection,
-                    manifest,
-                    batch_size,
-                    settings.seed,
-                    epoch,
-                    settings.epochs - epoch,
-                    rank,
-                    world_size,
-                )
+                stream = stream_forever(frame_set, plan, epoch)
             return islice(stream, steps)
 
-    validation = load_validation(settings, manifest).share(rank, world_size)
+    validation = load_validation(settings, frame_set).share(rank, world_size)
     return FinetuneData(
         batches=batches,
         steps_per_epoch=steps,
@@ -249,7 +248,7 @@ def worker_data(
         mean_bone_length=selection.mean_bone_length,
         constant=selection.constant,
         constant_2d=selection.constant_2d,
-        frame_set_digest=manifest.digest,
+        frame_set_digest=frame_set.manifest.digest,
     )
 
 

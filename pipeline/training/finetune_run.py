@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSelection
-from pipeline.frames.manifest import Manifest
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
 from pipeline.runs import new_run_id, open_run
@@ -27,7 +27,7 @@ class FinetuneRunSettings(LaunchSettings, FinetuneSettings):
 def run_finetune(settings: FinetuneRunSettings, progress: Progress = SILENT) -> dict[str, Any]:
     """Fine-tune on a Ray cluster (needs a running Ray); the result is also in <storage>/<run_id>/result.json."""
     preflight(settings.frame_set, *([model_uri(settings.init)] if settings.init else []))
-    manifest, selection = check_settings(settings)
+    frame_set, selection = check_settings(settings)
     world_size = settings.workers.num_workers
     batch_size, steps = batch_and_steps(settings, selection.num_frames, world_size)
     planned = with_epochs(settings, selection.num_frames, world_size)
@@ -38,30 +38,29 @@ def run_finetune(settings: FinetuneRunSettings, progress: Progress = SILENT) -> 
     return train_on_workers(
         finetune_worker,
         settings,
-        (manifest, selection),
+        (frame_set, selection),
         run_id=run_id,
         kind="finetune",
         num_best=1,
         total=planned.epochs * steps * batch_size * world_size,
         progress=progress,
-        tags={"frame_set": settings.frame_set, "frame_set_digest": manifest.digest},
+        tags=frame_set.describe(),
     )
 
 
 def finetune_worker(
-    settings: FinetuneRunSettings, data: tuple[Manifest, LabelSelection], worker: Worker
+    settings: FinetuneRunSettings, data: tuple[FrameSet, LabelSelection], worker: Worker
 ) -> dict[str, Any]:
     """One worker's part of the run."""
-    manifest, selection = data
+    frame_set, selection = data
     planned = with_epochs(settings, selection.num_frames, worker.world_size)
-    share = worker_data(planned, manifest, selection, worker.rank, worker.world_size)
+    share = worker_data(planned, frame_set, selection, worker.rank, worker.world_size)
     return {
         **run_epochs(planned, share, worker),
         "num_labels": selection.num_frames,
         "num_clips": len(selection.clips),
         "num_unlabelled": selection.num_unlabelled,
         "num_2d_only": selection.num_2d_only,
-        "frame_set": settings.frame_set,
-        "frame_set_digest": manifest.digest,
+        **frame_set.describe(),
         "world_size": worker.world_size,
     }

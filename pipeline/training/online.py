@@ -8,8 +8,8 @@ from pipeline.config import Settings, Uri
 from pipeline.errors import DataError
 from pipeline.evaluation.frozen import encode, frozen_scores, turning_scores
 from pipeline.evaluation.probes import nearest_neighbours
-from pipeline.frames.manifest import Manifest, read_manifest
-from pipeline.frames.stream import Batch, load_frames
+from pipeline.frames.batches import Batch
+from pipeline.frames.frame_set import FrameSet
 from pipeline.views import ViewSettings, denormalise
 
 _MAX_BAD_FRACTION = 0.1  # of the probe's frames; a run that bears some bad ones is not to end for its probe
@@ -50,15 +50,14 @@ class OnlineProbe:
     def check(settings: ProbeSettings, frame_set: str) -> None:
         """Raise DataError before any long work where the probe's frames are missing."""
         if settings.enabled:
-            uri = settings.frame_set or frame_set
-            manifest = read_manifest(uri)
+            frames = FrameSet.open(settings.frame_set or frame_set)
             for split in (settings.train_split, settings.test_split):
-                if manifest.rows_in(split) == 0:
+                if frames.manifest.rows_in(split) == 0:
                     raise DataError(
-                        f"{uri}: the probe needs split '{split}'; the set has {manifest.counts_text()}; setting "
-                        "'probe.frame_set' names another one"
+                        f"{frames.uri}: the probe needs split '{split}'; the set has {frames.manifest.counts_text()}; "
+                        "setting 'probe.frame_set' names another one"
                     )
-            _load(uri, settings.test_split, 1, manifest)
+            _load(frames, settings.test_split, 1)
 
     def __init__(self, settings: ProbeSettings, frame_set: str, views: ViewSettings, device: torch.device) -> None:
         self.settings, self.views, self.device = settings, views, device
@@ -71,9 +70,10 @@ class OnlineProbe:
         model: has .encoder and may have .projection; its mode is left as it was.
         """
         if self._frames is None:
+            frames = FrameSet.open(self._uri)
             self._frames = (
-                _load(self._uri, self.settings.train_split, self.settings.num_train),
-                _load(self._uri, self.settings.test_split, self.settings.num_test),
+                _load(frames, self.settings.train_split, self.settings.num_train),
+                _load(frames, self.settings.test_split, self.settings.num_test),
             )
         train, test = self._frames
         was_training = model.training
@@ -95,15 +95,8 @@ class OnlineProbe:
         return {f"probe_{name}": float(value) for name, value in scores.items()}, pictures
 
 
-def _load(uri: str, split: str, limit: int, manifest: Manifest | None = None) -> Batch:
-    return load_frames(
-        uri,
-        split=split,
-        limit=limit,
-        columns=("joints_3d",),
-        manifest=manifest,
-        max_bad_fraction=_MAX_BAD_FRACTION,
-    )
+def _load(frames: FrameSet, split: str, limit: int) -> Batch:
+    return frames.load(split, limit=limit, columns=("joints_3d",), max_bad_fraction=_MAX_BAD_FRACTION)
 
 
 def view_pairs_picture(first: Tensor, second: Tensor) -> bytes:

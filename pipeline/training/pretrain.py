@@ -6,7 +6,7 @@ in contrast.py, how a batch larger than the memory gets through the network in g
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
-from pipeline.frames.mixing import FrameSet, describe, digest_of
-from pipeline.frames.stream import Batch, stream_batches
+from pipeline.frames.batches import Batch
+from pipeline.frames.epoch_plan import StreamPlan
+from pipeline.frames.mixing import Mixture
+from pipeline.frames.stream import Stream
 from pipeline.models.checkpoints import META, SaveCheckpoint, read_part, read_trainer_state, save_checkpoint
 from pipeline.models.pretrain import PretrainModel
 from pipeline.models.weights import load_encoder
@@ -34,7 +36,7 @@ from pipeline.training.worker import LossLog, Worker
 from pipeline.views import generator_for
 
 
-def run_epochs(settings: PretrainRecipe, sets: Sequence[FrameSet], worker: Worker) -> dict[str, Any]:
+def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> dict[str, Any]:
     """The training loop of one worker, in whatever process (needs a running Ray, which reads the frames).
 
     It reports metrics every `log_every` steps and at each epoch's end; where a checkpoint is due also a function that saves it,
@@ -44,13 +46,13 @@ def run_epochs(settings: PretrainRecipe, sets: Sequence[FrameSet], worker: Worke
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.benchmark = True
     rank, device = worker.rank, worker.device
-    epoch_steps = steps_of_epoch(settings, sets, worker.world_size)
+    epoch_steps = steps_of_epoch(settings, mixture, worker.world_size)
     saved = _saved_state(worker.resume)
     # The first batch is read, and Ray Data started, while the network is built.
-    with one_ahead(_stream(settings, sets, worker, saved.step, epoch_steps), device) as batches:
+    with one_ahead(iter(_stream(settings, mixture, worker, saved.step, epoch_steps)), device) as batches:
         settings, model, optimiser = _built(settings, saved, device)
         steps = Steps(_network(model, settings, worker), optimiser, settings, worker, epoch_steps)
-        probe = OnlineProbe(settings.probe, sets[0].uri, settings.views, device) if rank == 0 else None
+        probe = OnlineProbe(settings.probe, mixture.uris[0], settings.views, device) if rank == 0 else None
         worker.mark("model")
         metrics: dict[str, Any] = saved.metrics or {"step": saved.step, "epoch": saved.step / epoch_steps}
         probed = saved.probed
@@ -90,14 +92,13 @@ def run_epochs(settings: PretrainRecipe, sets: Sequence[FrameSet], worker: Worke
                 best_by = "probe_pa_epe_mm" if settings.probe.enabled else "loss"
                 if best_by in metrics:
                     metrics["score"] = metrics[best_by]
-                save = _saver(metrics, model, optimiser, settings, sets, probed)
+                save = _saver(metrics, model, optimiser, settings, mixture, probed)
             worker.report(metrics, save)
     return {
         "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)} | probed,
         "frame_set": settings.model_dump(mode="json")["frame_set"],
-        "frame_set_digest": digest_of(sets),
-        "frame_sets": describe(sets, settings.split),
-        **probed_set(settings, sets),
+        **mixture.describe(settings.split),
+        **probed_set(settings, mixture),
         "world_size": worker.world_size,
     }
 
@@ -133,14 +134,13 @@ class Steps:
         step = batch.epoch * self.steps_per_epoch + batch.step
         generator = generator_for(settings.seed, batch.epoch, batch.step, worker.rank)
         self._pairs = pairs = make_pairs(batch, objective, settings.views, generator, worker.device)
-        counts = [len(pairs)] * worker.world_size
         self.learning_rate = learning_rate_at(step, self.total, settings.optimiser, self.peak)
         set_learning_rate(self.optimiser, self.learning_rate)
         self.optimiser.zero_grad(set_to_none=True)
         done = backward(
             self.network,
             pairs.render,
-            lambda outputs: step_loss(outputs, pairs, objective, counts),
+            lambda outputs: step_loss(outputs, pairs, objective),
             len(pairs),
             settings.micro_batch,
             self.autocast,
@@ -263,28 +263,28 @@ def _built(
     return settings, model, optimiser
 
 
-def _stream(
-    settings: PretrainRecipe, sets: Sequence[FrameSet], worker: Worker, step: int, epoch_steps: int
-) -> Iterator[Batch]:
+def _stream(settings: PretrainRecipe, mixture: Mixture, worker: Worker, step: int, epoch_steps: int) -> Stream:
     """This worker's batches from a step of the run on; none where it was the last."""
     positives = settings.objective.positives
-    first_epoch, first_step = divmod(step, epoch_steps)
-    return stream_batches(
-        sets,
-        split=settings.split,
-        batch_size=settings.batch_size,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        seed=settings.seed,
-        start_epoch=first_epoch,
-        start_step=first_step,
-        num_epochs=settings.epochs - first_epoch,
-        num_readers=settings.num_readers,
-        window_mb=settings.window_mb,
-        max_bad_fraction=settings.max_bad_fraction,
-        columns=columns_for(settings.objective),
-        pairs=positives.pairs if positives.kind == "similar" else None,
+    stream = mixture.stream(
+        StreamPlan(
+            split=settings.split,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            rank=worker.rank,
+            world_size=worker.world_size,
+            seed=settings.seed,
+            num_readers=settings.num_readers,
+            window_mb=settings.window_mb,
+            max_bad_fraction=settings.max_bad_fraction,
+            columns=columns_for(settings.objective),
+            pairs=positives.pairs if positives.kind == "similar" else None,
+        )
     )
+    # A checkpoint holds the place as the steps of the run: the stream itself is some batches ahead.
+    epoch, step_of_epoch = divmod(step, epoch_steps)
+    stream.load_state_dict({"epoch": epoch, "step": step_of_epoch})
+    return stream
 
 
 def _saver(
@@ -292,7 +292,7 @@ def _saver(
     model: PretrainModel,
     optimiser: torch.optim.Optimizer,
     settings: PretrainRecipe,
-    sets: Sequence[FrameSet],
+    mixture: Mixture,
     probed: dict[str, float],
 ) -> SaveCheckpoint:
     def save(directory: Path) -> None:
@@ -305,9 +305,8 @@ def _saver(
                 "step": metrics["step"],
                 "epoch": metrics["epoch"],
                 "settings": settings.model_dump(mode="json"),
-                "frame_set_digest": digest_of(sets),
-                "frame_sets": describe(sets, settings.split),
-                **probed_set(settings, sets),
+                **mixture.describe(settings.split),
+                **probed_set(settings, mixture),
                 "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)},
             },
         )

@@ -1,15 +1,14 @@
 """What a pretraining is: its settings, and whether they fit the frame sets."""
 
-from collections.abc import Sequence
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from pipeline.config import Settings, Uri
 from pipeline.errors import SettingsError
-from pipeline.frames.mixing import FrameSet, FrameSets, open_frame_sets, total_rows
+from pipeline.frames.epoch_plan import steps_per_epoch
+from pipeline.frames.mixing import FrameSets, Mixture
 from pipeline.frames.pairs import read_pairs_info
-from pipeline.frames.stream import steps_per_epoch
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.pretrain import ProjectionSettings
 from pipeline.models.weights import load_encoder
@@ -84,41 +83,41 @@ class PretrainRecipe(Settings):
         return self
 
 
-def check_recipe(settings: PretrainRecipe, workers: int) -> list[FrameSet]:
+def check_recipe(settings: PretrainRecipe, workers: int) -> Mixture:
     """The opened frame sets. Raises an EquihandError before any long work where data, weights or settings do not fit."""
-    sets = open_frame_sets(settings.frame_set, settings.split)
-    steps_of_epoch(settings, sets, workers)
-    _check_positives(settings, sets)
+    mixture = Mixture.open(settings.frame_set, settings.split)
+    steps_of_epoch(settings, mixture, workers)
+    _check_positives(settings, mixture)
     if settings.init is not None:
         load_encoder(settings.init)
-    OnlineProbe.check(settings.probe, sets[0].uri)
-    return sets
+    OnlineProbe.check(settings.probe, mixture.uris[0])
+    return mixture
 
 
-def steps_of_epoch(settings: PretrainRecipe, sets: Sequence[FrameSet], workers: int) -> int:
+def steps_of_epoch(settings: PretrainRecipe, mixture: Mixture, workers: int) -> int:
     """Optimiser steps of an epoch. Raises SettingsError where the frames make not one batch."""
-    rows = total_rows(sets, settings.split)
-    steps = steps_per_epoch(sets, settings.split, settings.batch_size, workers, drop_last=True)
+    quotas = mixture.quotas(settings.split)
+    steps = steps_per_epoch(quotas, settings.batch_size, workers, drop_last=True)
     if steps == 0:
         raise SettingsError(
             f"setting 'batch_size' = {settings.batch_size}: {workers} workers need {workers * settings.batch_size} frames "
-            f"for one step, split '{settings.split}' has {rows}"
+            f"for one step, split '{settings.split}' has {sum(quotas)}"
         )
     return steps
 
 
-def probed_set(settings: PretrainRecipe, sets: Sequence[FrameSet]) -> dict[str, str]:
+def probed_set(settings: PretrainRecipe, mixture: Mixture) -> dict[str, str]:
     """{"probe_frame_set": URI}, of several sets the first unless the settings name one; nothing where nothing is probed."""
-    return {"probe_frame_set": settings.probe.frame_set or sets[0].uri} if settings.probe.enabled else {}
+    return {"probe_frame_set": settings.probe.frame_set or mixture.uris[0]} if settings.probe.enabled else {}
 
 
-def _check_positives(settings: PretrainRecipe, sets: Sequence[FrameSet]) -> None:
+def _check_positives(settings: PretrainRecipe, mixture: Mixture) -> None:
     positives = settings.objective.positives
-    for each in sets:
+    for each in mixture.sets:
         if positives.kind == "temporal" and each.manifest.group_size < 2:
             raise SettingsError(
                 f"setting 'objective.positives.kind' = 'temporal': {each.uri} has no frame groups, its frames are "
                 "shuffled one by one; ingest it with group_size 2 or more"
             )
         if positives.kind == "similar":
-            read_pairs_info(each.uri, positives.pairs, each.manifest, settings.split)
+            read_pairs_info(each, positives.pairs, settings.split)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.frames.mixing import digest_of, uris_of
+from pipeline.frames.mixing import uris_of
 from pipeline.progress import SILENT, Progress
 from pipeline.runs import new_run_id, open_run
 from pipeline.storage import preflight
@@ -19,7 +19,7 @@ def run_pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dic
     """Run pretraining on a Ray cluster (needs a running Ray); the result is also in <storage>/<run_id>/result.json."""
     world_size = settings.workers.num_workers
     preflight(*uris_of(settings.frame_set))
-    sets = check_recipe(settings, world_size)
+    mixture = check_recipe(settings, world_size)
     run_id = settings.run.run_id or new_run_id("pretrain")
     _, finished = open_run(settings, settings.run, run_id)
     if finished is not None:
@@ -27,15 +27,15 @@ def run_pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dic
     return train_on_workers(
         run_epochs,
         settings,
-        sets,
+        mixture,
         run_id=run_id,
         kind="pretrain",
         num_best=settings.checkpoint.keep,
-        total=settings.epochs * steps_of_epoch(settings, sets, world_size) * settings.batch_size * world_size,
+        total=settings.epochs * steps_of_epoch(settings, mixture, world_size) * settings.batch_size * world_size,
         progress=progress,
         tags={
-            "frame_set": ", ".join(each.uri for each in sets),
-            "frame_set_digest": digest_of(sets),
-            **probed_set(settings, sets),
+            "frame_set": ", ".join(mixture.uris),
+            "frame_set_digest": mixture.digest,
+            **probed_set(settings, mixture),
         },
     )

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.frames.stream import BadFrame, Batch
+from pipeline.frames.batches import Batch
+from pipeline.frames.read_items import BadFrame
 from pipeline.storage import join, write_json
 
 _MOST_LISTED = 10_000

@@ -3,7 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.frames import buckets
-from pipeline.frames.buckets import PartWriter, pieces_by_bucket, write_shard
+from pipeline.frames.buckets import PartWriter, extents_by_bucket, write_shard
 from pipeline.frames.schema import digest, rows_to_table
 from pipeline.storage import read_bytes
 
@@ -30,14 +30,14 @@ def group(clip: int, size: int, split: str = "train"):
 
 
 def write_parts(folder, groups, num_parts=3, num_buckets=2):
-    """[(part URI, pieces)]"""
+    """[(part URI, extents)]"""
     parts = []
     for part in range(num_parts):
         writer = PartWriter(f"{folder}/part{part}.arrows")
         for number, rows in enumerate(groups[part::num_parts]):
             writer.add(("train", number % num_buckets), rows)
         writer.close()
-        parts.append((f"{folder}/part{part}.arrows", writer.pieces))
+        parts.append((f"{folder}/part{part}.arrows", writer.extents))
     return parts
 
 
@@ -56,13 +56,13 @@ def clip_runs(table):
 def test_every_group_ends_whole_in_its_bucket(tmp_path, monkeypatch, buffer_bytes):
     monkeypatch.setattr(buckets, "BUFFER_BYTES", buffer_bytes)
     groups = [group(clip, 1 + clip % 4) for clip in range(40)]
-    pieces = pieces_by_bucket(write_parts(tmp_path, groups))
-    assert list(pieces) == [("train", 0), ("train", 1)]
+    extents = extents_by_bucket(write_parts(tmp_path, groups))
+    assert list(extents) == [("train", 0), ("train", 1)]
     shards = [
         write_shard(
-            str(tmp_path), f"shards/s{b[1]}.parquet", str(tmp_path), "s", b, pieces[b], seed=0, row_group_size=8
+            str(tmp_path), f"shards/s{b[1]}.parquet", str(tmp_path), "s", b, extents[b], seed=0, row_group_size=8
         )
-        for b in pieces
+        for b in extents
     ]
     tables = [pq.read_table(tmp_path / shard.path) for shard in shards]
     rows = [row for g in groups for row in g]
@@ -87,26 +87,28 @@ def test_a_shard_does_not_depend_on_the_parts(tmp_path):
     groups = [group(clip, 3) for clip in range(12)]
     contents = []
     for name, order, num_parts in (("a", groups, 3), ("b", groups[::-1], 2)):
-        pieces = pieces_by_bucket(write_parts(tmp_path / name, order, num_parts, num_buckets=1))["train", 0]
+        extents = extents_by_bucket(write_parts(tmp_path / name, order, num_parts, num_buckets=1))["train", 0]
         write_shard(
-            str(tmp_path), f"{name}.parquet", str(tmp_path), "s", ("train", 0), pieces, seed=5, row_group_size=256
+            str(tmp_path), f"{name}.parquet", str(tmp_path), "s", ("train", 0), extents, seed=5, row_group_size=256
         )
         contents.append((tmp_path / f"{name}.parquet").read_bytes())
     assert contents[0] == contents[1]
 
 
 def test_the_seed_decides_the_order(tmp_path):
-    pieces = pieces_by_bucket(write_parts(tmp_path, [group(c, 1) for c in range(12)], num_buckets=1))["train", 0]
+    extents = extents_by_bucket(write_parts(tmp_path, [group(c, 1) for c in range(12)], num_buckets=1))["train", 0]
     orders = []
     for seed in (0, 0, 1):
-        write_shard(str(tmp_path), "x.parquet", str(tmp_path), "s", ("train", 0), pieces, seed=seed, row_group_size=256)
+        write_shard(
+            str(tmp_path), "x.parquet", str(tmp_path), "s", ("train", 0), extents, seed=seed, row_group_size=256
+        )
         orders.append(pq.read_table(tmp_path / "x.parquet")["frame_id"].to_pylist())
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_jpegs_are_stored_as_they_are(tmp_path):
-    pieces = pieces_by_bucket(write_parts(tmp_path, [group(0, 4)], num_parts=1))["train", 0]
-    write_shard(str(tmp_path), "x.parquet", str(tmp_path), "s", ("train", 0), pieces, seed=0, row_group_size=256)
+    extents = extents_by_bucket(write_parts(tmp_path, [group(0, 4)], num_parts=1))["train", 0]
+    write_shard(str(tmp_path), "x.parquet", str(tmp_path), "s", ("train", 0), extents, seed=0, row_group_size=256)
     metadata = pq.ParquetFile(tmp_path / "x.parquet").metadata.row_group(0)
     columns = {metadata.column(i).path_in_schema: metadata.column(i) for i in range(metadata.num_columns)}
     assert columns["jpeg"].compression == "UNCOMPRESSED"

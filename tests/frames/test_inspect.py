@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 from jobs.inspect import InspectJob, run
 from pipeline.errors import DataError
 from pipeline.frames import card
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.ingest import group_videos, run_task
 from pipeline.frames.inspect import InspectSettings, gather, inspect
 from pipeline.frames.inspect_columns import Clips, Measures, PairwiseSum, groups_of, measure_shard
@@ -176,18 +177,17 @@ def test_mirrored_and_enlarged_hands(tmp_path):
 
 
 def test_sample_is_drawn_by_seed_in_proportion(frames):
-    manifest = read_manifest(frames)
-    one, same, other = (draw_sample(frames, manifest, 24, seed, {"tiny": 1.5}) for seed in (0, 0, 1))
+    one, same, other = (draw_sample(FrameSet.open(frames), 24, seed, {"tiny": 1.5}) for seed in (0, 0, 1))
     assert one.rows["frame_id"].to_pylist() == same.rows["frame_id"].to_pylist()
     assert one.rows["frame_id"].to_pylist() != other.rows["frame_id"].to_pylist()
     assert len(set(one.rows["frame_id"].to_pylist())) == 24
     assert one.rows["split"].to_pylist().count("val") == 4
-    every = draw_sample(frames, manifest, 10_000, 0, {"tiny": 1.5})
+    every = draw_sample(FrameSet.open(frames), 10_000, 0, {"tiny": 1.5})
     assert every.rows.num_rows == len(every.sharpness) == len(every.brightness) == 120
 
 
 def test_sharpness_and_brightness_against_pillow(frames):
-    sample = draw_sample(frames, read_manifest(frames), 30, 0, {"tiny": 1.0})
+    sample = draw_sample(FrameSet.open(frames), 30, 0, {"tiny": 1.0})
     # Pillow's own 3 x 3 filter; an offset keeps the negative side, and what it still cuts off is rare here.
     kernel = ImageFilter.Kernel((3, 3), [0, 1, 0, 1, -4, 1, 0, 1, 0], scale=4, offset=128)
     for row, picture in enumerate(sample.frames(range(30), 32)):
@@ -317,8 +317,7 @@ def test_a_damaged_shard_is_named_without_verify(tmp_path):
 
 def test_ray_data_gives_the_same_card(frames, ray_cluster):
     settings = InspectSettings(frame_set=frames, output="unused", sample=8, views=SMALL)
-    manifest = read_manifest(frames)
-    one, other = (gather(settings, manifest, None, use_ray) for use_ray in (False, True))
+    one, other = (gather(settings, FrameSet.open(frames), None, use_ray) for use_ray in (False, True))
     for mine, its in zip(one.measures.values(), other.measures.values(), strict=True):
         assert mine.hand_px.summary() == its.hand_px.summary()
         assert np.array_equal(mine.clips.hashes, its.clips.hashes)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import (
     LabelSettings,
     complete_labels,
@@ -18,7 +19,6 @@ from pipeline.frames.labelled import (
     read_poses,
     select_labels,
 )
-from pipeline.frames.manifest import read_manifest
 from pipeline.geometry import default_camera, project
 from pipeline.storage import join
 from tests.tiny_sets import write_tiny_set
@@ -32,31 +32,30 @@ def frame_set(tmp_path_factory) -> str:
 
 
 def choose(frame_set: str, **labels):
-    return select_labels(frame_set, "train", LabelSettings(**labels), read_manifest(frame_set))
+    return select_labels(FrameSet.open(frame_set), "train", LabelSettings(**labels))
 
 
 def test_all_labels_by_default(frame_set):
     selection = choose(frame_set)
     assert (selection.num_frames, len(selection.clips), selection.num_unlabelled) == (80, 20, 0)
-    loaded = load_labelled(frame_set, "train", read_manifest(frame_set), clips=selection.clips)
+    loaded = load_labelled(FrameSet.open(frame_set), "train", clips=selection.clips)
     assert selection.mean_bone_length == pytest.approx(mean_bone_lengths(loaded.joints_3d), rel=1e-5)
 
 
 def test_all_poses_of_a_split(frame_set, tmp_path):
-    manifest = read_manifest(frame_set)
-    poses = read_poses(frame_set, "train", manifest)
-    loaded = load_labelled(frame_set, "train", manifest)
+    poses = read_poses(FrameSet.open(frame_set), "train")
+    loaded = load_labelled(FrameSet.open(frame_set), "train")
     np.testing.assert_allclose(np.sort(poses[:, 0, 0]), np.sort(loaded.joints_3d[:, 0, 0]), atol=1e-7)
-    assert read_poses(frame_set, "test", manifest).shape == (0, 21, 3)
-    unlabelled = write_tiny_set(str(tmp_path), splits={"train": 8}, image_size=32, labelled=False)
-    assert read_poses(str(tmp_path), "train", unlabelled).shape == (0, 21, 3)
+    assert read_poses(FrameSet.open(frame_set), "test").shape == (0, 21, 3)
+    write_tiny_set(str(tmp_path), splits={"train": 8}, image_size=32, labelled=False)
+    assert read_poses(FrameSet.open(str(tmp_path)), "train").shape == (0, 21, 3)
 
 
 def test_fractions_are_whole_clips_and_nested(frame_set):
     chosen = [choose(frame_set, fraction=fraction) for fraction in (0.05, 0.25, 0.5)]
     assert [selection.num_frames for selection in chosen] == [4, 20, 40]
     assert chosen[0].clips < chosen[1].clips < chosen[2].clips
-    loaded = load_labelled(frame_set, "train", read_manifest(frame_set), clips=chosen[1].clips)
+    loaded = load_labelled(FrameSet.open(frame_set), "train", clips=chosen[1].clips)
     assert {name.rsplit("/", 1)[0] for name in loaded.frame_ids} == chosen[1].clips
     assert len(loaded) == 20
 
@@ -91,7 +90,7 @@ def test_no_labels_at_all_is_an_error(tmp_path):
 
 
 def test_epochs_are_seeded_permutations(frame_set):
-    data = load_labelled(frame_set, "train", read_manifest(frame_set))
+    data = load_labelled(FrameSet.open(frame_set), "train")
 
     def joints(epoch: int, seed: int = 0) -> np.ndarray:
         return np.concatenate([b.joints_3d.numpy() for b in memory_epoch(data, 16, 5, seed, epoch)])
@@ -103,7 +102,7 @@ def test_epochs_are_seeded_permutations(frame_set):
 
 
 def test_shares_are_disjoint_and_equal(frame_set):
-    data = load_labelled(frame_set, "train", read_manifest(frame_set))
+    data = load_labelled(FrameSet.open(frame_set), "train")
     shares = [data.share(rank, 3) for rank in range(3)]
     assert [len(share) for share in shares] == [26, 26, 26]
     names = [name for share in shares for name in share.frame_ids]
@@ -137,7 +136,7 @@ def test_labels_in_the_image_become_a_plane_that_projects_to_them():
 def test_sets_with_labels_in_the_image(tmp_path):
     """Of the first of two shards all, of the second every other clip; the same joints as in 3D."""
     uri, whole = str(tmp_path / "set"), str(tmp_path / "whole")
-    manifest = write_tiny_set(uri, splits={"train": 128}, image_size=32, in_2d=lambda n: n < 64 or n % 8 < 4)
+    write_tiny_set(uri, splits={"train": 128}, image_size=32, in_2d=lambda n: n < 64 or n % 8 < 4)
     write_tiny_set(whole, splits={"train": 128}, image_size=32)
     selection, in_3d = choose(uri), choose(whole)
     assert (selection.num_frames, selection.num_2d_only, selection.num_unlabelled) == (128, 96, 0)
@@ -145,10 +144,10 @@ def test_sets_with_labels_in_the_image(tmp_path):
     assert selection.constant is not None
     assert selection.constant.num_poses == 32
     np.testing.assert_allclose(selection.constant_2d, in_3d.constant_2d, atol=1e-6)
-    assert read_poses(uri, "train", manifest).shape == (32, 21, 3)
-    mixed, complete_2d = (read_joints_2d(each, "train", read_manifest(each)) for each in (uri, whole))
+    assert read_poses(FrameSet.open(uri), "train").shape == (32, 21, 3)
+    mixed, complete_2d = (read_joints_2d(FrameSet.open(each), "train") for each in (uri, whole))
     np.testing.assert_allclose(mixed, complete_2d, atol=1e-6)
-    loaded, complete = (load_labelled(each, "train", read_manifest(each)) for each in (uri, whole))
+    loaded, complete = (load_labelled(FrameSet.open(each), "train") for each in (uri, whole))
     assert loaded.has_3d.sum() == 32
     assert complete.has_3d.all()
     points = [project(torch.from_numpy(d.joints_3d), torch.from_numpy(d.camera)) for d in (loaded, complete)]
@@ -175,4 +174,4 @@ def test_the_side_of_a_pixel_of_mirrored_and_shrunk_crops(tmp_path):
     field = table.schema.field("crop")
     table = table.set_column(table.schema.names.index("crop"), field, pa.array(crops, field.type))
     pq.write_table(table, path, row_group_size=16)
-    assert load_labelled(str(tmp_path), "train", manifest).pixel_size.tolist() == [0.5, 4.0, 1.0, 1.0]
+    assert load_labelled(FrameSet.open(str(tmp_path)), "train").pixel_size.tolist() == [0.5, 4.0, 1.0, 1.0]

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.frames.epoch_plan import StreamPlan
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.mine import (
     MineSettings,
@@ -13,7 +15,6 @@ from pipeline.frames.mine import (
     video_of,
 )
 from pipeline.frames.pairs import pairs_shard, read_pairs_info
-from pipeline.frames.stream import load_frames, stream_batches
 from pipeline.storage import write_bytes
 from tests.tiny_sets import write_tiny_set
 
@@ -63,7 +64,7 @@ def test_joints_in_the_image_serve_like_projected_ones(tmp_path):
 
 def expected_partners(uri):
     """By the definition, over the whole split."""
-    batch = load_frames(uri, split="train", columns=("frame_id", "clip_id", "joints_3d", "camera"))
+    batch = FrameSet.open(uri).load("train", columns=("frame_id", "clip_id", "joints_3d", "camera"))
     image = batch.columns["joints_3d"] @ batch.columns["camera"].transpose(1, 2)
     keypoints = (image[..., :2] / image[..., 2:]).flatten(1).numpy()
     poses = normalised_poses(keypoints)
@@ -99,8 +100,9 @@ def test_mined_pairs_stream_beside_the_frames(tmp_path):
         "keypoints",
         "pair_keypoints",
     )
+    plan = StreamPlan(split="train", batch_size=32, drop_last=False, columns=columns, pairs="similar")
     num_rows = 0
-    for batch in stream_batches(uri, split="train", batch_size=32, drop_last=False, columns=columns, pairs="similar"):
+    for batch in FrameSet.open(uri).stream(plan):
         assert batch.partners is not None
         for row, name in enumerate(batch.columns["frame_id"]):
             other, _, frame, keypoints = expected[name]
@@ -137,14 +139,14 @@ def test_pairs_of_another_state_are_refused(tmp_path):
     uri = str(tmp_path / "set")
     manifest = write_tiny_set(uri, splits={"train": 64})
     with pytest.raises(DataError, match=r"has no pairs 'similar'; run python -m jobs.mine --frame_set"):
-        read_pairs_info(uri, "similar", manifest, "train")
+        read_pairs_info(FrameSet(uri, manifest), "similar", "train")
     mine(MineSettings(frame_set=uri))
-    assert read_pairs_info(uri, "similar", manifest, "train").num_rows == 64
+    assert read_pairs_info(FrameSet(uri, manifest), "similar", "train").num_rows == 64
     with pytest.raises(DataError, match="holds pairs of train, not of split 'val'"):
-        read_pairs_info(uri, "similar", manifest, "val")
+        read_pairs_info(FrameSet(uri, manifest), "similar", "val")
     changed = manifest.model_copy(update={"digest": "0" * 32})
     with pytest.raises(DataError, match="was mined before the frame set changed"):
-        read_pairs_info(uri, "similar", changed, "train")
+        read_pairs_info(FrameSet(uri, changed), "similar", "train")
     # A shard that was swapped behind the manifest's back.
     other = str(tmp_path / "other")
     write_tiny_set(other, splits={"train": 64}, source="other")
@@ -153,4 +155,4 @@ def test_pairs_of_another_state_are_refused(tmp_path):
     with open(pairs_shard(other, "similar", path.replace("tiny", "other")), "rb") as file:
         write_bytes(pairs_shard(uri, "similar", path), file.read())
     with pytest.raises(Exception, match="its rows are not those of the frame set's shard"):
-        list(stream_batches(uri, split="train", batch_size=16, pairs="similar"))
+        list(FrameSet.open(uri).stream(StreamPlan(split="train", batch_size=16, pairs="similar")))

@@ -9,12 +9,12 @@ import pytest
 from pipeline import storage
 from pipeline.errors import MissingError, StorageError
 from pipeline.frames import plan
-from pipeline.frames.epoch_plan import plan_epoch
+from pipeline.frames.epoch_plan import StreamPlan, plan_epoch
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.ingest import ingest
-from pipeline.frames.manifest import read_manifest
-from pipeline.frames.mixing import FrameSet
 from pipeline.frames.plan import IngestSettings
-from pipeline.frames.read_items import ItemReader, Source, _open
+from pipeline.frames.read_items import ItemReader
+from pipeline.frames.shards import _kept_open
 from tests.faulty_s3 import FAULTS, FaultyS3
 from tests.frames.clips import write_clip
 from tests.frames.inline_ray import PLACES, run_inline
@@ -26,9 +26,9 @@ def proxy(s3_endpoint, s3, monkeypatch):
     monkeypatch.setattr(storage, "_backoff_s", lambda attempt: 0.01)
     with FaultyS3(s3_endpoint).running() as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.uri)
-        _open.cache_clear()
+        _kept_open.cache_clear()
         yield running
-    _open.cache_clear()
+    _kept_open.cache_clear()
 
 
 @pytest.fixture
@@ -48,11 +48,11 @@ def settings_for(uri: str) -> IngestSettings:
 
 def epoch_of(uri: str) -> dict[str, bytes]:
     """{frame id: pixels} of an epoch, read as the stream's tasks read it."""
-    manifest = read_manifest(uri)
-    frames = FrameSet(uri, manifest)
-    reader = ItemReader((Source(uri, manifest.group_size),), 48, ("frame_id",), 0, True, None, None)
+    frames = FrameSet.open(uri)
+    plan = StreamPlan(split="train", batch_size=8, columns=("frame_id",))
+    reader = ItemReader(48, plan)
     found: dict[str, bytes] = {}
-    for item in plan_epoch([frames], "train", 0, 1, 0, 0, True):
+    for item in plan_epoch([frames], [frames.rows_in("train")], plan, 0):
         block = reader.read(item)
         assert not any(block["problem"])
         found |= {name: pixels.tobytes() for name, pixels in zip(block["frame_id"], block["frames"], strict=True)}
@@ -72,7 +72,7 @@ def test_ingest_and_stream_through_faults_end_with_the_same_rows(clips, s3, prox
     proxy.reset_counts()
     proxy.seed, proxy.rate = seed, 0.1
     manifest = ingest(settings_for(clips), f"{s3}/faulty")
-    _open.cache_clear()
+    _kept_open.cache_clear()
     found = epoch_of(f"{s3}/faulty")
     print(dict(proxy.requests), dict(proxy.injected))
     assert manifest.shards == whole.shards
@@ -111,7 +111,7 @@ def test_an_epoch_lists_nothing_and_reads_long_stretches(clips, s3, proxy, monke
     for place in PLACES:
         monkeypatch.setattr(place, run_inline)
     manifest = ingest(settings_for(clips), f"{s3}/frames")
-    _open.cache_clear()
+    _kept_open.cache_clear()
     proxy.reset_counts()
     epoch_of(f"{s3}/frames")
     first = dict(proxy.requests)

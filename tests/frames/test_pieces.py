@@ -38,7 +38,7 @@ def ingested(source, out, monkeypatch, *, split, **changes):
     with monkeypatch.context() as patch:
         patch.setattr(plan, "MIN_FRAMES_PER_TASK", 1)
         if not split:
-            patch.setattr(plan, "cut", list)
+            patch.setattr(plan, "into_pieces", list)
         planned = plan.make_plan(settings, open_source(settings.source))
         assert len(planned.tasks) == (4 if split else 1)
         return ingest(settings, str(out)).model_copy(update={"created_at": ""})
@@ -46,13 +46,13 @@ def ingested(source, out, monkeypatch, *, split, **changes):
 
 def test_a_video_is_cut_into_ranges():
     unit = Unit("v", "uri", 33, length=2 * pieces.PIECE_FRAMES + 1)
-    first, second, last = pieces.cut([unit])
+    first, second, last = pieces.into_pieces([unit])
     assert [(p.first, p.end) for p in (first, second, last)] == [(0, 8192), (8192, 16384), (16384, None)]
     assert sum(p.num_frames for p in (first, second, last)) == 33
     for index in (-1, 0, 8191, 8192, 16383, 16384, 99999):
         assert sum(p.has(index) for p in (first, second, last)) == 1
     for short in (Unit("v", "uri", 33), Unit("v", "uri", 33, length=8192), Unit("v", "uri", 0, length=0)):
-        assert pieces.cut([short]) == [short]
+        assert pieces.into_pieces([short]) == [short]
 
 
 @pytest.mark.parametrize("quality", [{}, {"min_change": 3}])

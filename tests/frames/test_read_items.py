@@ -13,18 +13,17 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import DataError
-from pipeline.frames import read_items, windows
-from pipeline.frames.epoch_plan import Item, Piece, plan_epoch
-from pipeline.frames.mixing import FrameSet
-from pipeline.frames.read_items import ItemReader, Source, bad_frame
-from pipeline.frames.stream import stream_batches
+from pipeline.frames import shards, windows
+from pipeline.frames.epoch_plan import Item, RowRange, StreamPlan, plan_epoch
+from pipeline.frames.frame_set import FrameSet
+from pipeline.frames.read_items import ItemReader, bad_frame
 from tests.tiny_sets import write_tiny_set
 
 
 @pytest.fixture
 def in_process(monkeypatch):
     """Run work items here instead of in Ray Data's tasks."""
-    monkeypatch.setattr(windows, "read_items", lambda items, reader, *_: ((item, reader.read(item)) for item in items))
+    monkeypatch.setattr(windows, "read_items", lambda items, reader: ((item, reader.read(item)) for item in items))
 
 
 @pytest.fixture
@@ -44,8 +43,17 @@ def with_column(table, name, values):
     return table.set_column(table.column_names.index(name), field, pa.array(values, field.type))
 
 
-def read_all(uri, **options):
-    batches = list(stream_batches(uri, split="train", batch_size=50, **options))
+def first_item(uri, manifest, **options):
+    """The first work item of a set, and a plan's reader."""
+    plan = StreamPlan(split="train", batch_size=16, **options)
+    items = plan_epoch([FrameSet(uri, manifest)], [manifest.num_rows], plan, 0)
+    return items[0], ItemReader(manifest.image_size, plan)
+
+
+def read_all(uri, start=(0, 0), **options):
+    stream = FrameSet.open(uri).stream(StreamPlan(split="train", batch_size=50, **options))
+    stream.load_state_dict({"epoch": start[0], "step": start[1]})
+    batches = list(stream)
     return batches, [problem for batch in batches for problem in batch.problems]
 
 
@@ -65,7 +73,7 @@ def test_rows_with_missing_fields_are_named_and_replaced(frames):
         return table
 
     rewritten(uri, shard, change)
-    options = {"columns": ("frame_id", "joints_3d", "hand", "confidence"), "num_epochs": 2}
+    options = {"columns": ("frame_id", "joints_3d", "hand", "confidence"), "epochs": 2}
     batches, problems = read_all(uri, **options)
     assert Counter(bad.reason for bad in problems) == {
         "no JPEG": 2,
@@ -87,7 +95,7 @@ def test_rows_with_missing_fields_are_named_and_replaced(frames):
     assert all(bool(batch.columns["joints_3d"].isfinite().all()) for batch in batches)
     again, _ = read_all(uri, **options)
     assert [batch.columns["frame_id"] for batch in batches] == [batch.columns["frame_id"] for batch in again]
-    rest, _ = read_all(uri, **options, start_step=13)
+    rest, _ = read_all(uri, (0, 13), **options)
     assert [batch.columns["frame_id"] for batch in batches[13:]] == [batch.columns["frame_id"] for batch in rest]
 
 
@@ -192,12 +200,12 @@ def replaced(uri, shard):
 )
 def test_a_shard_that_is_open_already_is_damaged_for_all_alike(frames, damage, reason):
     uri, manifest = frames
-    item = plan_epoch([FrameSet(uri, manifest)], "train", 0, 1, 0, 0, shuffle=False)[0]
-    reader = ItemReader((Source(uri, 4),), 16, ("frame_id",))
+    item, _ = first_item(uri, manifest, shuffle=False)
+    _, reader = first_item(uri, manifest, columns=("frame_id",))
     assert not any(reader.read(item)["problem"])  # this process has all of the item's shards open now
-    damage(uri, next(shard for shard in manifest.shards if shard.path == item.pieces[0].path))
+    damage(uri, next(shard for shard in manifest.shards if shard.path == item.ranges[0].path))
     found = reader.read(item)
-    read_items._open.cache_clear()
+    shards._kept_open.cache_clear()
     fresh = reader.read(item)
     assert found["problem"].tolist() == fresh["problem"].tolist()
     assert found["frame_id"].tolist() == fresh["frame_id"].tolist()
@@ -209,8 +217,7 @@ def test_a_shard_that_is_open_already_is_damaged_for_all_alike(frames, damage, r
 def test_an_object_that_vanished_is_named_in_one_way(s3):
     uri = f"{s3}/frames"
     manifest = write_tiny_set(uri, splits={"train": 200}, image_size=16)
-    item = plan_epoch([FrameSet(uri, manifest)], "train", 0, 1, 0, 0)[0]
-    reader = ItemReader((Source(uri, 4),), 16)
+    item, reader = first_item(uri, manifest)
     assert not any(reader.read(item)["problem"])
     storage.delete(f"{uri}/{manifest.shards[1].path}")
     bad = [bad_frame(text) for text in reader.read(item)["problem"] if text]
@@ -232,8 +239,8 @@ def test_a_frame_set_without_a_shard_left_stops_the_run(frames):
 def test_all_of_a_worker_s_first_item_may_be_gone(tmp_path):
     uri = str(tmp_path)
     manifest = write_tiny_set(uri, splits={"train": 2048}, rows_per_shard=512, row_group_size=512, image_size=16)
-    item = plan_epoch([FrameSet(uri, manifest)], "train", 0, 1, 0, 0)[0]
-    vanished(uri, next(shard for shard in manifest.shards if shard.path == item.pieces[0].path))
+    item, _ = first_item(uri, manifest)
+    vanished(uri, next(shard for shard in manifest.shards if shard.path == item.ranges[0].path))
     batches, problems = read_all(uri, max_bad_fraction=0.25, columns=("frame_id",))
     assert len(batches) == 40
     assert len(problems) == 512
@@ -271,7 +278,7 @@ def test_an_object_store_that_keeps_failing_stops_the_run_with_a_list(frames, mo
     )
     monkeypatch.setattr(storage, "_s3", lambda endpoint: store)
     with pytest.raises(DataError, match="no usable frame among 512 rows, nor in other shards tried"):
-        list(stream_batches("s3://bucket/frames", split="train", batch_size=50, manifest=manifest))
+        list(FrameSet("s3://bucket/frames", manifest).stream(StreamPlan(split="train", batch_size=50)))
     assert len(requests) < 200  # each of six shards or so a few times; all of them would be thousands
     server.shutdown()
 
@@ -304,7 +311,7 @@ class Counting(io.RawIOBase):
 def test_only_the_columns_asked_for_are_read_in_few_reads(tmp_path, monkeypatch):
     uri = str(tmp_path)
     manifest = write_tiny_set(uri, splits={"train": 512}, rows_per_shard=512, row_group_size=128, image_size=96)
-    item = plan_epoch([FrameSet(uri, manifest)], "train", 0, 1, 0, 0, shuffle=False)[0]
+    item, _ = first_item(uri, manifest, shuffle=False)
     metadata = pq.ParquetFile(f"{uri}/{manifest.shards[0].path}").metadata
     sizes: Counter[str] = Counter()
     for group in range(4):
@@ -317,18 +324,17 @@ def test_only_the_columns_asked_for_are_read_in_few_reads(tmp_path, monkeypatch)
         def open_input_file(self, path):
             return pa.PythonFile(Counting(path, reads), mode="r")
 
-    monkeypatch.setattr(read_items, "resolve", lambda name: (Files(), name))
+    monkeypatch.setattr(shards, "resolve", lambda name: (Files(), name))
     needed = sizes["frame_id"] + sizes["clip_id"] + sizes["jpeg"]
     found = {}
     for columns in ((), ("joints_3d",)):
-        read_items._open.cache_clear()
-        shard = f"{uri}/{manifest.shards[0].path}"
-        read_items._open(shard, read_items._version(shard))  # the footer is read once
+        shards._kept_open.cache_clear()
+        shards.open_for_long(f"{uri}/{manifest.shards[0].path}")  # the footer is read once
         reads.clear()
-        ItemReader((Source(uri, 4),), 96, columns).read(item)
+        first_item(uri, manifest, columns=columns)[1].read(item)
         found[columns] = sum(size for _, size in reads)
         assert len(reads) <= 8  # of four row groups
-    read_items._open.cache_clear()
+    shards._kept_open.cache_clear()
     assert needed <= found[()] < 1.03 * needed  # small neighbours of a column come along
     assert found["joints_3d",] >= found[()] + sizes["joints_3d"]
     assert found["joints_3d",] < 1.03 * (needed + sizes["joints_3d"])
@@ -341,14 +347,14 @@ def test_ray_data_goes_on_without_a_shard_and_ends_without_any(frames, monkeypat
     batches, problems = read_all(uri, max_bad_fraction=0.05, columns=("frame_id",))
     assert len(problems) == 64
     with monkeypatch.context() as patch:
-        patch.setattr(windows, "read_items", lambda items, reader, *_: ((item, reader.read(item)) for item in items))
+        patch.setattr(windows, "read_items", lambda items, reader: ((item, reader.read(item)) for item in items))
         here, same = read_all(uri, max_bad_fraction=0.05, columns=("frame_id",))
     assert problems == same
     assert [batch.columns for batch in batches] == [batch.columns for batch in here]
 
-    good = plan_epoch([FrameSet(uri, manifest)], "train", 0, 1, 0, 0)[0]
-    gone = Item(0, 1, 0, (Piece("shards/gone.parquet", 0, 0, 16),))
-    read = windows.read_items(iter([good, gone]), ItemReader((Source(uri, 4),), 16), 1, 2**20)
+    good, reader = first_item(uri, manifest, num_readers=1, window_mb=1)
+    gone = Item(0, 1, 0, uri, 4, (RowRange("shards/gone.parquet", 0, 0, 16),))
+    read = windows.read_items(iter([good, gone]), reader)
     assert next(read)[0] == good
     with pytest.raises(DataError, match=r"no usable frame among 16 rows, nor in other shards tried .*has vanished"):
         next(read)

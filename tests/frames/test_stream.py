@@ -1,8 +1,10 @@
 """Most of these read work items in this process: the plan and the reader are what Ray Data runs."""
 
 import itertools
+import json
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,17 +15,11 @@ from hypothesis import strategies as st
 from pipeline.config import load
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames import windows
-from pipeline.frames.epoch_plan import plan_epoch, rows_after, worker_rows
+from pipeline.frames.epoch_plan import StreamPlan, plan_epoch, rows_after, steps_per_epoch, worker_rows
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.manifest import Manifest, read_manifest
-from pipeline.frames.mixing import FrameSet, FrameSetShare, open_frame_sets, quotas
-from pipeline.frames.read_items import ItemReader, Source
-from pipeline.frames.stream import (
-    decode_frames,
-    load_frames,
-    num_batches,
-    steps_per_epoch,
-    stream_batches,
-)
+from pipeline.frames.mixing import FrameSetShare, Mixture
+from pipeline.frames.read_items import ItemReader, decode_frames
 from pipeline.training.pretrain_run import PretrainSettings
 from tests.tiny_sets import write_tiny_set
 
@@ -42,13 +38,18 @@ def in_process(monkeypatch):
     monkeypatch.setattr(windows, "read_items", _read_here)
 
 
-def _read_here(items, reader, num_readers, window_bytes):
+def _read_here(items, reader):
     return ((item, reader.read(item)) for item in items)
 
 
-def census(uri, **options):
-    options = {"split": "train", "batch_size": 16, "columns": ("frame_id",), **options}
-    return [(b.epoch, b.step, b.columns["frame_id"]) for b in stream_batches(uri, **options)]
+def census(frames, start=(0, 0), num_epochs=1, **options):
+    """(epoch, step, names) of each batch of num_epochs epochs, from the place `start` on. frames: a URI or a mixture."""
+    plan = StreamPlan(
+        **{"split": "train", "batch_size": 16, "columns": ("frame_id",), "epochs": start[0] + num_epochs, **options}
+    )
+    stream = (FrameSet.open(frames) if isinstance(frames, str) else frames).stream(plan)
+    stream.load_state_dict({"epoch": start[0], "step": start[1]})
+    return [(b.epoch, b.step, b.columns["frame_id"]) for b in stream]
 
 
 @pytest.mark.usefixtures("in_process")
@@ -58,9 +59,7 @@ def test_every_frame_exactly_once_an_epoch(tiny, world_size):
         names = [
             name
             for rank in range(world_size)
-            for _, _, ids in census(
-                tiny, rank=rank, world_size=world_size, drop_last=False, start_epoch=epoch, num_epochs=1
-            )
+            for _, _, ids in census(tiny, start=(epoch, 0), rank=rank, world_size=world_size, drop_last=False)
             for name in ids
         ]
         assert len(names) == 301
@@ -69,9 +68,8 @@ def test_every_frame_exactly_once_an_epoch(tiny, world_size):
 
 @pytest.mark.usefixtures("in_process")
 def test_all_workers_make_the_same_number_of_full_batches(tiny):
-    manifest = read_manifest(tiny)
     for world_size in (1, 2, 3, 5):
-        expected = num_batches(manifest, "train", 16, world_size, drop_last=True)
+        expected = steps_per_epoch([301], 16, world_size, drop_last=True)
         for rank in range(world_size):
             batches = census(tiny, rank=rank, world_size=world_size, num_epochs=2)
             assert [len(ids) for *_, ids in batches] == [16] * 2 * expected
@@ -84,19 +82,40 @@ def test_order_depends_on_seed_and_epoch_only(tiny):
     assert first == census(tiny, seed=1, num_epochs=2)
     assert first != census(tiny, seed=2, num_epochs=2)
     assert first[0][2] != first[len(first) // 2][2]
-    assert census(tiny, seed=1, start_epoch=1) == first[len(first) // 2 :]
+    assert census(tiny, (1, 0), seed=1) == first[len(first) // 2 :]
 
 
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("start_step", [1, 7, 17])
 def test_an_epoch_goes_on_in_the_middle(tiny, start_step):
     whole = census(tiny, num_epochs=2, batch_size=16)
-    assert census(tiny, num_epochs=2, batch_size=16, start_step=start_step) == whole[start_step:]
+    assert census(tiny, (0, start_step), 2, batch_size=16) == whole[start_step:]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_place_in_the_data_is_saved_and_restored(tiny):
+    """After every batch, also an epoch's last one; as plain values."""
+    plan = StreamPlan(split="train", batch_size=100, epochs=2, columns=("frame_id",))
+    stream = FrameSet.open(tiny).stream(plan)
+    assert stream.state_dict() == {"epoch": 0, "step": 0}
+    whole, states = [], []
+    for batch in stream:
+        whole.append(batch.columns["frame_id"])
+        states.append(json.loads(json.dumps(stream.state_dict())))
+    assert states == [{"epoch": epoch, "step": step + 1} for epoch in range(2) for step in range(3)]
+    for number, state in enumerate(states, 1):
+        other = FrameSet.open(tiny).stream(plan)
+        other.load_state_dict(state)
+        assert [batch.columns["frame_id"] for batch in other] == whole[number:]
+    chosen = FrameSet.open(tiny).stream(replace(plan, clips=frozenset({"tiny/train-00000"})))
+    chosen.load_state_dict({"epoch": 1, "step": 0})
+    with pytest.raises(ValueError, match="from the start of an epoch"):
+        chosen.load_state_dict({"epoch": 1, "step": 1})
 
 
 def test_no_epochs_read_nothing(tiny, monkeypatch):
     monkeypatch.setattr(windows, "read_items", lambda *_: pytest.fail("something was read"))
-    assert census(tiny, num_epochs=0, start_epoch=3) == []
+    assert census(tiny, (3, 0), 0) == []
 
 
 @pytest.mark.usefixtures("in_process")
@@ -105,13 +124,13 @@ def test_no_epochs_read_nothing(tiny, monkeypatch):
 def test_an_epoch_goes_on_wherever_it_was_left(tmp_path, rows, drop_last):
     """Also at its very end, and for workers with fewer batches than others, or none."""
     uri = str(tmp_path)
-    manifest = write_tiny_set(uri, splits={"train": rows}, image_size=16, labelled=False)
-    options = {"num_epochs": 2, "start_epoch": 1, "batch_size": 4, "drop_last": drop_last}
+    write_tiny_set(uri, splits={"train": rows}, image_size=16, labelled=False)
+    options = {"num_epochs": 2, "batch_size": 4, "drop_last": drop_last}
     for world_size in (1, 2, 3, 5):
-        steps = num_batches(manifest, "train", 4, world_size, drop_last)
+        steps = steps_per_epoch([rows], 4, world_size, drop_last)
         for rank, start_step in itertools.product(range(world_size), range(steps + 1)):
-            whole = census(uri, **options, rank=rank, world_size=world_size)
-            rest = census(uri, **options, rank=rank, world_size=world_size, start_step=start_step)
+            whole = census(uri, (1, 0), **options, rank=rank, world_size=world_size)
+            rest = census(uri, (1, start_step), **options, rank=rank, world_size=world_size)
             assert rest == [batch for batch in whole if batch[:2] >= (1, start_step)]
 
 
@@ -124,11 +143,15 @@ def test_an_epoch_goes_on_wherever_it_was_left(tmp_path, rows, drop_last):
 )
 def test_plans_of_all_workers_are_a_partition(groups, world_size, seed, epoch):
     sets = [FrameSet("", _manifest(groups))]
-    plans = [plan_epoch(sets, "train", rank, world_size, seed, epoch) for rank in range(world_size)]
-    pieces = [piece for plan in plans for item in plan for piece in item.pieces]
-    rows = [(path, group, row) for path, group, start, stop in pieces for row in range(start, stop)]
+    plans = [
+        StreamPlan(split="train", batch_size=8, rank=rank, world_size=world_size, seed=seed)
+        for rank in range(world_size)
+    ]
+    items = [plan_epoch(sets, [sum(groups)], plan, epoch) for plan in plans]
+    ranges = [each for of_worker in items for item in of_worker for each in item.ranges]
+    rows = [(path, group, row) for path, group, start, stop in ranges for row in range(start, stop)]
     assert len(rows) == len(set(rows)) == sum(groups)
-    counts = [sum(item.num_rows for item in plan) for plan in plans]
+    counts = [sum(item.num_rows for item in of_worker) for of_worker in items]
     assert max(counts) - min(counts) <= 1
 
 
@@ -161,17 +184,16 @@ def _manifest(groups: list[int]) -> Manifest:
 
 
 def test_frame_groups_stay_together(tiny):
-    manifest = read_manifest(tiny)
-    reader = ItemReader((Source(tiny, manifest.group_size),), manifest.image_size, ("clip_id",))
-    item = plan_epoch([FrameSet(tiny, manifest)], "train", 0, 1, 0, 0)[0]
-    clips = reader.read(item)["clip_id"].tolist()
+    plan = StreamPlan(split="train", batch_size=16, columns=("clip_id",))
+    item = plan_epoch([FrameSet.open(tiny)], [301], plan, 0)[0]
+    clips = ItemReader(32, plan).read(item)["clip_id"].tolist()
     changes = sum(a != b for a, b in itertools.pairwise(clips))
     assert changes == len(set(clips)) - 1
     assert clips != sorted(clips)
 
 
 def test_columns_and_frames_come_as_tensors(tiny):
-    batch = load_frames(tiny, split="val", columns=("joints_3d", "camera", "frame_id"))
+    batch = FrameSet.open(tiny).load("val", columns=("joints_3d", "camera", "frame_id"))
     assert batch.frames.shape == (20, 3, 32, 32)
     assert batch.frames.dtype == torch.uint8
     assert batch.frames.is_contiguous(memory_format=torch.channels_last)
@@ -203,7 +225,8 @@ def test_decoding_agrees_with_pillow(tiny):
 @pytest.mark.usefixtures("in_process")
 def test_broken_frames_are_named_and_replaced(tmp_path):
     write_tiny_set(str(tmp_path), splits={"train": 200}, broken=frozenset({3, 90}))
-    batches = list(stream_batches(str(tmp_path), split="train", batch_size=20, max_bad_fraction=0.05))
+    plan = StreamPlan(split="train", batch_size=20, max_bad_fraction=0.05)
+    batches = list(FrameSet.open(str(tmp_path)).stream(plan))
     assert sum(batch.num_frames for batch in batches) == 200
     problems = [problem for batch in batches for problem in batch.problems]
     assert sorted((bad.frame, bad.shard[-30:]) for bad in problems) == [
@@ -214,11 +237,12 @@ def test_broken_frames_are_named_and_replaced(tmp_path):
 
     many = tmp_path / "many"
     write_tiny_set(str(many), splits={"train": 200}, broken=frozenset(range(0, 200, 4)))
+    frames = FrameSet.open(str(many))
     with pytest.raises(DataError, match=r"unusable already, above max_bad_fraction=0.05: tiny/train"):
-        list(stream_batches(str(many), split="train", batch_size=20, max_bad_fraction=0.05))
+        list(frames.stream(plan))
     with pytest.raises(DataError, match="50 frames are unusable"):
-        load_frames(str(many), split="train", max_bad_fraction=0.2)
-    loaded = load_frames(str(many), split="train", limit=120, columns=("frame_id",), max_bad_fraction=0.25)
+        frames.load("train", max_bad_fraction=0.2)
+    loaded = frames.load("train", limit=120, columns=("frame_id",), max_bad_fraction=0.25)
     assert loaded.num_frames == 120
     assert not {bad.frame for bad in loaded.problems} & set(loaded.columns["frame_id"])
     assert len(loaded.problems) == 50
@@ -226,7 +250,7 @@ def test_broken_frames_are_named_and_replaced(tmp_path):
 
 def test_an_empty_split_is_named(tiny):
     with pytest.raises(DataError, match="split 'test' has no frames; the set has 301 train, 20 val"):
-        list(stream_batches(tiny, split="test", batch_size=20))
+        FrameSet.open(tiny).stream(StreamPlan(split="test", batch_size=20))
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -240,7 +264,7 @@ def test_ray_data_gives_what_the_plan_says_from_s3(s3, monkeypatch):
 
 
 def mixed(*shares):
-    return open_frame_sets([FrameSetShare(uri=uri, weight=weight) for uri, weight in shares], "train")
+    return Mixture.open([FrameSetShare(uri=uri, weight=weight) for uri, weight in shares], "train")
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +289,7 @@ def test_weights_are_met_and_nothing_is_left_out(three_sets, world_size):
             options = {
                 "rank": rank,
                 "world_size": world_size,
-                "start_epoch": epoch,
+                "start": (epoch, 0),
                 "drop_last": False,
                 "batch_size": 40,
             }
@@ -297,10 +321,10 @@ def test_without_weights_every_row_of_every_set_comes_once(three_sets):
 def test_a_mixed_epoch_goes_on_in_the_middle(three_sets, world_size, start_step):
     sets = mixed(*zip(three_sets, (5, 1, 2), strict=True))
     for rank in range(world_size):
-        options = {"rank": rank, "world_size": world_size, "num_epochs": 2, "start_epoch": 1, "seed": 3}
-        whole = census(sets, **options)
-        assert len(whole) == 2 * steps_per_epoch(sets, "train", 16, world_size, drop_last=True)
-        assert census(sets, **options, start_step=start_step) == whole[start_step:]
+        options = {"rank": rank, "world_size": world_size, "num_epochs": 2, "seed": 3}
+        whole = census(sets, (1, 0), **options)
+        assert len(whole) == 2 * steps_per_epoch(sets.quotas("train"), 16, world_size, drop_last=True)
+        assert census(sets, (1, start_step), **options) == whole[start_step:]
 
 
 @settings(max_examples=60, deadline=None)
@@ -311,13 +335,14 @@ def test_a_mixed_epoch_goes_on_in_the_middle(three_sets, world_size, start_step)
     world_size=st.integers(1, 5),
 )
 def test_all_workers_make_as_many_steps_whatever_is_mixed(rows, weights, batch_size, world_size):
-    sets = [FrameSet(str(n), _manifest([n]), weight) for n, weight in zip(rows, weights, strict=False)]
-    assert sum(quotas(sets, "train")) == sum(rows)
-    steps = steps_per_epoch(sets, "train", batch_size, world_size, drop_last=True)
+    sets = tuple(FrameSet(f"{place}", _manifest([n])) for place, n in enumerate(rows))
+    quotas = Mixture(sets, tuple(weights[: len(rows)])).quotas("train")
+    assert sum(quotas) == sum(rows)
+    steps = steps_per_epoch(quotas, batch_size, world_size, drop_last=True)
     for rank in range(world_size):
-        own = worker_rows(sets, "train", rank, world_size)
-        taken = rows_after(tuple(own), batch_size)
-        assert taken[-1].tolist() == own
+        own = worker_rows(quotas, rank, world_size)
+        taken = rows_after(own, batch_size)
+        assert tuple(taken[-1]) == own
         assert (np.diff(taken, axis=0) >= 0).all()
         assert len(taken) - 1 >= steps
         expected = np.outer(taken.sum(1), own) / max(1, sum(own))
@@ -341,9 +366,8 @@ def test_sets_that_do_not_fit_are_refused_in_one_line(three_sets, tiny):
 def test_two_windows_are_read_at_a_time_in_order_and_with_the_readers_asked_for(tmp_path, monkeypatch, num_readers):
     uri = str(tmp_path / "set")
     write_tiny_set(uri, splits={"train": 700})
-    sets = open_frame_sets(uri, "train")
-    items = [item for epoch in range(8) for item in plan_epoch(sets, "train", 0, 1, 0, epoch)]
-    reader = ItemReader((Source(uri, 4),), sets[0].manifest.image_size)
+    plan = StreamPlan(split="train", batch_size=16, num_readers=num_readers, window_mb=1)
+    items = [item for epoch in range(8) for item in plan_epoch([FrameSet.open(uri)], [700], plan, epoch)]
     running: list[int | None] = []
     most: list[int] = []
 
@@ -357,7 +381,7 @@ def test_two_windows_are_read_at_a_time_in_order_and_with_the_readers_asked_for(
 
     monkeypatch.setattr(windows, "_read_window", read)
     monkeypatch.setattr(windows, "_unpacked", lambda references, _: ({"item": item} for item in references[0]))
-    found = list(windows.read_items(iter(items), reader, num_readers, 2**20))
+    found = list(windows.read_items(iter(items), ItemReader(32, plan)))
     assert [item for item, _ in found] == items
     assert [block["item"] for _, block in found[1:]] == items[1:]
     assert max(most) == (1 if num_readers == 1 else 2)

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.errors import RefusedError
 from pipeline.frames.buckets import PartWriter, write_shard
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.manifest import Manifest, Shard, read_manifest, total_digest, write_manifest
 from pipeline.frames.schema import SCHEMA, digest, digest_to_hex
 from pipeline.frames.verify import Verification, verify
@@ -36,7 +37,7 @@ def frames(sound, tmp_path) -> Path:
 
 
 def check(folder: Path, **options) -> Verification:
-    return verify(str(folder), read_manifest(str(folder)), **options)
+    return verify(FrameSet.open(str(folder)), **options)
 
 
 def rewrite(folder: Path, path: str, table: pa.Table, row_group_size: int = 16) -> Shard:
@@ -330,7 +331,7 @@ def test_in_object_storage(frames, s3):
     data = (frames / SECOND).read_bytes()
     (frames / SECOND).write_bytes(data[:-1])
     copy_from_local(frames, join(s3, "frames"))
-    found = verify(join(s3, "frames"), read_manifest(join(s3, "frames")))
+    found = verify(FrameSet.open(join(s3, "frames")))
     assert list(found.damaged) == [SECOND]
     assert found.problems == []
     assert found.warnings == [f"{s3}/frames/shards/stray.parquet: not in the manifest, so not part of the set"]

@@ -16,8 +16,8 @@ from pipeline.errors import DataError, EquihandError, SettingsError
 from pipeline.evaluation.image_metrics import image_metrics
 from pipeline.evaluation.metrics import pose_metrics
 from pipeline.evaluation.yardsticks import Constant, random_poses
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import load_labelled, read_joints_2d, read_poses
-from pipeline.frames.manifest import read_manifest
 from pipeline.geometry import project, transform_camera, transform_points
 from pipeline.models.checkpoints import save_checkpoint
 from pipeline.models.encoder import EncoderSettings, build_encoder
@@ -67,7 +67,7 @@ def frame_set(tmp_path_factory) -> str:
 
 @pytest.fixture
 def data(frame_set):
-    return load_labelled(frame_set, "test", read_manifest(frame_set))
+    return load_labelled(FrameSet.open(frame_set), "test")
 
 
 def random_checkpoint(folder, seed: int, constant: Constant | None = None) -> str:
@@ -163,9 +163,8 @@ def test_models_worse_than_one_fixed_hand_are_called_so(tmp_path):
     """In the terminal, in the JSON and in the report: two untrained models, one of them a little better."""
     frame_set, output = str(tmp_path / "set"), str(tmp_path / "out")
     write_tiny_set(frame_set, splits={"train": 40, "test": 48}, image_size=48, wobble=0.01)
-    manifest = read_manifest(frame_set)
-    train = torch.from_numpy(read_poses(frame_set, "train", manifest))
-    target = torch.from_numpy(load_labelled(frame_set, "test", manifest).joints_3d)
+    train = torch.from_numpy(read_poses(FrameSet.open(frame_set), "train"))
+    target = torch.from_numpy(load_labelled(FrameSet.open(frame_set), "test").joints_3d)
     constant = Constant.of(train)
     models = {name: random_checkpoint(tmp_path / name, seed, constant) for seed, name in enumerate(("ours", "scratch"))}
     settings = load(
@@ -228,10 +227,9 @@ def test_models_of_other_labels_have_their_own_constants(tmp_path):
     """One model brings its constant, an older one takes that of the set's training split."""
     frame_set = str(tmp_path / "set")
     write_tiny_set(frame_set, splits={"train": 40, "test": 24}, image_size=48, wobble=0.01)
-    manifest = read_manifest(frame_set)
-    target = torch.from_numpy(load_labelled(frame_set, "test", manifest).joints_3d)
+    target = torch.from_numpy(load_labelled(FrameSet.open(frame_set), "test").joints_3d)
     own = Constant.of(torch.randn(10, 21, 3, generator=torch.Generator().manual_seed(0)) * 0.05)
-    of_set = Constant.of(torch.from_numpy(read_poses(frame_set, "train", manifest)))
+    of_set = Constant.of(torch.from_numpy(read_poses(FrameSet.open(frame_set), "train")))
     models = {"new": random_checkpoint(tmp_path / "a", 0, own), "old": random_checkpoint(tmp_path / "b", 1)}
     for protocol in ("freihand", "peclr"):
         outcome = evaluate(evaluation_settings(models, frame_set, protocol=protocol))
@@ -267,8 +265,7 @@ def test_probes_are_those_of_a_naive_computation(tmp_path):
     )
     outcome = evaluate(settings)
 
-    manifest = read_manifest(frame_set)
-    train, test = (load_labelled(frame_set, split, manifest).batch(slice(None)) for split in ("train", "test"))
+    train, test = (load_labelled(FrameSet.open(frame_set), split).batch(slice(None)) for split in ("train", "test"))
     model, pretrained = load_pose_model(pose).model.eval(), pretrained.eval()
     angles = np.radians(np.linspace(-45, 45, 12))
 
@@ -384,7 +381,7 @@ def test_sets_without_depth_are_measured_in_the_image(tmp_path):
     outcome = run(load(EvaluateSettings, arguments))
     in_3d = evaluate(evaluation_settings(models, whole, num_cases=1))
 
-    train, test = (torch.from_numpy(read_joints_2d(uri, split, read_manifest(uri))) for split in ("train", "test"))
+    train, test = (torch.from_numpy(read_joints_2d(FrameSet.open(uri), split)) for split in ("train", "test"))
     constant = image_metrics(48 * train.mean(0).expand(test.shape), 48 * test, torch.ones(24))["epe_2d"]
     assert outcome["yardsticks"]["constant pose"]["metrics"]["epe_2d"] == pytest.approx(constant, rel=1e-5)
     for name in models:
@@ -421,7 +418,7 @@ def test_mixed_sets_are_measured_both_ways(tmp_path):
     uri, whole = str(tmp_path / "set"), str(tmp_path / "whole")
     for each, in_2d in ((uri, lambda number: number % 3 == 0), (whole, lambda number: False)):
         write_tiny_set(each, splits={"test": 24}, image_size=48, wobble=0.01, in_2d=in_2d)
-    data, complete = (load_labelled(each, "test", read_manifest(each)) for each in (uri, whole))
+    data, complete = (load_labelled(FrameSet.open(each), "test") for each in (uri, whole))
     assert data.has_3d.sum() == 16
     joints = torch.from_numpy(complete.joints_3d)
     evaluation = evaluate_model("off", LoadedPoseModel(Oracle(joints, error_m=0.021), 32, {}), data)

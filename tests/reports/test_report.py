@@ -12,11 +12,12 @@ import pytest
 
 from pipeline.drawing import figures
 from pipeline.drawing.svg import linear_axis, log_axis, number
+from pipeline.frames.frame_set import FrameSet
 from pipeline.reports.report import build_report, duration
 from pipeline.reports.report_data import (
     Curve,
     Environment,
-    FrameSet,
+    FrameSetSection,
     ModelResult,
     Overlays,
     Picture,
@@ -26,7 +27,7 @@ from pipeline.reports.report_data import (
     Search,
     Stage,
     Trial,
-    Views,
+    ViewsSection,
 )
 from pipeline.reports.verdict import Comparison, Verdict, compare
 
@@ -155,7 +156,7 @@ def full_report() -> ReportData:
         environment=Environment(num_cpus=2, memory_gb=15.5, platform="Linux", versions={"torch": "2.11"}),
         stages=[Stage(name="ingest", seconds=61), Stage(name="pretrain", seconds=200.0, skipped=True)],
         frame_sets=[
-            FrameSet(
+            FrameSetSection(
                 name="Video",
                 uri="s3://bucket/frames",
                 digest="ab" * 16,
@@ -169,7 +170,7 @@ def full_report() -> ReportData:
                 contact_sheet=picture(EVIL),
             )
         ],
-        views=Views(grid=picture("views"), settings={"rotation_deg": 90.0}),
+        views=ViewsSection(grid=picture("views"), settings={"rotation_deg": 90.0}),
         pretraining=Pretraining(
             run_id="demo-pretrain",
             history={
@@ -297,8 +298,8 @@ def test_every_section_is_optional(section: str | None) -> None:
 
 def test_sparse_sections_are_shown_too() -> None:
     data = ReportData(
-        frame_sets=[FrameSet(name="Video", num_rows=0)],
-        views=Views(),
+        frame_sets=[FrameSetSection(name="Video", num_rows=0)],
+        views=ViewsSection(),
         pretraining=Pretraining(history={"loss": [(0, math.nan)], "empty": []}),
         search=Search(metric="loss", trials=[Trial(name="a", config={}), Trial(name="b", config={}, value=1.0)]),
         results=Results(models=[ModelResult(name="m", metrics={"epe_mm": None, "own_metric": 3.0})]),
@@ -393,7 +394,7 @@ def test_frame_set_section_comes_from_the_manifest() -> None:
         digest="0" * 32,
         shards=[],
     )
-    section = FrameSet.from_manifest("Video", "s3://b/f", manifest)
+    section = FrameSetSection.of(FrameSet("s3://b/f", manifest), "Video")
     assert (section.num_rows, section.num_clips, section.image_size) == (12, 3, 160)
     assert section.rejects == {"a": {"no_hand": 1}}
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import merged
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import load_labelled, select_labels
-from pipeline.frames.manifest import read_manifest
 from pipeline.study.cells import Place, finetune_cell, pretrain_cell
 from pipeline.training.finetune import FinetuneSettings
 from pipeline.training.pretrain import PretrainRecipe
@@ -119,13 +119,12 @@ def test_finetuning_in_pieces_equals_finetuning_at_once(frame_set, tmp_path):
 def test_what_a_finetuning_measures(frame_set, tmp_path):
     settings = finetuning(frame_set, frames=64)
     result = finetune_cell(place(tmp_path), settings, 1, "test", 20, lambda _: None)
-    manifest = read_manifest(frame_set)
-    test = load_labelled(frame_set, "test", manifest)
+    test = load_labelled(FrameSet.open(frame_set), "test")
     assert result["clips"] == sorted({name.rsplit("/", 1)[0] for name in test.frame_ids})
     assert result["clip_frames"] == [4] * 6
     assert result["labelled_frames"] == 32
     true = torch.from_numpy(test.joints_3d)
-    constant = select_labels(frame_set, "train", settings.labels, manifest).constant
+    constant = select_labels(FrameSet.open(frame_set), "train", settings.labels).constant
     assert constant is not None
     expected = constant.errors_mm(true)
     assert sum(result["constant"]["pa_epe"]) / 24 == pytest.approx(expected["constant_pa_epe_mm"], rel=1e-4)

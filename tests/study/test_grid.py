@@ -6,8 +6,7 @@ import pytest
 
 from pipeline.config import load
 from pipeline.errors import SettingsError
-from pipeline.frames.manifest import read_manifest
-from pipeline.frames.mixing import FrameSet
+from pipeline.frames.mixing import Mixture
 from pipeline.study.grid import (
     Arm,
     arm_recipe,
@@ -121,7 +120,7 @@ def test_keys_depend_on_the_frames_and_not_on_their_place(tmp_path):
     write_tiny_set(str(tmp_path / "a"), splits={"train": 8})
     write_tiny_set(str(tmp_path / "b"), splits={"train": 8})
     write_tiny_set(str(tmp_path / "c"), splits={"train": 8}, seed=1)
-    a, b, c = (identity([FrameSet(str(tmp_path / name), read_manifest(str(tmp_path / name)))]) for name in "abc")
+    a, b, c = (identity(Mixture.open(str(tmp_path / name), "train")) for name in "abc")
     assert a == b != c
     assert not set(keys(settings(), unlabelled=c)) & {key for key in keys(settings()) if "peclr" in key}
 
@@ -129,12 +128,12 @@ def test_keys_depend_on_the_frames_and_not_on_their_place(tmp_path):
 def test_budgets_in_frames_become_epochs(tmp_path):
     uri = str(tmp_path / "set")
     write_tiny_set(uri, splits={"train": 200})
-    sets = [FrameSet(uri, read_manifest(uri))]
+    mixture = Mixture.open(uri, "train")
     recipe = arm_recipe(settings(pretrain={"batch_size": 32}), Arm("peclr", 1.0, 1000, "resnet18", 3))
     assert recipe.seed == 3
-    assert for_frames(recipe, 960, sets).epochs == 5  # 6 full batches of 32 an epoch
+    assert for_frames(recipe, 960, mixture).epochs == 5  # 6 full batches of 32 an epoch
     with pytest.raises(SettingsError, match=r"'grids.frames' = 300: 2 epochs of .* are 384 frames, .* multiple of 192"):
-        for_frames(recipe, 300, sets)
+        for_frames(recipe, 300, mixture)
 
     base = FinetuneSettings(frame_set="set", frames=36_000, batch_size=64)
     for num_labels in (10, 100, 1000, 9000):

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import DataError, SettingsError, TrainingError
 from pipeline.evaluation.yardsticks import Constant
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import load_labelled, read_joints_2d
 from pipeline.frames.manifest import read_manifest
 from pipeline.models.encoder import EncoderSettings, build_encoder
@@ -64,16 +65,16 @@ class Recorder:
 
 
 def train(settings: FinetuneSettings, folder: Path, resume: Path | None = None):
-    manifest, selection = check_settings(settings)
+    frames, selection = check_settings(settings)
     recorder = Recorder(folder)
     outcome = finetune(
         settings,
-        load_labelled(settings.frame_set, settings.split, manifest, clips=selection.clips),
-        load_validation(settings, manifest),
+        load_labelled(frames, settings.split, clips=selection.clips),
+        load_validation(settings, frames),
         mean_bone_length=selection.mean_bone_length,
         constant=selection.constant,
         constant_2d=selection.constant_2d,
-        frame_set_digest=manifest.digest,
+        frame_set_digest=frames.manifest.digest,
         worker=Worker(report=recorder, resume=resume),
     )
     return outcome, recorder
@@ -99,13 +100,13 @@ def test_the_constant_of_the_chosen_labels_stands_beside_every_validation(tmp_pa
     """In the metrics, and in the checkpoint, so that it is there wherever the model is evaluated."""
     write_tiny_set(str(tmp_path / "set"), splits={"train": 64, "val": 12}, image_size=48, wobble=0.01)
     settings = tiny_settings(str(tmp_path / "set"), labels={"num": 20})
-    manifest, selection = check_settings(settings)
+    frames, selection = check_settings(settings)
     _, recorder = train(settings, tmp_path)
-    chosen = load_labelled(settings.frame_set, "train", manifest, clips=selection.clips)
+    chosen = load_labelled(frames, "train", clips=selection.clips)
     assert len(chosen) == 20
     expected = Constant.of(torch.from_numpy(chosen.joints_3d))
     assert load_pose_model(str(recorder.checkpoints[-1])).constant == selection.constant == expected
-    errors = expected.errors_mm(torch.from_numpy(load_validation(settings, manifest).joints_3d))
+    errors = expected.errors_mm(torch.from_numpy(load_validation(settings, frames).joints_3d))
     for metrics in recorder.metrics:
         assert metrics["val_constant_pa_epe_mm"] == pytest.approx(errors["constant_pa_epe_mm"], rel=1e-5)
         assert metrics["val_constant_mpjpe_mm"] == pytest.approx(errors["constant_mpjpe_mm"], rel=1e-5)
@@ -224,15 +225,15 @@ def test_validation_every_few_epochs_and_at_the_end(frame_set, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(frame_set, tmp_path):
     settings = tiny_settings(frame_set)
-    manifest, selection = check_settings(settings)
-    data = load_labelled(frame_set, "train", manifest)
+    frames, selection = check_settings(settings)
+    data = load_labelled(frames, "train")
     data.joints_3d[:] = math.nan
     recorder = Recorder(tmp_path)
     with pytest.raises(TrainingError, match=r"loss is nan at step 1 on worker 0; the last good checkpoint is kept"):
         finetune(
             settings,
             data,
-            load_validation(settings, manifest),
+            load_validation(settings, frames),
             mean_bone_length=selection.mean_bone_length,
             constant=selection.constant,
             worker=Worker(report=recorder),
@@ -252,9 +253,9 @@ def test_few_labels_make_one_small_batch(frame_set, tmp_path):
 
 def test_workers_share_the_frames(frame_set):
     settings = tiny_settings(frame_set)
-    manifest, selection = check_settings(settings)
-    assert in_memory(settings, manifest, selection)
-    parts = [worker_data(settings, manifest, selection, rank, 2) for rank in range(2)]
+    frames, selection = check_settings(settings)
+    assert in_memory(settings, frames, selection)
+    parts = [worker_data(settings, frames, selection, rank, 2) for rank in range(2)]
     assert [part.steps_per_epoch for part in parts] == [2, 2]
     assert [len(part.validation) for part in parts] == [6, 6]
     joints = torch.cat([batch.joints_3d for part in parts for batch in part.batches(0)])
@@ -353,9 +354,9 @@ def test_labels_in_3d_and_in_the_image_give_the_same_error_there(tmp_path):
     found = {}
     for name, in_2d in names.items():
         uri = str(tmp_path / name)
-        manifest = write_tiny_set(uri, splits={"val": 12}, image_size=48, in_2d=in_2d)
-        data = load_labelled(uri, "val", manifest)
-        found[name] = validate(model, data, 32, None, read_joints_2d(uri, "val", manifest).mean(0))
+        write_tiny_set(uri, splits={"val": 12}, image_size=48, in_2d=in_2d)
+        data = load_labelled(FrameSet.open(uri), "val")
+        found[name] = validate(model, data, 32, None, read_joints_2d(FrameSet.open(uri), "val").mean(0))
     for name in ("val_epe_2d", "val_epe_2d_crop_px", "val_pck_2d_10", "val_constant_epe_2d"):
         assert [found[each][name] for each in "bc"] == pytest.approx([found["a"][name]] * 2, rel=1e-4)
     assert "val_epe_mm" in found["a"]
@@ -366,10 +367,9 @@ def test_labels_in_3d_and_in_the_image_give_the_same_error_there(tmp_path):
 def _validate_share(rank: int, uri: str, port: int, folder: str) -> None:
     torch.manual_seed(0)
     model = PoseModel(build_encoder(EncoderSettings(width=8)))
-    manifest = read_manifest(uri)
-    data = load_labelled(uri, "val", manifest)
+    data = load_labelled(FrameSet.open(uri), "val")
     constant = Constant.of(torch.from_numpy(data.joints_3d[data.has_3d]))
-    mean = read_joints_2d(uri, "val", manifest).mean(0)
+    mean = read_joints_2d(FrameSet.open(uri), "val").mean(0)
     if rank < 0:
         Path(folder, "whole.json").write_text(json.dumps(validate(model, data, 32, constant, mean)))
         return

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.errors import DataError, SettingsError, TrainingError
-from pipeline.frames.stream import Batch
+from pipeline.frames.batches import Batch
 from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.kept import Kept, OutOfTime
@@ -119,7 +119,7 @@ class Training:
         self.said: list[str] = []
         self.steps: list[int] = []
         self.checkpoints: list[dict] = []
-        sets = check_recipe(settings, 1)
+        mixture = check_recipe(settings, 1)
         resume = self.kept.resume(folder / "copies", self.said.append)
         with contextlib.suppress(OutOfTime):
             worker = Worker(
@@ -128,7 +128,7 @@ class Training:
                 report=self.report,
                 notice=lambda frames, _: self.steps.append(frames // settings.batch_size),
             )
-            self.result = run_epochs(settings, sets, worker)
+            self.result = run_epochs(settings, mixture, worker)
 
     def report(self, metrics, save) -> None:
         if save is not None:
@@ -141,7 +141,7 @@ def in_process(monkeypatch):
     """Frames are read here instead of in Ray Data's tasks."""
     monkeypatch.setattr(
         "pipeline.frames.windows.read_items",
-        lambda items, reader, num_readers, window_bytes: ((item, reader.read(item)) for item in items),
+        lambda items, reader: ((item, reader.read(item)) for item in items),
     )
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from pipeline.errors import DataError, SettingsError, TrainingError
+from pipeline.frames.batches import Batch
+from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.mine import MineSettings, mine
-from pipeline.frames.stream import Batch, load_frames
 from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
@@ -80,7 +81,7 @@ def test_steps_with_other_objectives(objective, tmp_path):
     write_tiny_set(frame_set, splits={"train": 64})
     settings = small(frame_set, objective=objective, log_every=1)
     columns = ("frame_id", "clip_id", "timestamp_s")
-    frames = load_frames(frame_set, split="train", columns=columns, limit=16)
+    frames = FrameSet.open(frame_set).load("train", columns=columns, limit=16)
     model = PretrainModel(settings.encoder, settings.projection, settings.objective)
     optimiser = build_optimiser(model, settings.optimiser)
     steps = Steps(model, optimiser, settings, Worker(), steps_per_epoch=4)
@@ -95,7 +96,7 @@ def test_steps_with_other_objectives(objective, tmp_path):
 def test_positives_that_no_frame_has_end_the_run(tmp_path):
     frame_set = str(tmp_path / "set")
     write_tiny_set(frame_set, splits={"train": 16})
-    frames = load_frames(frame_set, split="train", columns=("frame_id", "clip_id", "timestamp_s"))
+    frames = FrameSet.open(frame_set).load("train", columns=("frame_id", "clip_id", "timestamp_s"))
     # The set's frames are 0.1 s apart.
     settings = small(frame_set, objective={"positives": {"kind": "temporal", "max_seconds": 0.05}})
     model = PretrainModel(settings.encoder, settings.projection, settings.objective)

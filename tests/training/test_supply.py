@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
-from pipeline.frames.stream import BadFrame, Batch
+from pipeline.frames.batches import Batch
+from pipeline.frames.read_items import BadFrame
 from pipeline.training.supply import BadFrames, Startup, one_ahead
 
 

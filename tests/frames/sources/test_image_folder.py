@@ -189,8 +189,8 @@ def test_a_large_folder_gives_the_same_set_in_pieces(tmp_path, detector, monkeyp
     (tmp_path / "images" / "clip_a" / "3.jpg").write_bytes(b"broken")
     settings = IngestSettings(source=source, image_size=48)
     manifests = []
-    for cut in (pieces.cut, list):
-        monkeypatch.setattr(plan, "cut", cut)
+    for cut in (pieces.into_pieces, list):
+        monkeypatch.setattr(plan, "into_pieces", cut)
         planned = plan.make_plan(settings, open_source(source))
         assert sum(len(task.units) for task in planned.tasks) == (5 if cut is not list else 2)
         manifests.append(ingest(settings, str(tmp_path / cut.__name__)).model_copy(update={"created_at": ""}))

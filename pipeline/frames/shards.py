@@ -1,0 +1,73 @@
+"""Opens the Parquet files of a frame set and of the pairs beside it, local or in object storage; nobody else does.
+
+`opened` is for all who stop at damage and name it; `open_shard` and `open_for_long` leave what is raised to the caller, who
+says what is wrong with each row (read_items.py) or of each shard (verify.py).
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError, one_line
+from pipeline.frames.schema import LATER_COLUMNS, with_later_columns
+from pipeline.storage import is_local, local_path, resolve
+
+UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError, IndexError, OverflowError)
+"""What pyarrow, and what makes something of the rows, raise on damaged files."""
+_KEPT_OPEN = 256
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[pq.ParquetFile]:
+    """A shard, open. Raises DataError, which names it, where it cannot be read, also within the block."""
+    try:
+        yield open_shard(uri)
+    except UNREADABLE as error:
+        text = one_line(error, 200)
+        raise DataError(f"{uri}: cannot be read ({text}); jobs.inspect --verify finds all damage of the set") from None
+
+
+def open_shard(uri: str, data: bytes | None = None) -> pq.ParquetFile:
+    """A shard, open. data: its bytes, where they have been read already. Raises UNREADABLE."""
+    if data is None:
+        filesystem, path = resolve(uri)
+        source = filesystem.open_input_file(path)
+    else:
+        source = pa.BufferReader(data)
+    return pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
+
+
+def open_for_long(uri: str) -> pq.ParquetFile:
+    """A shard that stays open in this process for as long as it is the same file: its footer is read once. Raises UNREADABLE.
+
+    A local file that was deleted or replaced could still be read by the processes that have it open, and by no others: what
+    comes of it would depend on which process reads. Nothing is asked of object storage.
+    """
+    if not is_local(uri):
+        return _kept_open(uri, ())
+    info = os.stat(local_path(uri))
+    return _kept_open(uri, (info.st_ino, info.st_mtime_ns, info.st_size))
+
+
+def read_rows(
+    file: pq.ParquetFile, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
+) -> pa.Table:
+    """Rows of a shard of any version: some of its columns and row groups, or all. Raises UNREADABLE."""
+    groups = range(file.num_row_groups) if row_groups is None else row_groups
+    if max(groups, default=-1) >= file.num_row_groups:
+        raise ValueError("the shard holds fewer rows than the manifest says")
+    table = file.read_row_groups(list(groups), columns=columns if columns is None else list(columns))
+    table.validate(full=True)  # damaged text would fail only where it is used
+    missing = [name for name in columns or () if name not in table.column_names and name not in LATER_COLUMNS]
+    if missing:
+        raise ValueError(f"has no column {missing[0]}")
+    return with_later_columns(table) if columns is None else with_later_columns(table, columns)
+
+
+@lru_cache(maxsize=_KEPT_OPEN)
+def _kept_open(uri: str, version: tuple[int, ...]) -> pq.ParquetFile:
+    return open_shard(uri)
