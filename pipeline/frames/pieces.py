@@ -19,7 +19,7 @@ PIECE_FRAMES = 8192
 from object storage the video itself, more often than it is worth."""
 
 
-def cut(units: Iterable[Unit]) -> list[Unit]:
+def in_pieces(units: Iterable[Unit]) -> list[Unit]:
     """The units, those of long videos in pieces."""
     return [piece for unit in units for piece in _pieces(unit)]
 

@@ -14,11 +14,11 @@ from pydantic import Field, field_validator
 from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.frames.groups import assign_splits
-from pipeline.frames.pieces import cut, pack
+from pipeline.frames.pieces import in_pieces, pack
 from pipeline.frames.quality import QualitySettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.schema import SPLITS
-from pipeline.frames.sources import Source, SourceSettings, Unit
+from pipeline.frames.sources import AnySource, Reader, Unit
 from pipeline.frames.split_list import apply_split_list, check_complete, content_digest, read_split_list
 
 MIN_FRAMES_PER_TASK = 512
@@ -59,7 +59,7 @@ class SplitSettings(Settings):
 class IngestSettings(Settings):
     """What goes into a frame set, and how."""
 
-    source: SourceSettings
+    source: AnySource
     """Where hand images come from."""
     image_size: int = Field(default=160, ge=16, le=1024)
     """Side of the stored square crops, pixels. Somewhat more than the views' size."""
@@ -139,14 +139,14 @@ class Plan:
         return value.hexdigest()
 
 
-def make_plan(settings: IngestSettings, source: Source) -> Plan:
+def make_plan(settings: IngestSettings, reader: Reader) -> Plan:
     """List the source and decide splits, tasks and buckets. Raises DataError where units or the list of splits do not fit."""
     rejects = Rejects(max_examples=sys.maxsize)  # all names, because the list of splits may name what was left out
-    units = source.list_units(rejects)
+    units = reader.list_units(rejects)
     if twice := [name for name, count in Counter(unit.name for unit in units).items() if count > 1]:
         raise DataError(f"{settings.source.uri}: two clips would both be called '{twice[0]}'; rename one of them")
     splits = _decide_splits(settings, units, rejects)
-    units = cut(units)
+    units = in_pieces(units)
     per_task = max(MIN_FRAMES_PER_TASK, math.ceil(sum(unit.num_frames for unit in units) / MAX_TASKS))
     expected = {split: sum(u.num_frames for u in units if splits[u.name] == split) for split in SPLITS}
     num_buckets = {split: max(1, round(rows / settings.rows_per_shard)) for split, rows in expected.items()}

@@ -12,7 +12,8 @@ from pipeline.frames.detect import DetectorSettings
 from pipeline.frames.ingest import ingest
 from pipeline.frames.plan import IngestSettings
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources import SourceSettings, Unit, open_source, video
+from pipeline.frames.sources import Unit, video
+from pipeline.frames.sources.detected_video import DetectedVideoSettings
 from pipeline.frames.sources.video import probe, read_frames
 from pipeline.frames.track import Detection, TrackSettings
 from tests.conftest import real_data
@@ -38,21 +39,21 @@ def ingested(source, out, monkeypatch, *, split, **changes):
     with monkeypatch.context() as patch:
         patch.setattr(plan, "MIN_FRAMES_PER_TASK", 1)
         if not split:
-            patch.setattr(plan, "cut", list)
-        planned = plan.make_plan(settings, open_source(settings.source))
+            patch.setattr(plan, "in_pieces", list)
+        planned = plan.make_plan(settings, settings.source.reader())
         assert len(planned.tasks) == (4 if split else 1)
         return ingest(settings, str(out)).model_copy(update={"created_at": ""})
 
 
 def test_a_video_is_cut_into_ranges():
     unit = Unit("v", "uri", 33, length=2 * pieces.PIECE_FRAMES + 1)
-    first, second, last = pieces.cut([unit])
+    first, second, last = pieces.in_pieces([unit])
     assert [(p.first, p.end) for p in (first, second, last)] == [(0, 8192), (8192, 16384), (16384, None)]
     assert sum(p.num_frames for p in (first, second, last)) == 33
     for index in (-1, 0, 8191, 8192, 16383, 16384, 99999):
         assert sum(p.has(index) for p in (first, second, last)) == 1
     for short in (Unit("v", "uri", 33), Unit("v", "uri", 33, length=8192), Unit("v", "uri", 0, length=0)):
-        assert pieces.cut([short]) == [short]
+        assert pieces.in_pieces([short]) == [short]
 
 
 @pytest.mark.parametrize("quality", [{}, {"min_change": 3}])
@@ -133,8 +134,7 @@ def test_frames_after_a_seek_are_those_of_the_whole_video(tmp_path, monkeypatch,
 def test_a_detector_in_lasting_workers(tmp_path, monkeypatch, ray_cluster):
     if importlib.util.find_spec("mediapipe") is None:
         pytest.skip("mediapipe is not installed")
-    source = SourceSettings(
-        kind="detected_video",
+    source = DetectedVideoSettings(
         uri=str(real_data("human_hand_video.mp4")),
         name="real",
         fps=1,

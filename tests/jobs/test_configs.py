@@ -10,7 +10,7 @@ from jobs.ingest import IngestJob
 from jobs.pretrain import PretrainJob
 from jobs.synthesize import SynthesizeJob
 from pipeline.config import load
-from pipeline.frames.sources import SourceSettings, open_source
+from pipeline.frames.sources import SourceSettings
 from pipeline.training.optim import peak_learning_rate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
@@ -29,7 +29,7 @@ def test_pretraining(name):
 def test_ingest(path):
     settings = load(IngestJob, ["--config", str(path), "--output", "frames"])
     assert settings.output == "frames"
-    open_source(settings.source)
+    settings.source.reader()
     assert f"--config jobs/configs/{path.name}" in path.read_text()
 
 

@@ -10,13 +10,13 @@ from typing import Any
 from pipeline.frames.plan import IngestSettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.rows import unit_groups
-from pipeline.frames.sources import SourceSettings, Unit, open_source
+from pipeline.frames.sources import SourceSettings, Unit
 
 
 def read(settings: SourceSettings, **crops):
     """(rows by frame id, rejects, units) of a whole source. Units travel as JSON and are opened by another source object, as
     in a worker."""
-    driver, worker = open_source(settings), open_source(settings)
+    driver, worker = settings.reader(), settings.reader()
     ingest = IngestSettings(source=settings, **{"image_size": 256, "jpeg_quality": 95, **crops})
     assert driver.list_files()
     rejects = Rejects()

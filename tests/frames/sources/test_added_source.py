@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.frames.sources import SourceSettings
+from pipeline.frames.sources.image_folder import ImageFolderSettings
 from tests.frames.sources import reading
 from tests.frames.sources.coco_set import CAMERA, box_of, joints_of, write_coco
 from tests.frames.sources.dots import check_dots
@@ -33,7 +34,7 @@ def write_table(root: Path, extra: str = "") -> SourceSettings:
             x, y, width, height = box_of(side, number)
             lines.append(f"{file},{side},{x},{y},{x + width},{y + height}")
     (images / "hands.csv").write_text("\n".join(lines) + "\n" + extra)
-    return SourceSettings(kind="image_folder", uri=str(images))
+    return ImageFolderSettings(uri=str(images))
 
 
 def test_hands_land_in_their_crops(tmp_path, added):
