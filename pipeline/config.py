@@ -13,8 +13,10 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, NoReturn, TypeVar
 
 import pydantic
 import yaml
@@ -74,7 +76,7 @@ def load(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(settings_type, prog, description)
-    flags = dict(_leaves(settings_type))
+    flags = {flag.path: flag.annotation for flag in _flags(settings_type)}
     arguments = vars(parser.parse_args(_normalised(argv, flags)))
     config_file = arguments.pop("config")
     values = _read_yaml(config_file) if config_file else {}
@@ -167,27 +169,63 @@ def _parser(settings_type: type[pydantic.BaseModel], prog: str, description: str
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="settings file; the command line wins over it")
     groups: dict[str, Any] = {}
-    for path, field in _leaves(settings_type):
+    for path, annotation, text in _flags(settings_type):
         section = path.rpartition(".")[0]
         if section not in groups:
             groups[section] = parser.add_argument_group(section or "settings")
-        required = field.is_required()
-        default = "required" if required else f"default: {_show(field.get_default(call_default_factory=True))}"
-        text = " ".join((field.description or "").split()).replace("%", "%%")
         groups[section].add_argument(
-            f"--{path}", dest=path, metavar=_type_name(field), help=f"{text} ({default.replace('%', '%%')})".strip()
+            f"--{path}", dest=path, metavar=_type_name(annotation), help=text.replace("%", "%%")
         )
     return parser
 
 
-def _leaves(model: type[pydantic.BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting that can be given on the command line, with its dotted path."""
+class _Flag(NamedTuple):
+    """A setting that can be given on the command line."""
+
+    path: str
+    """Dotted."""
+    annotation: Any
+    help: str
+
+
+def _flags(model: type[pydantic.BaseModel], prefix: str = "") -> Iterator[_Flag]:
     for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        if field.discriminator:
+            yield from _flags_of_kinds(_kinds(field), str(field.discriminator), f"{path}.")
+            continue
         nested = _settings_class(field.annotation)
         if nested is not None:
-            yield from _leaves(nested, f"{prefix}{name}.")
+            yield from _flags(nested, f"{path}.")
         if nested is None or _is_optional(field.annotation):
-            yield f"{prefix}{name}", field
+            default = f"default: {_show(field.get_default(call_default_factory=True))}"
+            text = f"{_one_line(field.description)} ({'required' if field.is_required() else default})"
+            yield _Flag(path, Uri if any(map(_is_mark, field.metadata)) else field.annotation, text.strip())
+
+
+def _flags_of_kinds(kinds: Mapping[str, type[pydantic.BaseModel]], key: str, prefix: str) -> Iterator[_Flag]:
+    """Those of settings of one of several kinds. The help says of which kinds a setting is, if not of all in the same way."""
+    text = "; ".join(f"{kind}: {_one_line(model.__doc__).rstrip('.')}" for kind, model in kinds.items())
+    yield _Flag(f"{prefix}{key}", typing.Literal[tuple(kinds)], f"{text} (required)")
+    flags = {kind: {flag.path: flag for flag in _flags(model, prefix)} for kind, model in kinds.items()}
+    for path in dict.fromkeys(path for of_kind in flags.values() for path in of_kind if path != f"{prefix}{key}"):
+        found = {kind: of_kind[path] for kind, of_kind in flags.items() if path in of_kind}
+        texts: dict[str, list[str]] = {}
+        for kind, flag in found.items():
+            texts.setdefault(flag.help, []).append(kind)
+        is_common = len(found) == len(kinds) and len(texts) == 1
+        text = " ".join(text if is_common else f"[{', '.join(of)}] {text}" for text, of in texts.items())
+        yield _Flag(path, reduce(or_, (flag.annotation for flag in found.values())), text)
+
+
+def _kinds(field: Any) -> dict[str, type[pydantic.BaseModel]]:
+    """{value of the discriminator: model} of a field that holds settings of one of several kinds."""
+    members = typing.get_args(field.annotation)
+    return {typing.get_args(member.model_fields[field.discriminator].annotation)[0]: member for member in members}
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
 
 
 def _settings_class(annotation: Any) -> type[pydantic.BaseModel] | None:
@@ -205,18 +243,15 @@ def _is_optional(annotation: Any) -> bool:
     return _is_union(annotation) and type(None) in typing.get_args(annotation)
 
 
-def _type_name(field: Any) -> str:
-    annotation = field.annotation
-    if any(map(_is_mark, field.metadata)):
-        return "URI"
+def _type_name(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return "URI" if _is_uri(annotation) else _type_name(annotation.__origin__)
     if typing.get_origin(annotation) is typing.Literal:
         return "|".join(str(a) for a in typing.get_args(annotation))
     if _is_union(annotation):
-        parts = typing.get_args(annotation)
-        plain = [getattr(part, "__origin__", part) if hasattr(part, "__metadata__") else part for part in parts]
-        names = [getattr(each, "__name__", str(each)) for each in plain]
-        shown = ["URI" if _is_uri(part) else name for part, name in zip(parts, names, strict=True)]
-        return "|".join("none" if name == "NoneType" else name for name in shown)
+        names = [name for part in typing.get_args(annotation) for name in _type_name(part).split("|")]
+        unique = dict.fromkeys("none" if name == "NoneType" else name for name in names)
+        return "|".join(sorted(unique, key="none".__eq__))  # none last
     return _show(annotation) if typing.get_args(annotation) else str(getattr(annotation, "__name__", annotation))
 
 
@@ -243,7 +278,7 @@ def _normalised(argv: list[str], flags: dict[str, Any]) -> list[str]:
             raise SettingsError(f"unexpected argument '{argument}'; settings are given as --some.setting value")
         name, has_value, value = argument[2:].partition("=")
         parent, _, key = name.rpartition(".")
-        in_mapping = parent in flags and typing.get_origin(flags[parent].annotation) is dict
+        in_mapping = parent in flags and typing.get_origin(flags[parent]) is dict
         if name != "config" and name not in flags and not in_mapping:
             close = difflib.get_close_matches(name, flags, n=1)
             hint = f"did you mean --{close[0]}?" if close else "--help lists the settings there are"
@@ -253,7 +288,7 @@ def _normalised(argv: list[str], flags: dict[str, Any]) -> list[str]:
             if not following.startswith("--"):
                 value = following
                 next(remaining)
-            elif name in flags and flags[name].annotation is bool:
+            elif name in flags and flags[name] is bool:
                 value = "true"  # a switch: --fresh
             else:
                 raise SettingsError(f"setting '{name}' needs a value")
@@ -303,16 +338,39 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 def _describe(settings_type: type[pydantic.BaseModel], error: Any) -> str:
     """One line for one pydantic error: the setting, the value, what is allowed."""
-    path = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "missing":
+    path, kind = _located(settings_type, error["loc"])
+    message, value = error["msg"].removeprefix("Value error, "), error["input"]
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path += f".{error['ctx']['discriminator'][1:-1]}"
+    if error["type"] in ("missing", "union_tag_not_found"):
         return f"setting '{path}' is required"
+    if error["type"] == "union_tag_invalid":
+        value, expected = error["ctx"]["tag"], error["ctx"]["expected_tags"]
+        message = f"input should be {' or '.join(expected.rsplit(', ', 1))}"
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(path, [p for p, _ in _leaves(settings_type)], n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        return f"unknown setting '{path}'{hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    value = error["input"]
+        flags = [flag.path for flag in _flags(settings_type)]
+        if not kind or not any(flag == path or flag.startswith(f"{path}.") for flag in flags):
+            close = difflib.get_close_matches(path, flags, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            return f"unknown setting '{path}'{hint}"
+        path, value = next(iter(flatten_values({path: value}).items()))
+        message = f"has no meaning for {kind}"
     if not path:
         return message
     shown = "none" if value is None else f"{value!r}"
     return f"setting '{path}' = {shown}: {message[0].lower()}{message[1:]}"
+
+
+def _located(model: type[pydantic.BaseModel] | None, loc: Sequence[str | int]) -> tuple[str, str]:
+    """(dotted path, kind of the settings around it) of an error; pydantic names the kind as a step of the path."""
+    names, kind = [], ""
+    steps = iter(loc)
+    for step in steps:
+        names.append(str(step))
+        field = model.model_fields.get(str(step)) if model else None
+        if field is not None and field.discriminator:
+            kind = str(next(steps, ""))
+            model = _kinds(field).get(kind)
+        else:
+            model = _settings_class(field.annotation) if field is not None else None
+    return ".".join(names), kind

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError, one_line
 from pipeline.frames.track import Detection, overlap
 from pipeline.storage import read_bytes
@@ -27,7 +27,7 @@ _SAME_HAND_OVERLAP = 0.6
 class DetectorSettings(Settings):
     """Which hands the detector reports."""
 
-    model: str | None = None
+    model: Uri | None = None
     """URI of MediaPipe's hand_landmarker.task."""
     max_hands: int = Field(default=2, ge=1, le=20)
     """Hands a frame, at most."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from pipeline.frames.pieces import pack
 from pipeline.frames.plan import IngestSettings, Plan
 from pipeline.frames.ray_tasks import run_in_ray
-from pipeline.frames.sources import SourceSettings, Unit, open_source
+from pipeline.frames.sources import SourceSettings, Unit
 from pipeline.progress import Progress
 from pipeline.storage import join, list_files, write_json
 
@@ -24,7 +24,7 @@ MAX_FILES = 16_384
 
 @runtime_checkable
 class FindsHands(Protocol):
-    """A source that does not know where the hands are."""
+    """A reader of a source that does not say where the hands are."""
 
     def detect(self, unit: Unit) -> dict[str, Any]:
         """What there is in a unit, plain JSON values. Its `open` reads them where Unit.found says that they are there."""
@@ -35,7 +35,7 @@ def find_hands(settings: IngestSettings, plan: Plan, work_uri: str, progress: Pr
 
     Needs a running Ray. What an earlier run has found is not looked for again.
     """
-    if not isinstance(open_source(settings.source), FindsHands):
+    if not isinstance(settings.source.reader(), FindsHands):
         return plan
     least = max(MIN_FRAMES_PER_FILE, math.ceil(plan.num_frames / MAX_FILES))
     parts = pack((unit for task in plan.tasks for unit, _ in task.units), least)
@@ -69,9 +69,9 @@ def find_hands(settings: IngestSettings, plan: Plan, work_uri: str, progress: Pr
 
 def _find(item: dict[str, Any], settings: SourceSettings) -> dict[str, Any]:
     units = [Unit(**unit) for unit in item["units"]]
-    source = open_source(settings)
-    assert isinstance(source, FindsHands)
-    found = [source.detect(unit) for unit in units]
+    reader = settings.reader()
+    assert isinstance(reader, FindsHands)
+    found = [reader.detect(unit) for unit in units]
     write_json(item["uri"], found)
     frames = [frame for part in found for frame in part.get("seen", [])]
     expected = sum(unit.num_frames for unit in units)

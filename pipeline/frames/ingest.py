@@ -46,7 +46,8 @@ from pipeline.frames.ray_tasks import run_in_ray
 from pipeline.frames.rejects import MAX_EXAMPLES, UNSEEN_REASONS, Rejects
 from pipeline.frames.rows import unit_groups
 from pipeline.frames.schema import HANDS, SPLITS
-from pipeline.frames.sources import Source, Unit, open_source
+from pipeline.frames.sources import Reader, Unit
+from pipeline.frames.sources.base import DetectorKindSettings
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import delete, exists, join, list_files, preflight, read_json, with_patience, write_json
 
@@ -88,13 +89,13 @@ def prepare(settings: IngestSettings, output_uri: str) -> Preparation | Manifest
     name = settings.source.resolved_name()
     preflight(settings.source.uri)
     preflight(output_uri, write=True)
-    source = open_source(settings.source)
-    record = {"settings": settings.deciding(), "listing": _listing(source)}
+    reader = settings.source.reader()
+    record = {"settings": settings.deciding(), "listing": _listing(reader)}
     there = _frame_set(settings, output_uri, name, record)
     if there is not None and name in there.settings:
         _clean_up(output_uri, name)
         return there
-    return Preparation(settings, output_uri, name, record, make_plan(settings, source))
+    return Preparation(settings, output_uri, name, record, make_plan(settings, reader))
 
 
 def execute(prepared: Preparation, progress: Progress = SILENT) -> Manifest:
@@ -128,7 +129,7 @@ def execute(prepared: Preparation, progress: Progress = SILENT) -> Manifest:
 
 
 def run_task(
-    task: Task, source: Source, settings: IngestSettings, num_buckets: dict[str, int], work_uri: str
+    task: Task, reader: Reader, settings: IngestSettings, num_buckets: dict[str, int], work_uri: str
 ) -> dict[str, Any]:
     """Stage 1 for one task: writes its part file and its statistics, which mark it as done, and gives the latter."""
     name = settings.source.resolved_name()
@@ -142,7 +143,7 @@ def run_task(
     shared: set[str] = set()
     videos: dict[str, Any] = {}
     for unit, split in task.units:
-        for group in unit_groups(source, name, unit, split, settings, rejects, videos):
+        for group in unit_groups(reader, name, unit, split, settings, rejects, videos):
             writer.add((split, bucket_of(group[0]["frame_id"], num_buckets[split], settings.seed)), group)
             (clips if is_whole(unit) else shared).add(group[0]["clip_id"])
             counts[split] = counts.get(split, 0) + len(group)
@@ -169,7 +170,7 @@ def _first_stage_item(
     item: dict[str, Any], settings: IngestSettings, num_buckets: dict[str, int], work_uri: str
 ) -> dict[str, Any]:
     task = Task(item["number"], [(Unit(**unit), split) for unit, split in item["units"]])
-    return with_patience(lambda: run_task(task, open_source(settings.source), settings, num_buckets, work_uri))
+    return with_patience(lambda: run_task(task, settings.source.reader(), settings, num_buckets, work_uri))
 
 
 def _second_stage_item(
@@ -310,10 +311,12 @@ def _check_rejects(settings: IngestSettings, plan: Plan, rejects: Rejects, num_r
 
 def _detector_without_hands(settings: IngestSettings, rejects: Rejects) -> str | None:
     """The settings of the detector, for people, where it found no hand in any frame that could be read."""
-    detector = settings.source.detector
     # A hand that is found becomes a row, or is left out for another reason than those that cost a frame before it is looked at.
-    if detector.model is None or not rejects.counts.get("no_hand") or rejects.counts.keys() - UNSEEN_REASONS:
+    if not rejects.counts.get("no_hand") or rejects.counts.keys() - UNSEEN_REASONS:
         return None
+    if not isinstance(settings.source, DetectorKindSettings):
+        return None
+    detector = settings.source.detector
     return (
         f"source.detector.model={detector.model} with source.detector.min_confidence={detector.min_confidence:g} "
         "(lower it, or look whether this is hand video)"
@@ -358,9 +361,9 @@ def group_videos(stats: Sequence[dict[str, Any]]) -> list[VideoGroup]:
     return [VideoGroup(num_videos=len(m), examples=m[:MAX_EXAMPLES], **videos[m[0]]) for m in alike]
 
 
-def _listing(source: Source) -> str:
+def _listing(reader: Reader) -> str:
     """Digest of the names and sizes of a source's files."""
-    lines = [f"{uri}\t{num_bytes}\n" for uri, num_bytes in sorted(source.list_files().items())]
+    lines = [f"{uri}\t{num_bytes}\n" for uri, num_bytes in sorted(reader.list_files().items())]
     return hashlib.blake2b("".join(lines).encode(), digest_size=16).hexdigest()
 
 

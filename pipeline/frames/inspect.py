@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline import views as random_views
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.drawing import figures
 from pipeline.drawing.page import Picture
 from pipeline.errors import DataError
@@ -32,9 +32,9 @@ _NUM_PAIRS = 24
 class InspectSettings(Settings):
     """What is looked at, and how closely."""
 
-    frame_set: str
+    frame_set: Uri
     """URI of the frame set."""
-    output: str | None = None
+    output: Uri | None = None
     """URI of a folder for card.html and card.json (and verify.json); none writes nothing, which needs verify."""
     verify: bool = False
     """Check every shard against the manifest first; a damaged set gets no card."""

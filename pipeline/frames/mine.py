@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError
 from pipeline.frames.detect import DetectorSettings, require_mediapipe, shared_detector
 from pipeline.frames.frame_set import FrameSet
@@ -32,7 +32,7 @@ _MAX_WRITERS = 128
 class MineSettings(Settings):
     """What is mined, and how."""
 
-    frame_set: str
+    frame_set: Uri
     """URI of the frame set."""
     name: str = Field(default="similar", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """What the pairs are called: objective.positives.pairs."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.epoch_plan import StreamPlan
 from pipeline.frames.frame_set import FrameSet
@@ -24,14 +24,14 @@ from pipeline.frames.stream import Stream
 class FrameSetShare(Settings):
     """One of several frame sets that are read together."""
 
-    uri: str
+    uri: Uri
     """URI of the frame set."""
     weight: float | None = Field(default=None, gt=0)
     """Its part of every batch, relative to the other sets' weights; left out for all: each as large as it is."""
 
 
 FrameSets = Annotated[
-    Annotated[str, Tag("uri")] | Annotated[list[FrameSetShare], Tag("list"), Field(min_length=1)],
+    Annotated[Uri, Tag("uri")] | Annotated[list[FrameSetShare], Tag("list"), Field(min_length=1)],
     Discriminator(lambda value: "list" if isinstance(value, list) else "uri"),
 ]
 """One frame set's URI, or several: `[{uri: s3://b/videos, weight: 3}, {uri: s3://b/photos, weight: 1}]`."""

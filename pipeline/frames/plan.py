@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError
 from pipeline.frames.groups import assign_splits
 from pipeline.frames.pieces import into_pieces, pack
 from pipeline.frames.quality import QualitySettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.schema import SPLITS
-from pipeline.frames.sources import Source, SourceSettings, Unit
+from pipeline.frames.sources import AnySource, Reader, Unit
 from pipeline.frames.split_list import apply_split_list, check_complete, content_digest, read_split_list
 
 MIN_FRAMES_PER_TASK = 512
@@ -35,7 +35,7 @@ class SplitSettings(Settings):
     """For choosing between models."""
     test: float = Field(default=0.0, ge=0, le=1)
     """For the figures that are reported."""
-    file: str | None = None
+    file: Uri | None = None
     """URI of a list of clips and their splits (JSON, CSV or text, see pipeline/frames/split_list.py); none draws all."""
     unlisted: Literal["refuse", "draw", "train", "val", "test"] = "refuse"
     """Clips that `file` does not name: stop, draw them in the fractions above, or put them all into one split."""
@@ -59,7 +59,7 @@ class SplitSettings(Settings):
 class IngestSettings(Settings):
     """What goes into a frame set, and how."""
 
-    source: SourceSettings
+    source: AnySource
     """Where hand images come from."""
     image_size: int = Field(default=160, ge=16, le=1024)
     """Side of the stored square crops, pixels. Somewhat more than the views' size."""
@@ -139,10 +139,10 @@ class Plan:
         return value.hexdigest()
 
 
-def make_plan(settings: IngestSettings, source: Source) -> Plan:
+def make_plan(settings: IngestSettings, reader: Reader) -> Plan:
     """List the source and decide splits, tasks and buckets. Raises DataError where units or the list of splits do not fit."""
     rejects = Rejects(max_examples=sys.maxsize)  # all names, because the list of splits may name what was left out
-    units = source.list_units(rejects)
+    units = reader.list_units(rejects)
     if twice := [name for name, count in Counter(unit.name for unit in units).items() if count > 1]:
         raise DataError(f"{settings.source.uri}: two clips would both be called '{twice[0]}'; rename one of them")
     splits = _decide_splits(settings, units, rejects)

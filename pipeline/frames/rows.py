@@ -22,7 +22,7 @@ from pipeline.frames.groups import form_groups
 from pipeline.frames.pieces import piece_number
 from pipeline.frames.quality import QualitySettings, hash_distance, perceptual_hash, sharpness
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources import FrameHands, Hand, Source, Unit
+from pipeline.frames.sources import FrameHands, Hand, Reader, Unit
 
 Row = dict[str, Any]
 MIN_DEPTH_M = 1e-3
@@ -50,7 +50,7 @@ class CropSettings(Protocol):
 
 
 def unit_groups(
-    source: Source,
+    reader: Reader,
     source_name: str,
     unit: Unit,
     split: str,
@@ -66,7 +66,7 @@ def unit_groups(
     """
     with ExitStack() as stack:
         try:
-            opened = stack.enter_context(source.open(unit, rejects))
+            opened = stack.enter_context(reader.open(unit, rejects))
         except (MissingError, RefusedError) as error:
             rejects.add("missing_file" if isinstance(error, MissingError) else "refused_file", unit.name)
             return

@@ -14,9 +14,11 @@ from pipeline.frames.manifest import Manifest, has_manifest, read_manifest
 from pipeline.frames.read_items import decode_frames
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.shards import opened, read_rows
-from pipeline.frames.sources import Hand, SourceSettings, Unit, open_source
-from pipeline.frames.sources.boxed_images import BoxedImages
+from pipeline.frames.sources import Hand, SourceSettings, Unit
+from pipeline.frames.sources.boxed_images import BoxedImagesSettings
+from pipeline.frames.sources.detected_video import DetectedVideoSettings
 from pipeline.frames.sources.images import read_images
+from pipeline.frames.sources.labelled_video import LabelledVideoSettings
 from pipeline.frames.track import TrackSettings
 from pipeline.geometry import default_camera
 from pipeline.prediction.cameras import FOCAL_FACTOR, Cameras
@@ -56,11 +58,10 @@ class InputSettings(Settings):
 
     def video_source(self) -> SourceSettings:
         """The source that finds the hands of videos: a detector, or the labels beside them."""
-        kind: Literal["detected_video", "labelled_video"] = (
-            "detected_video" if self.detector.model else "labelled_video"
-        )
-        return SourceSettings(
-            kind=kind, uri=self.input, fps=self.fps, stride=self.stride, detector=self.detector, track=self.track
+        if self.detector.model is None:
+            return LabelledVideoSettings(uri=self.input, fps=self.fps, stride=self.stride)
+        return DetectedVideoSettings(
+            uri=self.input, fps=self.fps, stride=self.stride, detector=self.detector, track=self.track
         )
 
 
@@ -134,10 +135,10 @@ def list_pieces(settings: InputSettings, kind: Kind, rejects: Rejects) -> list[P
         return _frame_set_pieces(settings)
     if kind == "images":
         return _image_pieces(settings, rejects)
-    source = open_source(settings.video_source())
+    reader = settings.video_source().reader()
     pieces = [
         Piece(unit.name, unit.uri, unit.num_frames, {"unit": [unit.name, unit.uri, unit.num_frames]})
-        for unit in source.list_units(rejects)
+        for unit in reader.list_units(rejects)
     ]
     rejects.notes += Cameras(settings.cameras).unused([piece.name for piece in pieces])
     return pieces
@@ -160,8 +161,8 @@ def _image_pieces(settings: InputSettings, rejects: Rejects) -> list[Piece]:
     root, _, file = absolute(settings.input).rpartition("/") if single else (absolute(settings.input), "", "")
     entries: list[dict[str, Any]] = []
     if settings.boxes is not None:
-        source = BoxedImages(SourceSettings(kind="boxed_images", uri=root, boxes=settings.boxes))
-        for unit in source.list_units(Rejects() if single else rejects):
+        reader = BoxedImagesSettings(uri=root, boxes=settings.boxes).reader()
+        for unit in reader.list_units(Rejects() if single else rejects):
             folder = "" if unit.uri == root else unit.name + "/"
             entries += [{**entry, "file": folder + entry["file"]} for entry in unit.entries or []]
         if single and not any(entry["file"] == file for entry in entries):
@@ -213,8 +214,8 @@ def _image_rows(settings: InputSettings, piece: Piece, plan: CropPlan, rejects: 
 
 def _video_rows(settings: InputSettings, piece: Piece, plan: CropPlan, rejects: Rejects) -> Iterator[Row]:
     camera = Cameras(settings.cameras).find(piece.name)
-    source = open_source(settings.video_source())
-    with source.open(Unit(*piece.content["unit"]), rejects) as opened:
+    reader = settings.video_source().reader()
+    with reader.open(Unit(*piece.content["unit"]), rejects) as opened:
         if opened is None:
             return
         frames = {frame.index: frame for frame in opened.frames}

@@ -113,7 +113,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     _quiet_tune()
     progress.start("search", settings.num_trials * base.epochs, "epochs")
     with run_log(folder, run_id, "driver", warn), ending(monitor.close, parent.finish, deliver=monitor.deliver):
-        log("settings", settings=flatten(settings), tags=tags)
+        log("settings", settings=flatten(settings), **frame_set.describe())
         grid = _run_trials(settings, folder, frame_set, selection, monitor)
         result = {
             "run_id": run_id,

@@ -16,7 +16,6 @@ from pipeline.errors import DataError, RefusedError, StorageError
 from pipeline.frames.plan import IngestSettings, make_plan
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.rows import unit_groups
-from pipeline.frames.sources import open_source
 from pipeline.storage import copy_to_local, read_bytes
 from tests.conftest import ROOT
 from tests.frames.bad_inputs import (
@@ -39,7 +38,7 @@ SMALL = {"image_size": 64, "group_size": 2}
 def read(values: dict[str, Any], change: Callable[[], None] | None = None) -> tuple[list[dict[str, Any]], Rejects]:
     """(rows, rejects) as ingest makes them, in this process. change: what happens between listing and reading."""
     settings = IngestSettings.model_validate({"source": {**values, "name": "s"}, **SMALL})
-    source = open_source(settings.source)
+    source = settings.source.reader()
     source.list_files()
     plan = make_plan(settings, source)
     if change is not None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources import SourceSettings, Unit, open_source, video
+from pipeline.frames.sources import Unit, video
 from pipeline.frames.sources.damage import Damage, Packet
+from pipeline.frames.sources.detected_video import DetectedVideoSettings
 from pipeline.frames.sources.video import declared_times, probe, read_frames
 from pipeline.frames.track import Detection
 from tests.frames.clips import CAMERA, HEIGHT, WIDTH, draw, joints_at, project
@@ -178,10 +179,10 @@ def test_a_detector_counts_damage_once_in_pieces(tmp_path, monkeypatch):
     (tmp_path / "model.task").write_bytes(b"model")
     module = "pipeline.frames.sources.detected_video"
     monkeypatch.setattr(f"{module}.shared_detector", lambda *_: lambda _: [Detection((1, 2, 30, 40), "right", 0.9)])
-    settings = SourceSettings.model_validate(
-        {"kind": "detected_video", "uri": str(path), "stride": 2, "detector": {"model": str(tmp_path / "model.task")}}
+    settings = DetectedVideoSettings.model_validate(
+        {"uri": str(path), "stride": 2, "detector": {"model": str(tmp_path / "model.task")}}
     )
-    source = open_source(settings)
+    source = settings.reader()
     for units in (
         [Unit("v", str(path), 60)],
         [Unit("v", str(path), 20, first=a, end=b) for a, b in ((0, 20), (20, 40), (40, None))],

@@ -8,8 +8,8 @@ from pipeline.errors import DataError, SettingsError
 from pipeline.frames import detect
 from pipeline.frames.detect import DetectorSettings, HandDetector
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources import SourceSettings, Unit, open_source
-from pipeline.frames.sources.detected_video import settle
+from pipeline.frames.sources import Unit
+from pipeline.frames.sources.detected_video import DetectedVideoSettings, settle
 from pipeline.frames.sources.video import probe, read_frames
 from pipeline.frames.track import Detection, TrackSettings
 from tests.conftest import real_data
@@ -78,27 +78,26 @@ def test_a_file_that_is_no_model_is_said(tmp_path):
 def test_without_mediapipe_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(detect.importlib.util, "find_spec", lambda name: None)
     write_video(tmp_path / "v.mp4", [np.zeros((64, 64, 3), np.uint8)])
-    settings = SourceSettings(kind="detected_video", uri=str(tmp_path), detector=DetectorSettings(model="model.task"))
+    settings = DetectedVideoSettings(uri=str(tmp_path), detector=DetectorSettings(model="model.task"))
     with pytest.raises(DataError, match=r"pip install equihand\[detect\]"):
-        open_source(settings).list_units(Rejects())
+        settings.reader().list_units(Rejects())
 
 
 def test_a_missing_model_setting_is_said(tmp_path):
     with pytest.raises(SettingsError, match=r"source\.detector\.model"):
-        open_source(SourceSettings(kind="detected_video", uri=str(tmp_path)))
+        DetectedVideoSettings(uri=str(tmp_path)).reader()
 
 
 def test_real_video_becomes_one_steady_track(detector, tmp_path, monkeypatch):
     path = real_data("human_hand_video.mp4")
-    settings = SourceSettings(
-        kind="detected_video",
+    settings = DetectedVideoSettings(
         uri=str(path),
         fps=3,
         detector=DetectorSettings(model=str(real_data("hand_landmarker.task"))),
         track=TrackSettings(max_gap_s=1.0),
     )
     monkeypatch.setattr("pipeline.frames.sources.detected_video.shared_detector", lambda *_: detector)
-    source = open_source(settings)
+    source = settings.reader()
     rejects = Rejects()
     (unit,) = source.list_units(rejects)
     assert unit.num_frames == 63

@@ -347,7 +347,7 @@ def _die(item):
     ("change", "message"),
     [
         ({"source": {"kind": "boxed_images"}}, "boxes"),
-        ({"source": {"boxes": "x.json"}}, "no meaning for labelled_video"),
+        ({"source": {"boxes": "x.json"}}, r"source\.labelled_video\.boxes"),
         ({"source": {"fps": 5, "stride": 2}}, "fps or stride"),
         ({"source": {"kind": "boxed_images", "boxes": "b.json", "fps": 5}}, "rate of the images"),
         ({"source": {"name": "a/b"}}, "name"),
@@ -364,8 +364,18 @@ def test_wrong_settings_are_refused(change, message):
 def test_the_command_line_names_the_setting(tmp_path):
     from pipeline.config import load
 
-    with pytest.raises(SettingsError, match=r"setting 'source\.boxes' = none: boxed_images needs"):
-        load(IngestJob, ["--source.kind", "boxed_images", "--source.uri", "x", "--output", "y"])
+    for given, message in {
+        "--source.kind boxed_images": r"setting 'source\.boxes' is required",
+        "--source.kind labelled_video --source.boxes b.json": r"setting 'source\.boxes' = 'b\.json': has no meaning for labelled_video",
+        "--source.kind coco --source.annotations a --source.image_folder.hands whole_image": r"setting 'source\.image_folder\.hands' = "
+        "'whole_image': has no meaning for coco",
+        "--source.kind coco --source.annotations a --source.coco.clips no": r"setting 'source\.coco\.clips' = 'no': input should be",
+        "--source.kind boxed": r"setting 'source\.kind' = 'boxed': input should be 'boxed_images', .* or 'youtube3d'",
+        "--source.name n": r"setting 'source\.kind' is required",
+    }.items():
+        with pytest.raises(SettingsError, match=f"^{message}[^\n]*$") as caught:
+            load(IngestJob, [*given.split(), "--source.uri", "x", "--output", "y"])
+        assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from pipeline.frames.inspect_distribution import Distribution, merged
 from pipeline.frames.inspect_sample import draw_sample
 from pipeline.frames.manifest import read_manifest, write_manifest
 from pipeline.frames.plan import IngestSettings, make_plan
-from pipeline.frames.sources import open_source
 from pipeline.hands import BONES, JOINTS
 from pipeline.storage import exists, join, read_json
 from pipeline.tracking import TrackingSettings
@@ -252,7 +251,7 @@ def test_how_videos_are_shown_and_timed(tmp_path):
     settings = IngestSettings.model_validate(
         {"source": {"kind": "labelled_video", "uri": str(folder)}, "image_size": 48, "group_size": 2}
     )
-    source = open_source(settings.source)
+    source = settings.source.reader()
     plan = make_plan(settings, source)
     stats = [run_task(task, source, settings, plan.num_buckets, str(tmp_path / "work")) for task in plan.tasks]
     groups = group_videos(stats)

@@ -8,9 +8,7 @@ import pytest
 from pipeline.errors import StorageError
 from pipeline.frames.listing import IMAGE_SUFFIXES, Listing, check_below, list_inputs, natural, unknown_names
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources import SourceSettings
-from pipeline.frames.sources.base import ImageFolderSettings
-from pipeline.frames.sources.image_folder import WholeImages
+from pipeline.frames.sources.image_folder import ImageFolderSection, ImageFolderSettings, WholeImages
 from pipeline.storage import copy_from_local, read_bytes, write_bytes
 
 JPG = (".jpg",)
@@ -157,7 +155,7 @@ def test_keys_that_cannot_be_read_are_named(s3):
 
 def test_an_empty_folder_says_what_it_holds_instead(tmp_path):
     root = fill(tmp_path, "1.heic", "2.txt")
-    settings = SourceSettings(kind="image_folder", uri=root, image_folder=ImageFolderSettings(hands="whole_image"))
+    settings = ImageFolderSettings(uri=root, image_folder=ImageFolderSection(hands="whole_image"))
     if ".heic" in IMAGE_SUFFIXES:
         pytest.skip("pillow-heif is installed")
     with pytest.raises(Exception, match=r"no image here .*: 1 \.heic, 1 \.txt; \.heic needs pillow-heif \(pip install"):

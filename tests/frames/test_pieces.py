@@ -12,7 +12,8 @@ from pipeline.frames.detect import DetectorSettings
 from pipeline.frames.ingest import ingest
 from pipeline.frames.plan import IngestSettings
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources import SourceSettings, Unit, open_source, video
+from pipeline.frames.sources import Unit, video
+from pipeline.frames.sources.detected_video import DetectedVideoSettings
 from pipeline.frames.sources.video import probe, read_frames
 from pipeline.frames.track import Detection, TrackSettings
 from tests.conftest import real_data
@@ -39,7 +40,7 @@ def ingested(source, out, monkeypatch, *, split, **changes):
         patch.setattr(plan, "MIN_FRAMES_PER_TASK", 1)
         if not split:
             patch.setattr(plan, "into_pieces", list)
-        planned = plan.make_plan(settings, open_source(settings.source))
+        planned = plan.make_plan(settings, settings.source.reader())
         assert len(planned.tasks) == (4 if split else 1)
         return ingest(settings, str(out)).model_copy(update={"created_at": ""})
 
@@ -133,8 +134,7 @@ def test_frames_after_a_seek_are_those_of_the_whole_video(tmp_path, monkeypatch,
 def test_a_detector_in_lasting_workers(tmp_path, monkeypatch, ray_cluster):
     if importlib.util.find_spec("mediapipe") is None:
         pytest.skip("mediapipe is not installed")
-    source = SourceSettings(
-        kind="detected_video",
+    source = DetectedVideoSettings(
         uri=str(real_data("human_hand_video.mp4")),
         name="real",
         fps=1,

@@ -14,7 +14,9 @@ from pipeline.errors import DataError
 from pipeline.frames.quality import QualitySettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.rows import unit_groups
-from pipeline.frames.sources import SourceSettings, open_source
+from pipeline.frames.sources import SourceSettings
+from pipeline.frames.sources.boxed_images import BoxedImagesSettings
+from pipeline.frames.sources.labelled_video import LabelledVideoSettings
 from pipeline.frames.sources.video import find_videos
 from tests.frames.clips import CAMERA, FPS, draw, hand_label, joints_at, project, write_clip, write_images, write_video
 
@@ -25,14 +27,14 @@ CROPS = SimpleNamespace(
 
 def read_rows(settings: SourceSettings, crops=CROPS):
     """(groups, rejects) of a whole source."""
-    source = open_source(settings)
+    source = settings.reader()
     rejects = Rejects()
     units = source.list_units(rejects)
     return [g for unit in units for g in unit_groups(source, "s", unit, "train", crops, rejects)], rejects
 
 
 def labelled(folder, **settings):
-    return SourceSettings(kind="labelled_video", uri=str(folder), **settings)
+    return LabelledVideoSettings(uri=str(folder), **settings)
 
 
 def flat(groups):
@@ -229,7 +231,7 @@ def test_an_empty_folder_is_said(tmp_path):
         read_rows(labelled(tmp_path))
     (tmp_path / "boxes.json").write_text("[]")
     with pytest.raises(DataError, match="no image here"):
-        read_rows(SourceSettings(kind="boxed_images", uri=str(tmp_path), boxes=str(tmp_path / "boxes.json")))
+        read_rows(BoxedImagesSettings(uri=str(tmp_path), boxes=str(tmp_path / "boxes.json")))
 
 
 def test_one_video_can_be_named(tmp_path):
@@ -290,9 +292,7 @@ def test_a_turned_phone_video_is_upright(tmp_path):
 
 def boxed(tmp_path, entries, **settings):
     (tmp_path / "boxes.json").write_text(json.dumps(entries))
-    return SourceSettings(
-        kind="boxed_images", uri=str(tmp_path / "images"), boxes=str(tmp_path / "boxes.json"), **settings
-    )
+    return BoxedImagesSettings(uri=str(tmp_path / "images"), boxes=str(tmp_path / "boxes.json"), **settings)
 
 
 def test_folders_of_images_are_clips(tmp_path):

@@ -67,7 +67,10 @@ def test_prepared_arguments_carry_the_run_id_once_and_name_it_as_given() -> None
         (["--epochs", "0"], "epochs"),
         (["--epoch", "5"], "did you mean --epochs"),
         (["--frame_set", "data/frames"], "'frame_set' = 'data/frames' is a path below this folder"),
-        (["--frame_set", "[{uri: s3://b/a}, {uri: data/b}]"], "'frame_set.1.uri' = 'data/b' is a path below this folder"),
+        (
+            ["--frame_set", "[{uri: s3://b/a}, {uri: data/b}]"],
+            "'frame_set.1.uri' = 'data/b' is a path below this folder",
+        ),
         (["--tracking.uri", "sqlite:///mlflow.db"], "'tracking.uri'"),
         (["--tracking.uri", "https://me:secret@mlflow"], "'tracking.uri' holds a password"),
     ],

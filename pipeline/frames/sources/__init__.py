@@ -1,37 +1,30 @@
-"""Sources of hand images. A new kind is a file here, its name in base.Kind, and a line in open_source."""
+"""Sources of hand images. A new kind is a file here, with its settings and its reader, and its line in the first import."""
 
-from collections.abc import Callable
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated
 
-from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, Source, SourceSettings, Unit
+from pydantic import Field
 
-__all__ = ["FrameHands", "Hand", "OpenUnit", "Source", "SourceSettings", "Unit", "open_source"]
+from pipeline.frames.sources import (  # noqa: F401
+    boxed_images,
+    coco,
+    detected_video,
+    dexycb,
+    freihand,
+    ho3d,
+    image_folder,
+    interhand,
+    labelled_images,
+    labelled_video,
+    youtube3d,
+)
+from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, Reader, SourceSettings, Unit
 
+__all__ = ["AnySource", "FrameHands", "Hand", "OpenUnit", "Reader", "SourceSettings", "Unit"]
 
-def open_source(settings: SourceSettings) -> Source:
-    """The source that the settings describe."""
-    from pipeline.frames.sources.boxed_images import BoxedImages
-    from pipeline.frames.sources.coco import Coco
-    from pipeline.frames.sources.detected_video import DetectedVideo
-    from pipeline.frames.sources.dexycb import DexYcb
-    from pipeline.frames.sources.freihand import FreiHand
-    from pipeline.frames.sources.ho3d import Ho3d
-    from pipeline.frames.sources.image_folder import image_folder
-    from pipeline.frames.sources.interhand import InterHand
-    from pipeline.frames.sources.labelled_images import LabelledImages
-    from pipeline.frames.sources.labelled_video import LabelledVideo
-    from pipeline.frames.sources.youtube3d import YouTube3d
-
-    kinds: dict[str, Callable[[SourceSettings], Source]] = {
-        "labelled_video": LabelledVideo,
-        "detected_video": DetectedVideo,
-        "labelled_images": LabelledImages,
-        "boxed_images": BoxedImages,
-        "image_folder": image_folder,
-        "coco": Coco,
-        "freihand": FreiHand,
-        "youtube3d": YouTube3d,
-        "interhand": InterHand,
-        "ho3d": Ho3d,
-        "dexycb": DexYcb,
-    }
-    return kinds[settings.kind](settings)
+if TYPE_CHECKING:
+    AnySource = SourceSettings
+else:
+    AnySource = Annotated[reduce(or_, SourceSettings.__subclasses__()), Field(discriminator="kind")]
+"""Settings of one of the kinds above, told apart by `kind`."""

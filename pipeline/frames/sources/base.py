@@ -1,19 +1,20 @@
-"""The face that every source of hand images has, and the settings that choose one.
+"""The face that every source of hand images has: what its settings and its reader share with all others.
 
-A source lists its units (a video, a folder of images), each small enough to be described in a message. A worker opens a
+A reader lists the source's units (a video, a folder of images), each small enough to be described in a message. A worker opens a
 unit and gets, first, where the hands are in which frames, and then the pixels of the frames that it asks for. So memory
 does not grow with the length of a video, and every source shares cropping, grouping and writing (see ingest.py).
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.config import Settings
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError
 from pipeline.frames.detect import DetectorSettings
 from pipeline.frames.listing import list_inputs
@@ -21,206 +22,46 @@ from pipeline.frames.rejects import Rejects
 from pipeline.frames.track import TrackSettings
 from pipeline.storage import absolute
 
-Kind = Literal[
-    "labelled_video",
-    "detected_video",
-    "labelled_images",
-    "boxed_images",
-    "image_folder",
-    "coco",
-    "freihand",
-    "youtube3d",
-    "interhand",
-    "ho3d",
-    "dexycb",
-]
-_MAX_REJECT_FRACTION = {"detected_video": 0.9, "image_folder": 0.9, "youtube3d": 0.9, "interhand": 0.5, "dexycb": 0.5}
-"""Where it is not 0.1: detectors find hands for moments only, videos of YouTube 3D Hands have vanished since, InterHand2.6M has hands with
-missing joints, and DexYCB's sequences begin before the hand comes in."""
-PARTS = {"freihand": ("training", "evaluation"), "interhand": ("train", "val", "test"), "ho3d": ("train", "evaluation")}
-"""Kinds of which `part` chooses among published parts; the first is the default."""
-_WITH_RATE = ("labelled_images", "boxed_images", "image_folder", "interhand", "ho3d", "dexycb")
-_UNORDERED = ("coco", "freihand")
-_ANNOTATED = ("labelled_images", "coco", "youtube3d")
-_SECTIONS = ("labelled_images", "image_folder", "coco", "freihand", "youtube3d", "dexycb")
-
-FreiHandVersion = Literal["gs", "hom", "sample", "auto"]
-
-
-class LabelledImagesSettings(Settings):
-    """Of kind labelled_images."""
-
-    clips: Literal["folder", "image"] = "folder"
-    """What stays together in a split, of images whose entry names no clip: folder, for frames of video in a folder each; image,
-    for unrelated photographs."""
-    joint_order: Literal["freihand", "ait", "mano", "interhand"] = "freihand"
-    """Order of the 21 joints (pipeline/hands.py): freihand (also OpenPose, MediaPipe, COCO-WholeBody, DexYCB), mano, ..."""
-    unit: Literal["m", "mm"] = "m"
-    """Of joints_3d: metres or millimetres."""
-    first_pixel: Literal["corner", "centre"] = "corner"
-    """What (0, 0) is for joints_2d and camera: the image's corner, or the centre of its first pixel, as OpenCV calibrates."""
-
-
-class ImageFolderSettings(Settings):
-    """Of kind image_folder."""
-
-    hands: Literal["detector", "whole_image"] = "detector"
-    """detector: MediaPipe finds the hands, as in video (needs detector.model). whole_image: each image is a hand already; it
-    becomes the crop as it is, with black bars where it is not square."""
-    clips: Literal["folder", "image"] = "folder"
-    """What stays together in a split, and which images are neighbours: folder, for frames of video in a folder each; image,
-    for unrelated photographs."""
-
-
-class CocoSettings(Settings):
-    """Of kind coco."""
-
-    clips: Literal["image", "folder"] = "image"
-    """What stays together in a split, and which frames are neighbours: image, for unrelated photographs; folder, for
-    frames of video in a folder each."""
-    categories: tuple[str, ...] | None = None
-    """Names of the categories that are hands. None takes those called hand, left hand, right_hand and the like."""
-
-
-class FreiHandSettings(Settings):
-    """Of kind freihand."""
-
-    versions: tuple[FreiHandVersion, ...] | None = None
-    """Backgrounds of the training images to take: green screen, harmonised, coloured with and without sample points. None
-    takes those that are there."""
-
-    @field_validator("versions")
-    @classmethod
-    def _some(cls, value: tuple[FreiHandVersion, ...] | None) -> tuple[FreiHandVersion, ...] | None:
-        if value is not None and (not value or len(set(value)) < len(value)):
-            raise ValueError("name at least one version, each once")
-        return value
-
-
-class YouTube3dSettings(Settings):
-    """Of kind youtube3d."""
-
-    regressor: str | None = None
-    """URI of MANO's joint regressor, a (16, 778) array as .npy or JSON (part of MANO, under its licence). With it boxes are
-    tight around the joints and rows have joints in the image (joints_2d). None takes boxes around the mesh, and no joints."""
-
-
-class DexYcbSettings(Settings):
-    """Of kind dexycb."""
-
-    split_by: Literal["subject", "session"] = "subject"
-    """What a split takes whole. subject: nobody is in two splits (the authors' setup s1). session: for lists of splits after
-    their setups s0 and s3. A session's cameras are never shared out (as in s2)."""
+_ALWAYS_RECORDED: dict[str, Any] = {
+    "boxes": None,
+    "fps": None,
+    "stride": 1,
+    "image_rate": None,
+    "default_hand": "right",
+    "detector": DetectorSettings().model_dump(mode="json"),
+    "track": TrackSettings().model_dump(mode="json"),
+}
+"""Recorded of kinds that have no such settings too: the records of frame sets hold them, and are compared with new ones."""
 
 
 class SourceSettings(Settings):
-    """Where hand images come from."""
+    """What the settings of every kind have. A kind adds `kind`, a Literal of its name, and what it needs besides."""
 
-    kind: Kind
-    """labelled_video: videos with a <stem>.labels.json beside each; detected_video: videos, hands found with MediaPipe (pip
-    install equihand[detect]); labelled_images: images and one file of joints in 3D or 2D; boxed_images: folders of images and one boxes file; image_folder: folders of images alone;
-    coco: images and a file of boxes in COCO's or COCO-WholeBody's format; freihand, youtube3d, interhand, ho3d, dexycb:
-    these data sets as published (see docs/sources.md)."""
-    uri: str
+    usual_reject_fraction: ClassVar[float] = 0.1
+    """The limit where `max_reject_fraction` sets none."""
+    uris: ClassVar[tuple[str, ...]] = ("uri",)
+    """Names of the settings that are URIs; they are recorded as absolute ones."""
+
+    kind: str
+    uri: Uri
     """The folder (searched recursively), or one video file."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of this source inside the frame set; none takes the last part of `uri`."""
-    part: str | None = None
-    """Part of a published data set: freihand training, evaluation; interhand train, val, test; ho3d train, evaluation.
-    None takes the first."""
-    boxes: str | None = None
-    """boxed_images only: URI of the boxes file."""
-    annotations: str | None = None
-    """labelled_images, coco and youtube3d: URI of the annotations file (JSON)."""
-    fps: float | None = Field(default=None, gt=0)
-    """Frames a second to take, at most; none takes them all. Not together with `stride`."""
-    stride: int = Field(default=1, ge=1)
-    """Take every n-th frame."""
-    image_rate: float | None = Field(default=None, gt=0)
-    """Sources of still images only: images a second in a folder; none leaves timestamps empty."""
-    default_hand: Literal["right", "left"] = "right"
-    """labelled_images, boxed_images, coco, whole images: the hand where nothing says which. Left hands are stored mirrored."""
-    labelled_images: LabelledImagesSettings = LabelledImagesSettings()
-    """labelled_images only."""
-    image_folder: ImageFolderSettings = ImageFolderSettings()
-    """image_folder only."""
-    coco: CocoSettings = CocoSettings()
-    """coco only."""
-    freihand: FreiHandSettings = FreiHandSettings()
-    """freihand only."""
-    youtube3d: YouTube3dSettings = YouTube3dSettings()
-    """youtube3d only."""
-    dexycb: DexYcbSettings = DexYcbSettings()
-    """dexycb only."""
-    detector: DetectorSettings = DetectorSettings()
-    """detected_video and image_folder."""
-    track: TrackSettings = TrackSettings()
-    """detected_video, and image_folder with an image_rate: how detections become clips."""
     max_reject_fraction: float | None = Field(default=None, ge=0, le=1)
     """Stop, without publishing anything, when a larger fraction of the clips or of the frames had to be left out. None:
-    0.1 for given labels and boxes, 0.9 for a detector, whose hands may be seen too briefly to be trusted, and for
-    youtube3d (videos that are no longer to be had), 0.5 for interhand (hands with missing joints) and dexycb (sequences that
-    begin before the hand comes in). Frames in which a
-    detector finds no hand do not count."""
+    0.1 for given labels and boxes, 0.9 for a detector, whose hands may be seen too briefly to be trusted, and 0.5 or 0.9 for
+    published sets in which much is known to be missing. Frames in which a detector finds no hand do not count."""
 
-    @field_validator("fps", "stride")
-    @classmethod
-    def _one_way_to_sample(cls, value: float | None, info: ValidationInfo) -> float | None:
-        kind = info.data.get("kind")
-        given = value is not None if info.field_name == "fps" else value != 1
-        if given and (kind in _UNORDERED or (kind == "youtube3d" and info.field_name == "fps")):
-            raise ValueError(f"has no meaning for {kind}, whose images have no known times")
-        if given and info.field_name == "stride" and info.data.get("fps") is not None:
-            raise ValueError("give fps or stride, not both")
-        return value
-
-    @field_validator("boxes", "annotations", "image_rate")
-    @classmethod
-    def _only_for_images(cls, value: Any, info: ValidationInfo) -> Any:
-        kind, field = info.data.get("kind", ""), info.field_name
-        kinds = {"boxes": ("boxed_images",), "annotations": _ANNOTATED, "image_rate": _WITH_RATE}[field or ""]
-        if kind not in kinds and value is not None:
-            raise ValueError(f"has no meaning for {kind}")
-        if kind in kinds and value is None and field != "image_rate":
-            raise ValueError(f"{kind} needs the URI of {'a boxes' if field == 'boxes' else 'an annotations'} file")
-        if kind in kinds and value is None and info.data.get("fps"):
-            raise ValueError("fps needs to know the rate of the images")
-        return value
-
-    @field_validator(*_SECTIONS)
-    @classmethod
-    def _only_for_its_kind(cls, value: Settings, info: ValidationInfo) -> Settings:
-        kind = info.data.get("kind")
-        if kind != info.field_name and value != type(value)():
-            raise ValueError(f"has no meaning for {kind}")
-        return value
-
-    @field_validator("part")
-    @classmethod
-    def _is_published(cls, value: str | None, info: ValidationInfo) -> str | None:
-        parts = PARTS.get(info.data.get("kind", ""))
-        if value is not None and parts is None:
-            raise ValueError(f"has no meaning for {info.data.get('kind')}")
-        if value is not None and parts is not None and value not in parts:
-            raise ValueError(f"is one of {', '.join(parts)} for {info.data.get('kind')}")
-        return value
+    @abstractmethod
+    def reader(self) -> "Reader":
+        """What reads a source of this kind. Raises SettingsError where settings contradict each other."""
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide the rows, as plain values: no section of another kind, URIs and name made absolute."""
-        values = self.model_dump(mode="json", exclude={"max_reject_fraction"} | (set(_SECTIONS) - {self.kind}))
-        for key in ("annotations", "part"):
-            if values[key] is None:  # settings that are newer than some frame sets
-                del values[key]
-        values["name"] = self.resolved_name()
-        for section, key in (
-            (values, "uri"),
-            (values, "boxes"),
-            (values, "annotations"),
-            (values.get("youtube3d"), "regressor"),
-        ):
-            if section and section.get(key) is not None:
-                section[key] = absolute(section[key])
-        return values
+        """The settings that decide the rows, as plain values, URIs and name made absolute."""
+        own = self.model_dump(mode="json", exclude={"max_reject_fraction"})
+        # None is left out: a setting may be newer than a frame set that was made without it.
+        values = _ALWAYS_RECORDED | {key: value for key, value in own.items() if value is not None}
+        return values | {key: absolute(values[key]) for key in self.uris} | {"name": self.resolved_name()}
 
     def resolved_name(self) -> str:
         """The source's name, made from the URI where none is set. Raises DataError where that gives none."""
@@ -234,14 +75,33 @@ class SourceSettings(Settings):
         return name
 
     def resolved_max_reject_fraction(self) -> float:
-        """The limit in force for this kind of source."""
-        whole = self.kind == "image_folder" and self.image_folder.hands == "whole_image"
-        default = 0.1 if whole else _MAX_REJECT_FRACTION.get(self.kind, 0.1)
-        return default if self.max_reject_fraction is None else self.max_reject_fraction
+        """The limit in force."""
+        return self.usual_reject_fraction if self.max_reject_fraction is None else self.max_reject_fraction
 
-    def resolved_part(self) -> str:
-        """The part in force, of a kind that has parts."""
-        return self.part or PARTS[self.kind][0]
+
+class SampledSettings(Settings):
+    """Of kinds whose frames have times, or at least an order."""
+
+    fps: float | None = Field(default=None, gt=0)
+    """Frames a second to take, at most; none takes them all. Not together with `stride`."""
+    stride: int = Field(default=1, ge=1)
+    """Take every n-th frame."""
+
+    @field_validator("stride")
+    @classmethod
+    def _one_way_to_sample(cls, value: int, info: ValidationInfo) -> int:
+        if value != 1 and info.data.get("fps") is not None:
+            raise ValueError("give fps or stride, not both")
+        return value
+
+
+class DetectorKindSettings(Settings):
+    """Of kinds that find the hands themselves."""
+
+    detector: DetectorSettings = DetectorSettings()
+    """Finds the hands."""
+    track: TrackSettings = TrackSettings()
+    """How detections become clips (of images: with an image_rate)."""
 
 
 @dataclass(frozen=True)
@@ -324,10 +184,8 @@ class OpenUnit:
     """Of a video: how it is shown and timed (see video.facts)."""
 
 
-class Source(Protocol):
-    """What a kind of source does. Files in this folder have one each; see open_source."""
-
-    def __init__(self, settings: SourceSettings) -> None: ...
+class Reader(Protocol):
+    """What reads a kind of source; SourceSettings.reader gives it."""
 
     def list_files(self) -> dict[str, int]:
         """URI and size of all input files, by which a change of the source is noticed."""

@@ -12,13 +12,28 @@ from typing import Any, Literal
 
 import pydantic
 
+from pipeline.config import Uri
 from pipeline.errors import DataError
 from pipeline.frames.listing import IMAGE_SUFFIXES, check_below, list_inputs, natural, nothing_here
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.images import open_boxed
-from pipeline.storage import join, read_bytes
+from pipeline.frames.sources.images import DefaultHandSettings, StillsSettings, folder_units, open_boxed
+from pipeline.storage import read_bytes
 from pipeline.text_files import parse_json
+
+
+class BoxedImagesSettings(DefaultHandSettings, StillsSettings, SourceSettings):
+    """Folders of images and one boxes file."""
+
+    uris = ("uri", "boxes")
+
+    kind: Literal["boxed_images"] = "boxed_images"
+    boxes: Uri
+    """URI of the boxes file."""
+
+    def reader(self) -> "BoxedImages":
+        """See the file's docstring."""
+        return BoxedImages(self)
 
 
 class ImageBoxes(pydantic.BaseModel):
@@ -40,12 +55,11 @@ _BOXES_FILE = pydantic.TypeAdapter(list[ImageBoxes])
 class BoxedImages:
     """See the file's docstring."""
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: BoxedImagesSettings) -> None:
         self.settings = settings
 
     def list_files(self) -> dict[str, int]:
         """The images and the boxes file."""
-        assert self.settings.boxes is not None
         return file_sizes(self.settings.uri, IMAGE_SUFFIXES) | file_sizes(self.settings.boxes, ("",))
 
     def list_units(self, rejects: Rejects) -> list[Unit]:
@@ -55,27 +69,18 @@ class BoxedImages:
         if not listing.sizes:
             raise nothing_here(settings.uri, "image", IMAGE_SUFFIXES, listing)
         rejects.notes += listing.notes
-        folders: dict[str, dict[str, dict[str, Any]]] = {}
+        images: dict[str, dict[str, Any]] = {}
         for entry in self._read_boxes():
             path, hint = listing.find(entry.file)
-            folder, _, name = path.rpartition("/")
-            merged = folders.setdefault(folder, {}).setdefault(name, {"file": name, "boxes": [], "hands": []})
+            merged = images.setdefault(path, {"file": path, "boxes": [], "hands": []})
             if hint:
                 merged["name"] = f"{path} (there is '{hint}')"
             merged["boxes"] += entry.boxes_xyxy
             merged["hands"] += entry.hands if entry.hands is not None else [None] * len(entry.boxes_xyxy)
-        return [
-            Unit(
-                name=folder or "images",
-                uri=join(settings.uri, folder) if folder else settings.uri,
-                num_frames=sum(len(image["boxes"]) for image in images.values()),
-                entries=[images[name] for name in sorted(images, key=natural)],
-            )
-            for folder, images in sorted(folders.items())
-        ]
+        paths = sorted(images, key=lambda path: (path.rpartition("/")[0], natural(path)))
+        return folder_units(settings.uri, [images[path] for path in paths])
 
     def _read_boxes(self) -> list[ImageBoxes]:
-        assert self.settings.boxes is not None
         try:
             entries = _BOXES_FILE.validate_python(parse_json(read_bytes(self.settings.boxes)))
         except pydantic.ValidationError as error:
@@ -95,4 +100,5 @@ class BoxedImages:
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
         """See open_boxed."""
-        yield open_boxed(unit, self.settings, rejects)
+        sampled = self.settings.sampled(len(unit.entries or []))
+        yield open_boxed(unit, sampled, self.settings.default_hand, rejects)

@@ -15,15 +15,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError
 from pipeline.frames.listing import IMAGE_SUFFIXES, check_below, list_inputs, natural
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.images import clip_names, open_boxed
+from pipeline.frames.sources.images import DefaultHandSettings, clip_names, folder_units, open_boxed
 from pipeline.frames.sources.json_stream import open_json
-from pipeline.storage import join, size
+from pipeline.storage import size
 
 _HAND = re.compile(r"(human)?(left|right)?hands?(left|right)?")
 _SIDES = ("left", "right")
@@ -32,11 +33,35 @@ Boxes = list[tuple[list[Any], str | None]]
 """x0, y0, x1, y1 and, where known, the side of an image's hands."""
 
 
+class CocoSection(Settings):
+    """source.coco."""
+
+    clips: Literal["image", "folder"] = "image"
+    """What stays together in a split, and which frames are neighbours: image, for unrelated photographs; folder, for
+    frames of video in a folder each."""
+    categories: tuple[str, ...] | None = None
+    """Names of the categories that are hands. None takes those called hand, left hand, right_hand and the like."""
+
+
+class CocoSettings(DefaultHandSettings, SourceSettings):
+    """Images and a file of boxes in COCO's or COCO-WholeBody's format."""
+
+    uris = ("uri", "annotations")
+
+    kind: Literal["coco"] = "coco"
+    annotations: Uri
+    """URI of the annotations file (JSON)."""
+    coco: CocoSection = CocoSection()
+
+    def reader(self) -> "Coco":
+        """See the file's docstring."""
+        return Coco(self)
+
+
 class Coco:
     """See the file's docstring."""
 
-    def __init__(self, settings: SourceSettings) -> None:
-        assert settings.annotations is not None
+    def __init__(self, settings: CocoSettings) -> None:
         self.settings = settings
         self.annotations = settings.annotations
 
@@ -70,24 +95,13 @@ class Coco:
         if self.settings.coco.clips == "image":
             names = clip_names([entry["file"] for entry in entries])
             return [Unit(name, uri, len(entry["boxes"]), [entry]) for name, entry in zip(names, entries, strict=True)]
-        folders: dict[str, list[dict[str, Any]]] = {}
-        for entry in entries:
-            folder, _, file = entry["file"].rpartition("/")
-            folders.setdefault(folder, []).append({**entry, "file": file})
-        return [
-            Unit(
-                folder or "images",
-                join(uri, folder) if folder else uri,
-                sum(len(entry["boxes"]) for entry in members),
-                members,
-            )
-            for folder, members in folders.items()
-        ]
+        return folder_units(uri, entries)
 
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
         """See open_boxed."""
-        yield open_boxed(unit, self.settings, rejects)
+        untimed = [(index, None) for index in range(len(unit.entries or []))]
+        yield open_boxed(unit, untimed, self.settings.default_hand, rejects)
 
     def _read(self, rejects: Rejects) -> tuple[dict[Any, tuple[str, list[int] | None]], dict[Any, Boxes]]:
         """({image id: (file, [width, height] where given)}, {image id: boxes}), in two passes: categories come last."""

@@ -9,7 +9,7 @@ out; decoding is cheap beside detection, and no pixels have to be kept.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,16 @@ from pipeline.errors import MissingError, RefusedError, SettingsError
 from pipeline.frames.detect import require_mediapipe, shared_detector
 from pipeline.frames.listing import VIDEO_SUFFIXES
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
+from pipeline.frames.sources.base import (
+    DetectorKindSettings,
+    FrameHands,
+    Hand,
+    OpenUnit,
+    SampledSettings,
+    SourceSettings,
+    Unit,
+    file_sizes,
+)
 from pipeline.frames.sources.video import (
     VideoInfo,
     declared_times,
@@ -34,10 +43,22 @@ from pipeline.storage import as_local_file, preflight, read_json
 _READERS = 16
 
 
+class DetectedVideoSettings(DetectorKindSettings, SampledSettings, SourceSettings):
+    """Videos, hands found with MediaPipe (pip install equihand[detect])."""
+
+    usual_reject_fraction = 0.9  # hands may be seen too briefly to be trusted
+
+    kind: Literal["detected_video"] = "detected_video"
+
+    def reader(self) -> "DetectedVideo":
+        """See the file's docstring."""
+        return DetectedVideo(self)
+
+
 class DetectedVideo:
     """See the file's docstring."""
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: DetectedVideoSettings) -> None:
         """Raises SettingsError where no detector model is named."""
         if settings.detector.model is None:
             raise SettingsError(

@@ -18,13 +18,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from pipeline.config import Settings
 from pipeline.errors import DataError, MissingError
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit
+from pipeline.frames.sources.images import StillsSettings
 from pipeline.frames.sources.published import (
     continuous_camera,
     labelled_hand,
@@ -33,13 +35,33 @@ from pipeline.frames.sources.published import (
     read_stills,
     read_yaml,
 )
-from pipeline.frames.sources.video import sample
 from pipeline.storage import join, list_folders, size
 
 IMAGE_SIZE = (640, 480)
 _NO_HAND = -1.0
 _READERS = 8
 _NO_SUBJECTS = ("calibration", "models", "bop")
+
+
+class DexYcbSection(Settings):
+    """source.dexycb."""
+
+    split_by: Literal["subject", "session"] = "subject"
+    """What a split takes whole. subject: nobody is in two splits (the authors' setup s1). session: for lists of splits after
+    their setups s0 and s3. A session's cameras are never shared out (as in s2)."""
+
+
+class DexYcbSettings(StillsSettings, SourceSettings):
+    """DexYCB as published."""
+
+    usual_reject_fraction = 0.5  # sequences begin before the hand comes in
+
+    kind: Literal["dexycb"] = "dexycb"
+    dexycb: DexYcbSection = DexYcbSection()
+
+    def reader(self) -> "DexYcb":
+        """See the file's docstring."""
+        return DexYcb(self)
 
 
 class Session(NamedTuple):
@@ -55,7 +77,7 @@ class Session(NamedTuple):
 class DexYcb:
     """See the file's docstring."""
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: DexYcbSettings) -> None:
         self.settings = settings
 
     def list_files(self) -> dict[str, int]:
@@ -94,15 +116,13 @@ class DexYcb:
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
         """Reads the labels of the frames that are wanted."""
         (entry,) = unit.entries or [{}]
-        rate = self.settings.image_rate
-        times = [index / rate if rate else float(index) for index in range(unit.num_frames)]
-        wanted = sample(times, self.settings.fps, self.settings.stride)
-        labels = read_all([join(unit.uri, f"labels_{index:06d}.npz") for index in wanted])
+        wanted = self.settings.sampled(unit.num_frames)
+        labels = read_all([join(unit.uri, f"labels_{index:06d}.npz") for index, _ in wanted])
         frames = []
-        for index, data in zip(wanted, labels, strict=True):
+        for (index, time_s), data in zip(wanted, labels, strict=True):
             hands = _hands(data, entry, f"{unit.name}/{index:06d}", rejects)
             if hands:
-                frames.append(FrameHands(index, times[index] if rate else None, hands))
+                frames.append(FrameHands(index, time_s, hands))
         files = {f.index: (join(unit.uri, f"color_{f.index:06d}.jpg"), IMAGE_SIZE) for f in frames}
         yield OpenUnit(frames, lambda indexes: read_stills(files, indexes, unit.name, rejects))
 

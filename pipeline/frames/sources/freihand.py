@@ -13,28 +13,52 @@ so that no pose is in two splits. All hands are right hands, joints are in FreiH
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+from pydantic import field_validator
 
+from pipeline.config import Settings
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources.base import (
-    FrameHands,
-    FreiHandVersion,
-    OpenUnit,
-    SourceSettings,
-    Unit,
-    file_sizes,
-)
+from pipeline.frames.sources.base import FrameHands, OpenUnit, SourceSettings, Unit, file_sizes
 from pipeline.frames.sources.published import continuous_camera, labelled_hand, read_array, read_stills
 from pipeline.storage import exists, join, size
 
-VERSIONS: tuple[str, ...] = get_args(FreiHandVersion)
+Version = Literal["gs", "hom", "sample", "auto"]
+VERSIONS: tuple[str, ...] = get_args(Version)
 IMAGE_SIZE = (224, 224)
 _PUBLISHED_LABELS = 32_560
 _SCALE_BONE = (9, 10)
 _MAX_SCALE_ERROR = 0.01
+
+
+class FreiHandSection(Settings):
+    """source.freihand."""
+
+    versions: tuple[Version, ...] | None = None
+    """Backgrounds of the training images to take: green screen, harmonised, coloured with and without sample points. None
+    takes those that are there."""
+
+    @field_validator("versions")
+    @classmethod
+    def _some(cls, value: tuple[Version, ...] | None) -> tuple[Version, ...] | None:
+        if value is not None and (not value or len(set(value)) < len(value)):
+            raise ValueError("name at least one version, each once")
+        return value
+
+
+class FreiHandSettings(SourceSettings):
+    """FreiHAND v2 as published."""
+
+    kind: Literal["freihand"] = "freihand"
+    part: Literal["training", "evaluation"] | None = None
+    """Part of the data set. None takes training."""
+    freihand: FreiHandSection = FreiHandSection()
+
+    def reader(self) -> "FreiHand":
+        """See the file's docstring."""
+        return FreiHand(self)
 
 
 class Labels(NamedTuple):
@@ -49,10 +73,10 @@ class Labels(NamedTuple):
 class FreiHand:
     """See the file's docstring."""
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: FreiHandSettings) -> None:
         """Raises SettingsError where versions of the evaluation images are asked for: there is one."""
         self.settings = settings
-        self.part = settings.resolved_part()
+        self.part = settings.part or "training"
         self.images_uri = join(settings.uri, self.part, "rgb")
         if self.part == "evaluation" and settings.freihand.versions is not None:
             raise SettingsError(

@@ -17,16 +17,16 @@ recording, and so are SB10 ... SB14, of which SB11 and SB13 are published as eva
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit
+from pipeline.frames.sources.images import StillsSettings
 from pipeline.frames.sources.plain_pickle import load_plain
 from pipeline.frames.sources.published import continuous_camera, labelled_hand, read_all, read_array, read_stills
-from pipeline.frames.sources.video import sample
 from pipeline.storage import exists, join, list_files, read_bytes, size
 from pipeline.text_files import decode_text
 
@@ -34,12 +34,24 @@ IMAGE_SIZE = (640, 480)
 _OPENGL_TO_OPENCV = np.array([1.0, -1.0, -1.0])
 
 
+class Ho3dSettings(StillsSettings, SourceSettings):
+    """HO-3D v2 or v3 as published."""
+
+    kind: Literal["ho3d"] = "ho3d"
+    part: Literal["train", "evaluation"] | None = None
+    """Part of the data set. None takes train."""
+
+    def reader(self) -> "Ho3d":
+        """See the file's docstring."""
+        return Ho3d(self)
+
+
 class Ho3d:
     """See the file's docstring."""
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: Ho3dSettings) -> None:
         self.settings = settings
-        self.part = settings.resolved_part()
+        self.part = settings.part or "train"
         self.list_uri = join(settings.uri, f"{self.part}.txt")
         self.joints_uri = join(settings.uri, "evaluation_xyz.json") if self.part == "evaluation" else None
 
@@ -84,18 +96,16 @@ class Ho3d:
         """Reads the labels of the frames that are wanted. Raises DataError for a label file that is not plain data."""
         listed, lines = zip(*(unit.entries or [{}])[0]["frames"], strict=True)
         joints = self._joints()
-        rate = self.settings.image_rate
-        times = [index / rate if rate else float(index) for index in range(len(listed))]
-        wanted = sample(times, self.settings.fps, self.settings.stride)
+        wanted = self.settings.sampled(len(listed))
         suffixes = {uri.rpartition("/")[2]: uri for uri in list_files(join(unit.uri, "rgb"), (".jpg", ".png"))}
-        uris = [join(unit.uri, "meta", f"{listed[index]}.pkl") for index in wanted]
+        uris = [join(unit.uri, "meta", f"{listed[index]}.pkl") for index, _ in wanted]
         frames, files = [], {}
-        for index, uri, data in zip(wanted, uris, read_all(uris), strict=True):
+        for (index, time_s), uri, data in zip(wanted, uris, read_all(uris), strict=True):
             stem, number = listed[index], int(listed[index])
             known = None if joints is None else joints[lines[index]]
             hand = _hand(data, known, uri, f"{unit.name}/{number:06d}", rejects)
             if hand is not None:
-                frames.append(FrameHands(number, times[index] if rate else None, [hand]))
+                frames.append(FrameHands(number, time_s, [hand]))
                 image = suffixes.get(f"{stem}.jpg") or join(unit.uri, "rgb", f"{stem}.png")
                 files[number] = (image, IMAGE_SIZE)
         yield OpenUnit(frames, lambda indexes: read_stills(files, indexes, unit.name, rejects))

@@ -13,29 +13,76 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
+from pipeline.config import Settings
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.detect import require_mediapipe, shared_detector
 from pipeline.frames.image_file import read_image
 from pipeline.frames.listing import IMAGE_SUFFIXES, list_inputs, nothing_here
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
+from pipeline.frames.sources.base import (
+    DetectorKindSettings,
+    FrameHands,
+    Hand,
+    OpenUnit,
+    SourceSettings,
+    Unit,
+    file_sizes,
+)
 from pipeline.frames.sources.detected_video import detections_in, read_found, settle
-from pipeline.frames.sources.images import clip_names, image_name, open_stills, read_images, tracked
-from pipeline.frames.sources.video import sample
+from pipeline.frames.sources.images import (
+    DefaultHandSettings,
+    StillsSettings,
+    clip_names,
+    folder_units,
+    image_name,
+    open_stills,
+    read_images,
+    tracked,
+)
 from pipeline.storage import absolute, is_file, join, preflight, resolve
 
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
+class ImageFolderSection(Settings):
+    """source.image_folder."""
+
+    hands: Literal["detector", "whole_image"] = "detector"
+    """detector: MediaPipe finds the hands, as in video (needs detector.model). whole_image: each image is a hand already; it
+    becomes the crop as it is, with black bars where it is not square."""
+    clips: Literal["folder", "image"] = "folder"
+    """What stays together in a split, and which images are neighbours: folder, for frames of video in a folder each; image,
+    for unrelated photographs."""
+
+
+class ImageFolderSettings(DetectorKindSettings, DefaultHandSettings, StillsSettings, SourceSettings):
+    """Folders of images alone."""
+
+    usual_reject_fraction = 0.9  # hands may be seen too briefly to be trusted
+
+    kind: Literal["image_folder"] = "image_folder"
+    image_folder: ImageFolderSection = ImageFolderSection()
+
+    def reader(self) -> "WholeImages | DetectedImages":
+        """See the file's docstring."""
+        return DetectedImages(self) if self.image_folder.hands == "detector" else WholeImages(self)
+
+    def resolved_max_reject_fraction(self) -> float:
+        """The limit in force."""
+        if self.max_reject_fraction is None and self.image_folder.hands == "whole_image":
+            return SourceSettings.usual_reject_fraction
+        return super().resolved_max_reject_fraction()
+
+
 class ImageFolder:
     """What both ways share. See the file's docstring."""
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: ImageFolderSettings) -> None:
         """Raises SettingsError where settings contradict each other."""
         if settings.image_rate is not None and settings.image_folder.clips == "image":
             raise SettingsError("setting 'source.image_rate' has no meaning where source.image_folder.clips is image")
@@ -57,14 +104,8 @@ class ImageFolder:
         files = list(listing.sizes)
         if self.settings.image_folder.clips == "image":
             return [Unit(n, root, 1, [{"file": f}]) for n, f in zip(clip_names(files), files, strict=True)]
-        folders: dict[str, list[dict[str, Any]]] = {}
-        for file in files:
-            folder, _, name = file.rpartition("/")
-            folders.setdefault(folder, []).append({"file": name})
-        return [
-            Unit(folder or "images", join(root, folder) if folder else root, len(entries), entries)
-            for folder, entries in sorted(folders.items())
-        ]
+        by_folder = sorted(files, key=lambda file: file.rpartition("/")[0])
+        return folder_units(root, [{"file": file} for file in by_folder])
 
 
 class WholeImages(ImageFolder):
@@ -73,7 +114,8 @@ class WholeImages(ImageFolder):
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
         """Look at the images' sizes."""
-        yield open_stills(unit, self.settings, partial(self._whole_image, unit, rejects), rejects)
+        sampled = self.settings.sampled(len(unit.entries or []))
+        yield open_stills(unit, sampled, partial(self._whole_image, unit, rejects), rejects)
 
     def _whole_image(self, unit: Unit, rejects: Rejects, entry: dict[str, Any], name: str) -> list[Hand] | None:
         uri = join(unit.uri, entry["file"])
@@ -89,7 +131,7 @@ class WholeImages(ImageFolder):
 class DetectedImages(ImageFolder):
     """Hands are found with MediaPipe; in an ingest by a stage of its own (see detect_stage.py)."""
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: ImageFolderSettings) -> None:
         """Raises SettingsError where no detector model is named."""
         super().__init__(settings)
         if settings.detector.model is None:
@@ -117,10 +159,10 @@ class DetectedImages(ImageFolder):
         no hand}.
         """
         detector = shared_detector(self._model, self.settings.detector)
-        sampled = sample(self._times(unit), self.settings.fps, self.settings.stride)
+        sampled = self.settings.sampled(_num_images(unit))
         rejects = Rejects()
         seen = []
-        for index, image in read_images(unit, rejects, [index for index in sampled if unit.has(index)]):
+        for index, image in read_images(unit, rejects, [index for index, _ in sampled if unit.has(index)]):
             detections = detector(image)
             seen.append([index, [[list(d.box), d.hand, d.score] for d in detections]])
             if not detections:
@@ -132,21 +174,19 @@ class DetectedImages(ImageFolder):
         """Link what the detector has found in the whole folder, or finds now, into tracks."""
         found = [self.detect(unit)] if unit.found is None else read_found(unit.found)
         seen = detections_in(found, unit, rejects)
-        if self.settings.image_rate is not None:
-            frames = settle(seen, self._times(unit), self.settings.track, unit, rejects)
+        rate = self.settings.image_rate
+        if rate is not None:
+            times = [index / rate for index in range(_num_images(unit))]
+            frames = settle(seen, times, self.settings.track, unit, rejects)
         else:
             hands = [(i, [Hand(0, d.hand, d.box, confidence=d.score) for d in detections]) for i, detections in seen]
             frames = [FrameHands(i, None, linked) for (i, _), linked in zip(hands, tracked(hands), strict=True)]
         yield OpenUnit(frames, partial(read_images, unit, rejects))
 
-    def _times(self, unit: Unit) -> list[float]:
-        """Of all images of the folder, seconds; their numbers where there is no rate."""
-        return [index / (self.settings.image_rate or 1.0) for index in range(unit.length or len(unit.entries or []))]
 
-
-def image_folder(settings: SourceSettings) -> WholeImages | DetectedImages:
-    """The source of kind image_folder that the settings ask for."""
-    return DetectedImages(settings) if settings.image_folder.hands == "detector" else WholeImages(settings)
+def _num_images(unit: Unit) -> int:
+    """Of the whole folder, of which the unit may be a piece."""
+    return unit.length or len(unit.entries or [])
 
 
 def _size_of_header(uri: str) -> tuple[int, int] | None:

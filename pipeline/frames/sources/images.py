@@ -1,17 +1,19 @@
 """What sources of still images share: reading them, and turning the hands of a folder's images into tracks."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
+from pydantic import Field, ValidationInfo, field_validator
 
+from pipeline.config import Settings
 from pipeline.frames.crop import box_fault
 from pipeline.frames.image_file import read_image
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit
+from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SampledSettings, Unit
 from pipeline.frames.sources.video import sample
 from pipeline.frames.track import link
 from pipeline.storage import join
@@ -19,42 +21,82 @@ from pipeline.storage import join
 _SAME_SHAPE = 0.01  # width / height may differ by this fraction, by rounding, between two resolutions of a picture
 
 
+class StillsSettings(SampledSettings):
+    """Of kinds whose images may be frames in their order."""
+
+    image_rate: float | None = Field(default=None, gt=0)
+    """Images a second in a folder; none leaves timestamps empty."""
+
+    @field_validator("image_rate")
+    @classmethod
+    def _known_for_fps(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is None and info.data.get("fps"):
+            raise ValueError("fps needs to know the rate of the images")
+        return value
+
+    def sampled(self, num_images: int) -> list[tuple[int, float | None]]:
+        """(index, time in seconds where the rate is known) of the images to take of a folder's."""
+        times = [index / (self.image_rate or 1.0) for index in range(num_images)]
+        return [(i, times[i] if self.image_rate else None) for i in sample(times, self.fps, self.stride)]
+
+
+class DefaultHandSettings(Settings):
+    """Of kinds whose labels need not say which hand it is."""
+
+    default_hand: Literal["right", "left"] = "right"
+    """The hand where nothing says which. Left hands are stored mirrored."""
+
+
+def folder_units(uri: str, entries: Iterable[dict[str, Any]]) -> list[Unit]:
+    """One unit a folder, folders and images in the order of the entries: {"file": below `uri`, ...}, with "boxes" where known."""
+    folders: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        folder, _, file = entry["file"].rpartition("/")
+        folders.setdefault(folder, []).append({**entry, "file": file})
+    return [
+        Unit(
+            name=folder or "images",
+            uri=join(uri, folder) if folder else uri,
+            num_frames=sum(len(entry["boxes"]) if "boxes" in entry else 1 for entry in members),
+            entries=members,
+        )
+        for folder, members in folders.items()
+    ]
+
+
 def open_stills(
     unit: Unit,
-    settings: SourceSettings,
+    sampled: Iterable[tuple[int, float | None]],
     hands_of: Callable[[dict[str, Any], str], list[Hand] | None],
     rejects: Rejects,
 ) -> OpenUnit:
     """A unit of images: `unit.entries` are {"file", "size": [width, height] | None, ...}, in their order.
 
-    hands_of(entry, name): the hands of an image (their tracks do not matter), or None where that is counted already. They are
+    sampled: (index, time in seconds or None) of the images to take, ascending. hands_of(entry, name): the hands of an image (their tracks do not matter), or None where that is counted already. They are
     linked into tracks by overlap and nearness, right and left hands apart, however far a hand moves between images.
     """
-    entries = unit.entries or []
-    rate = settings.image_rate
-    times = [index / rate if rate else float(index) for index in range(len(entries))]
+    times: dict[int, float | None] = {}
     chosen: list[tuple[int, list[Hand]]] = []
-    for index in sample(times, settings.fps, settings.stride):
+    for index, time_s in sampled:
         name = image_name(unit, index)
-        hands = hands_of(entries[index], name)
+        hands = hands_of(entry_of(unit, index), name)
         if hands:
+            times[index] = time_s
             chosen.append((index, hands))
         elif hands is not None:
             rejects.add("no_hand", name)
-    frames = [
-        FrameHands(index, times[index] if rate else None, hands)
-        for (index, _), hands in zip(chosen, tracked(chosen), strict=True)
-    ]
+    frames = [FrameHands(index, times[index], hands) for (index, _), hands in zip(chosen, tracked(chosen), strict=True)]
     return OpenUnit(frames, partial(read_images, unit, rejects))
 
 
-def open_boxed(unit: Unit, settings: SourceSettings, rejects: Rejects) -> OpenUnit:
-    """See open_stills; entries also have "boxes" and "hands" ("right", "left" or None for settings.default_hand)."""
-    default = settings.default_hand
+def open_boxed(
+    unit: Unit, sampled: Iterable[tuple[int, float | None]], default_hand: str, rejects: Rejects
+) -> OpenUnit:
+    """See open_stills; entries also have "boxes" and "hands" ("right", "left" or None for default_hand)."""
     return open_stills(
         unit,
-        settings,
-        lambda entry, name: boxed_hands(entry["boxes"], entry["hands"], default, name, rejects),
+        sampled,
+        lambda entry, name: boxed_hands(entry["boxes"], entry["hands"], default_hand, name, rejects),
         rejects,
     )
 

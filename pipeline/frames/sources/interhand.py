@@ -18,13 +18,14 @@ image; workers read joint_3d.json in the same way and keep its numbers.
 import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit
+from pipeline.frames.sources.images import StillsSettings
 from pipeline.frames.sources.interhand_annotations import (
     FRAME,
     HAND_TYPES,
@@ -35,18 +36,31 @@ from pipeline.frames.sources.interhand_annotations import (
     read_joints,
 )
 from pipeline.frames.sources.published import continuous_camera, labelled_hand, numbers, read_stills
-from pipeline.frames.sources.video import sample
 from pipeline.storage import exists, join, read_json, size
 
 _EARLIER_FOLDERS = ("all", "machine_annot", "human_annot")
 
 
+class InterHandSettings(StillsSettings, SourceSettings):
+    """InterHand2.6M as published."""
+
+    usual_reject_fraction = 0.5  # hands with missing joints
+
+    kind: Literal["interhand"] = "interhand"
+    part: Literal["train", "val", "test"] | None = None
+    """Part of the data set. None takes train."""
+
+    def reader(self) -> "InterHand":
+        """See the file's docstring."""
+        return InterHand(self)
+
+
 class InterHand:
     """See the file's docstring."""
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: InterHandSettings) -> None:
         self.settings = settings
-        self.split = settings.resolved_part()
+        self.split = settings.part or "train"
 
     def list_files(self) -> dict[str, int]:
         """The three annotation files. Images are not listed, there are too many; missing ones are counted as rejects."""
@@ -78,16 +92,14 @@ class InterHand:
         joints_uri = self._annotations("joint_3d")
         all_joints = read_joints(joints_uri, size(joints_uri)).get(entry["capture"], {})
         records = np.frombuffer(base64.b64decode(entry["frames"]), FRAME)
-        rate = self.settings.image_rate
-        times = [index / rate if rate else float(index) for index in range(len(records))]
         frames, files = [], {}
-        for index in sample(times, self.settings.fps, self.settings.stride):
+        for index, time_s in self.settings.sampled(len(records)):
             record = records[index]
             number = int(record["frame"])
             name = f"{unit.name}/{number:06d}"
             hands = _hands(record, all_joints.get(number), entry, name, rejects)
             if hands:
-                frames.append(FrameHands(number, times[index] if rate else None, hands))
+                frames.append(FrameHands(number, time_s, hands))
                 uri = join(unit.uri, f"image{number:0{record['digits']}d}.jpg")
                 files[number] = (uri, (int(record["width"]), int(record["height"])))
         yield OpenUnit(frames, lambda indexes: read_stills(files, indexes, unit.name, rejects))

@@ -8,6 +8,9 @@
             else:
                 stream.value()
 
+By hand, because ijson refuses NaN, integers beyond 64 bits, byte order marks and UTF-16, all of which json.loads reads, takes a
+key that is there twice, and does not say what is wrong in our words.
+
 Whatever `members` and `elements` announce has to be taken, with `value`, `members` or `elements`, before the next one.
 """
 

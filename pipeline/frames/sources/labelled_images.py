@@ -24,12 +24,13 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.crop import MIN_BOX_SIDE, box_fault
 from pipeline.frames.listing import IMAGE_SUFFIXES, check_below, list_inputs, natural
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import Hand, OpenUnit, SourceSettings, Unit, file_sizes
-from pipeline.frames.sources.images import clip_names, open_stills
+from pipeline.frames.sources.images import DefaultHandSettings, StillsSettings, clip_names, open_stills
 from pipeline.frames.sources.published import continuous_camera, project, tight_box
 from pipeline.storage import absolute, is_file, read_bytes, size
 from pipeline.text_files import parse_json
@@ -39,6 +40,35 @@ HAND_SPAN_M = (0.01, 1.0)
 _METRES = {"m": 1.0, "mm": 1e-3}
 _MAX_DISAGREEMENT = 0.1  # of joints in 2D with those in 3D: mean distance, in sides of the hand's box
 _LABELS = ("joints_3d", "joints_2d", "camera", "box_xyxy", "hand")
+
+
+class LabelledImagesSection(Settings):
+    """source.labelled_images."""
+
+    clips: Literal["folder", "image"] = "folder"
+    """What stays together in a split, of images whose entry names no clip: folder, for frames of video in a folder each; image,
+    for unrelated photographs."""
+    joint_order: Literal["freihand", "ait", "mano", "interhand"] = "freihand"
+    """Order of the 21 joints (pipeline/hands.py): freihand (also OpenPose, MediaPipe, COCO-WholeBody, DexYCB), mano, ..."""
+    unit: Literal["m", "mm"] = "m"
+    """Of joints_3d: metres or millimetres."""
+    first_pixel: Literal["corner", "centre"] = "corner"
+    """What (0, 0) is for joints_2d and camera: the image's corner, or the centre of its first pixel, as OpenCV calibrates."""
+
+
+class LabelledImagesSettings(DefaultHandSettings, StillsSettings, SourceSettings):
+    """Images and one file of joints in 3D or 2D."""
+
+    uris = ("uri", "annotations")
+
+    kind: Literal["labelled_images"] = "labelled_images"
+    annotations: Uri
+    """URI of the annotations file (JSON)."""
+    labelled_images: LabelledImagesSection = LabelledImagesSection()
+
+    def reader(self) -> "LabelledImages":
+        """See the file's docstring."""
+        return LabelledImages(self)
 
 
 class ImageLabel(pydantic.BaseModel):
@@ -77,9 +107,8 @@ _LABEL = pydantic.TypeAdapter(ImageLabel)
 class LabelledImages:
     """See the file's docstring."""
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: LabelledImagesSettings) -> None:
         """Raises SettingsError where settings contradict each other."""
-        assert settings.annotations is not None
         if settings.image_rate is not None and settings.labelled_images.clips == "image":
             raise SettingsError(
                 "setting 'source.image_rate' has no meaning where source.labelled_images.clips is image"
@@ -136,7 +165,7 @@ class LabelledImages:
             hands = [self._hand(label, rejects) for label in entry["hands"]]
             return [hand for hand in hands if hand is not None] or None
 
-        yield open_stills(unit, self.settings, hands_of, rejects)
+        yield open_stills(unit, self.settings.sampled(len(unit.entries or [])), hands_of, rejects)
 
     def _read(self) -> list[ImageLabel]:
         try:

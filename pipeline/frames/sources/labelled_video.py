@@ -21,7 +21,7 @@ import pydantic
 from pipeline.errors import DataError, MissingError, RefusedError
 from pipeline.frames.listing import VIDEO_SUFFIXES, list_inputs
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SourceSettings, Unit, file_sizes
+from pipeline.frames.sources.base import FrameHands, Hand, OpenUnit, SampledSettings, SourceSettings, Unit, file_sizes
 from pipeline.frames.sources.video import (
     declared_times,
     facts,
@@ -35,6 +35,16 @@ from pipeline.text_files import parse_json
 
 LABELS_SUFFIX = ".labels.json"
 _READERS = 16
+
+
+class LabelledVideoSettings(SampledSettings, SourceSettings):
+    """Videos with a <stem>.labels.json beside each."""
+
+    kind: Literal["labelled_video"] = "labelled_video"
+
+    def reader(self) -> "LabelledVideo":
+        """See the file's docstring."""
+        return LabelledVideo(self)
 
 
 class HandLabel(pydantic.BaseModel):
@@ -69,7 +79,7 @@ class VideoLabels(pydantic.BaseModel):
 class LabelledVideo:
     """See the file's docstring."""
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: LabelledVideoSettings) -> None:
         self.settings = settings
 
     def list_files(self) -> dict[str, int]:

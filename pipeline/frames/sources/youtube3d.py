@@ -18,10 +18,12 @@ The file is large (gigabytes): the driver reads it once, from front to back, and
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
+from pipeline.config import Settings, Uri
 from pipeline.errors import DataError
 from pipeline.frames.listing import IMAGE_SUFFIXES, list_inputs
 from pipeline.frames.rejects import Rejects
@@ -38,11 +40,43 @@ SAME_VIDEO = {"PQSjVMOaRGc": "Su0mLlax_0s"}
 """One video under two ids (an issue of its repository)."""
 
 
+class YouTube3dSection(Settings):
+    """source.youtube3d."""
+
+    regressor: Uri | None = None
+    """URI of MANO's joint regressor, a (16, 778) array as .npy or JSON (part of MANO, under its licence). With it boxes are
+    tight around the joints and rows have joints in the image (joints_2d). None takes boxes around the mesh, and no joints."""
+
+
+class YouTube3dSettings(SourceSettings):
+    """YouTube 3D Hands as published."""
+
+    usual_reject_fraction = 0.9  # videos have vanished since
+    uris = ("uri", "annotations")
+
+    kind: Literal["youtube3d"] = "youtube3d"
+    annotations: Uri
+    """URI of the annotations file (JSON)."""
+    stride: int = Field(default=1, ge=1)
+    """Take every n-th frame."""
+    youtube3d: YouTube3dSection = YouTube3dSection()
+
+    def reader(self) -> "YouTube3d":
+        """See the file's docstring."""
+        return YouTube3d(self)
+
+    def deciding(self) -> dict[str, Any]:
+        """See SourceSettings."""
+        values = super().deciding()
+        if self.youtube3d.regressor is not None:
+            values["youtube3d"]["regressor"] = absolute(self.youtube3d.regressor)
+        return values
+
+
 class YouTube3d:
     """See the file's docstring."""
 
-    def __init__(self, settings: SourceSettings) -> None:
-        assert settings.annotations is not None
+    def __init__(self, settings: YouTube3dSettings) -> None:
         self.settings = settings
         self.annotations = settings.annotations
 
@@ -88,7 +122,8 @@ class YouTube3d:
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
         """See open_stills."""
-        yield open_stills(unit, self.settings, lambda entry, name: _hands(entry, name, rejects), rejects)
+        sampled = [(index, None) for index in range(0, len(unit.entries or []), self.settings.stride)]
+        yield open_stills(unit, sampled, lambda entry, name: _hands(entry, name, rejects), rejects)
 
     def _read(self, rejects: Rejects) -> tuple[dict[int, tuple[str, list[int]]], dict[int, list[dict[str, Any]]]]:
         """({image id: (name, [width, height])}, {image id: hands as {"hand", "box" | "joints"}})."""

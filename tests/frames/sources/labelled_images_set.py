@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.frames.sources import SourceSettings
+from pipeline.frames.sources.labelled_images import LabelledImagesSettings
 from tests.frames.sources.dots import draw, hand, jpeg, pixels_of
 
 LABELS = ("joints_3d", "joints_2d")
@@ -54,13 +54,15 @@ def write_photographs(root: Path, files: list[str], kind: str, sides: tuple[str,
     return root
 
 
-def settings(root: Path, change: Callable[[list[dict[str, Any]]], Any] | None = None, **changes) -> SourceSettings:
+def settings(
+    root: Path, change: Callable[[list[dict[str, Any]]], Any] | None = None, **changes
+) -> LabelledImagesSettings:
     """Of the photographs in a folder. change: what is done to their entries before."""
     labels = root / "labels.json"
     if change is not None:
         entries = json.loads(labels.read_text())
         change(entries)
         labels.write_text(json.dumps(entries))
-    values = {"kind": "labelled_images", "uri": str(root / "images"), "annotations": str(labels), **changes}
+    values = {"uri": str(root / "images"), "annotations": str(labels), **changes}
     values["labelled_images"] = {"first_pixel": "centre", **changes.get("labelled_images", {})}
-    return SourceSettings.model_validate(values)
+    return LabelledImagesSettings.model_validate(values)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.frames.sources import SourceSettings
+from pipeline.frames.sources.coco import CocoSettings
 from tests.frames.sources.coco_set import CAMERA, box_of, joints_of, write_coco
 from tests.frames.sources.dots import check_dots
 from tests.frames.sources.reading import read
@@ -15,7 +15,7 @@ FILES = ["train2017/000000000009.jpg", "train2017/000000000025.jpg", "b/x.jpg"]
 
 
 def settings(images, annotations, **changes):
-    return SourceSettings(kind="coco", uri=str(images), annotations=str(annotations), **changes)
+    return CocoSettings(uri=str(images), annotations=str(annotations), **changes)
 
 
 def check(row, number):

@@ -9,8 +9,7 @@ import yaml
 from pipeline.errors import DataError
 from pipeline.frames.groups import assign_splits
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources import SourceSettings, open_source
-from pipeline.frames.sources.base import DexYcbSettings
+from pipeline.frames.sources.dexycb import DexYcbSection, DexYcbSettings
 from tests.frames.sources.dexycb_set import SERIALS, SESSIONS, label, write_dexycb
 from tests.frames.sources.dots import check_dots, hand
 from tests.frames.sources.reading import read
@@ -30,7 +29,7 @@ def root(tmp_path, published):
 
 
 def settings(root, **changes):
-    return SourceSettings(kind="dexycb", uri=str(root), **changes)
+    return DexYcbSettings(uri=str(root), **changes)
 
 
 def edit(path, change):
@@ -55,8 +54,8 @@ def test_cameras_and_sessions_of_a_subject_share_a_split(published):
     _, _, units = read(settings(published))
     splits = assign_splits([unit.split_key for unit in units], {"train": 0.5, "val": 0.5}, seed=0)
     assert sorted(splits.values()) == ["train", "val"]
-    by_session = SourceSettings(kind="dexycb", uri=str(published), dexycb=DexYcbSettings(split_by="session"))
-    units = open_source(by_session).list_units(Rejects())
+    by_session = DexYcbSettings(uri=str(published), dexycb=DexYcbSection(split_by="session"))
+    units = by_session.reader().list_units(Rejects())
     assert [unit.split_key for unit in units] == [session for session in SESSIONS for _ in SERIALS]
 
 
@@ -127,6 +126,6 @@ def test_damaged_descriptions_are_refused(root):
 
 def test_another_folder_is_refused(tmp_path):
     (tmp_path / "images").mkdir()
-    source = open_source(settings(tmp_path))
+    source = settings(tmp_path).reader()
     with pytest.raises(DataError, match=r"no <subject>/<session>/meta\.yml here"):
         source.list_units(Rejects())

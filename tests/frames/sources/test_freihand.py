@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.ingest import ingest
 from pipeline.frames.plan import IngestSettings, SplitSettings, make_plan
-from pipeline.frames.sources import SourceSettings, open_source
+from pipeline.frames.sources.freihand import FreiHandSettings
 from tests.frames.sources.dots import check_dots
 from tests.frames.sources.freihand_set import write_freihand
 from tests.frames.sources.reading import read
@@ -30,7 +30,7 @@ def root(tmp_path, published):
 
 
 def settings(root, **changes):
-    return SourceSettings(kind="freihand", uri=str(root), **changes)
+    return FreiHandSettings(uri=str(root), **changes)
 
 
 def test_joints_land_on_their_dots_in_all_versions(published):
@@ -53,7 +53,7 @@ def test_versions_and_the_evaluation_part(published):
     for row in rows.values():
         check_dots(row)
     with pytest.raises(SettingsError, match=r"source\.freihand\.versions"):
-        open_source(settings(published, part="evaluation", freihand={"versions": ["gs"]}))
+        settings(published, part="evaluation", freihand={"versions": ["gs"]}).reader()
 
 
 def test_a_pose_is_in_one_split_with_all_its_backgrounds(tmp_path, ray_cluster):
@@ -125,7 +125,7 @@ def spoil(root, name, change):
 def test_files_that_do_not_belong_together(root, change, message):
     change(root)
     with pytest.raises(DataError, match=message) as caught:
-        make_plan(IngestSettings(source=settings(root)), open_source(settings(root)))
+        make_plan(IngestSettings(source=settings(root)), settings(root).reader())
     assert "\n" not in str(caught.value)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError, StorageError
-from pipeline.frames.sources import SourceSettings
+from pipeline.frames.sources.ho3d import Ho3dSettings
 from pipeline.frames.sources.plain_pickle import load_plain
 from tests.frames.sources.dots import check_dots
 from tests.frames.sources.ho3d_set import CAMERA, meta, python2, write_ho3d
@@ -28,7 +28,7 @@ def root(tmp_path, published):
 
 
 def settings(root, **changes):
-    return SourceSettings(kind="ho3d", uri=str(root), **changes)
+    return Ho3dSettings(uri=str(root), **changes)
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -15,8 +15,8 @@ from pipeline.frames.detect_stage import FindsHands
 from pipeline.frames.ingest import ingest
 from pipeline.frames.plan import IngestSettings
 from pipeline.frames.rejects import Rejects
-from pipeline.frames.sources import SourceSettings, image_folder, open_source
-from pipeline.frames.sources.base import ImageFolderSettings
+from pipeline.frames.sources import image_folder
+from pipeline.frames.sources.image_folder import ImageFolderSection, ImageFolderSettings
 from pipeline.frames.track import Detection
 from pipeline.storage import copy_from_local
 from tests.conftest import real_data
@@ -26,7 +26,7 @@ from tests.frames.sources.dots import check_dots, draw, jpeg
 from tests.frames.sources.reading import read
 
 FILES = [f"clip_{c}/{i}.jpg" for c in "ab" for i in range(3)]
-WHOLE = ImageFolderSettings(hands="whole_image")
+WHOLE = ImageFolderSection(hands="whole_image")
 
 
 def check(row, number, side):
@@ -60,7 +60,7 @@ def detector(monkeypatch):
 
 def folder(tmp_path, **changes):
     images, _ = write_coco(tmp_path, FILES)
-    return SourceSettings(kind="image_folder", uri=str(images), **changes)
+    return ImageFolderSettings(uri=str(images), **changes)
 
 
 def detected(tmp_path, **changes):
@@ -79,8 +79,8 @@ def test_whole_images_are_the_crops(tmp_path, side):
     picture.transpose(Image.Transpose.ROTATE_90).save(turned, "JPEG", exif=exif, quality=95, subsampling=0)
     (tmp_path / "a" / "2.jpg").write_bytes(turned.getvalue())
     (tmp_path / "a" / "3.jpg").write_bytes(b"nothing")
-    settings = SourceSettings(kind="image_folder", uri=str(tmp_path), image_folder=WHOLE, default_hand=side)
-    assert not isinstance(open_source(settings), FindsHands)
+    settings = ImageFolderSettings(uri=str(tmp_path), image_folder=WHOLE, default_hand=side)
+    assert not isinstance(settings.reader(), FindsHands)
     rows, rejects, _ = read(settings)
     assert rejects.counts == {"unreadable_image": 1}
     assert list(rows) == ["s/a/000000", "s/a/000001"]
@@ -103,7 +103,7 @@ def test_images_come_in_the_order_of_their_numbers(tmp_path, request, storage):
         uri = request.getfixturevalue("s3")
         copy_from_local(tmp_path, f"{uri}/in")
         uri += "/in"
-    settings = SourceSettings(kind="image_folder", uri=uri, image_folder=WHOLE, image_rate=10)
+    settings = ImageFolderSettings(uri=uri, image_folder=WHOLE, image_rate=10)
     rows, rejects, _ = read(settings)
     assert not rejects.counts
     shown = [np.asarray(Image.open(io.BytesIO(row["jpeg"]))).mean() for row in rows.values()]
@@ -116,7 +116,7 @@ def test_images_as_clips(tmp_path):
     assert [unit.name for unit in units] == [file.removesuffix(".jpg") for file in FILES]
     assert not rejects.counts
     with pytest.raises(SettingsError, match=r"source\.image_rate"):
-        open_source(folder(tmp_path, image_rate=5, image_folder={"hands": "whole_image", "clips": "image"}))
+        folder(tmp_path, image_rate=5, image_folder={"hands": "whole_image", "clips": "image"}).reader()
 
 
 def test_stills_stand_for_themselves(tmp_path, detector):
@@ -145,7 +145,7 @@ def test_a_sequence_is_tracked_as_video_is(tmp_path, detector):
 
 def test_what_the_stage_found_is_used(tmp_path, detector, monkeypatch):
     settings = detected(tmp_path)
-    source = open_source(settings)
+    source = settings.reader()
     assert isinstance(source, FindsHands)
     unit = source.list_units(Rejects())[0]
     (tmp_path / "found.json").write_text(json.dumps([source.detect(unit)]))
@@ -166,7 +166,7 @@ def test_single_images_are_looked_at_in_parts(tmp_path, detector, monkeypatch):
 
     for place in PLACES:
         monkeypatch.setattr(place, inline)
-    source = detected(tmp_path, image_folder=ImageFolderSettings(clips="image"))
+    source = detected(tmp_path, image_folder=ImageFolderSection(clips="image"))
     settings = IngestSettings(source=source, image_size=48)
     digests = []
     for least in (64, 4, 1):
@@ -191,7 +191,7 @@ def test_a_large_folder_gives_the_same_set_in_pieces(tmp_path, detector, monkeyp
     manifests = []
     for cut in (pieces.into_pieces, list):
         monkeypatch.setattr(plan, "into_pieces", cut)
-        planned = plan.make_plan(settings, open_source(source))
+        planned = plan.make_plan(settings, source.reader())
         assert sum(len(task.units) for task in planned.tasks) == (5 if cut is not list else 2)
         manifests.append(ingest(settings, str(tmp_path / cut.__name__)).model_copy(update={"created_at": ""}))
     assert manifests[0] == manifests[1]
@@ -201,12 +201,12 @@ def test_a_large_folder_gives_the_same_set_in_pieces(tmp_path, detector, monkeyp
 
 def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(SettingsError, match=r"source\.detector\.model.* whole_image"):
-        open_source(SourceSettings(kind="image_folder", uri=str(tmp_path)))
+        ImageFolderSettings(uri=str(tmp_path)).reader()
     with pytest.raises(DataError, match="no image here"):
-        open_source(SourceSettings(kind="image_folder", uri=str(tmp_path), image_folder=WHOLE)).list_units(Rejects())
+        ImageFolderSettings(uri=str(tmp_path), image_folder=WHOLE).reader().list_units(Rejects())
     (tmp_path / "a.jpg").write_bytes(b"x")
     with pytest.raises(DataError, match="needs a folder"):
-        read(SourceSettings(kind="image_folder", uri=str(tmp_path / "a.jpg"), image_folder=WHOLE))
+        read(ImageFolderSettings(uri=str(tmp_path / "a.jpg"), image_folder=WHOLE))
 
 
 def test_real_hands(tmp_path):
@@ -215,6 +215,6 @@ def test_real_hands(tmp_path):
     for frame in frames:
         (tmp_path / frame.name).write_bytes(frame.read_bytes())
     model = DetectorSettings(model=str(real_data("hand_landmarker.task")))
-    rows, rejects, _ = read(SourceSettings(kind="image_folder", uri=str(tmp_path), detector=model))
+    rows, rejects, _ = read(ImageFolderSettings(uri=str(tmp_path), detector=model))
     assert rows
     assert len({row["frame_index"] for row in rows.values()}) + rejects.counts.get("no_hand", 0) == len(frames)

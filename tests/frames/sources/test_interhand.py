@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.frames.sources import SourceSettings
+from pipeline.frames.sources.interhand import InterHandSettings
 from tests.frames.sources.dots import check_dots
 from tests.frames.sources.interhand_set import FRAMES, write_interhand
 from tests.frames.sources.reading import edit_json, read
@@ -25,7 +25,7 @@ def root(tmp_path, published):
 
 
 def settings(root, **changes):
-    return SourceSettings(kind="interhand", uri=str(root), **changes)
+    return InterHandSettings(uri=str(root), **changes)
 
 
 def edit(root, kind, change):

@@ -12,7 +12,6 @@ from PIL import Image
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames.ingest import ingest
 from pipeline.frames.plan import IngestSettings, SplitSettings, make_plan
-from pipeline.frames.sources import open_source
 from pipeline.hands import reorder
 from tests.frames.inline_ray import PLACES, run_inline
 from tests.frames.sources.dots import check_dots, draw, hand, pixels_of
@@ -213,7 +212,7 @@ def test_clips_and_splits(tmp_path):
 
 
 def planned(source, **splits):
-    plan = make_plan(IngestSettings(source=source, splits=SplitSettings(**splits)), open_source(source))
+    plan = make_plan(IngestSettings(source=source, splits=SplitSettings(**splits)), source.reader())
     return {unit.name: split for task in plan.tasks for unit, split in task.units}
 
 
@@ -367,7 +366,7 @@ def test_a_file_of_another_kind(tmp_path, text, message):
 def test_settings_that_make_no_sense(tmp_path):
     root = write_photographs(tmp_path, FILES[:1], "joints_3d")
     with pytest.raises(SettingsError, match=r"source\.image_rate"):
-        open_source(settings(root, image_rate=10, labelled_images={"clips": "image"}))
+        settings(root, image_rate=10, labelled_images={"clips": "image"}).reader()
     with pytest.raises(ValueError, match="needs the URI of an annotations file"):
         settings(root, annotations=None)
     with pytest.raises(DataError, match="a file; labelled_images needs the folder"):

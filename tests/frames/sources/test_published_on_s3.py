@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from pipeline.frames.sources import SourceSettings
+from pipeline.frames.sources.dexycb import DexYcbSettings
+from pipeline.frames.sources.ho3d import Ho3dSettings
+from pipeline.frames.sources.interhand import InterHandSettings
 from pipeline.storage import copy_from_local
 from tests.conftest import s3_environment
 from tests.frames.sources.dexycb_set import write_dexycb
@@ -21,9 +23,10 @@ def test_rows_are_the_same_from_object_storage(tmp_path, s3_endpoint, monkeypatc
     write_ho3d(tmp_path / "ho3d", 3)
     write_dexycb(tmp_path / "dexycb")
     copy_from_local(tmp_path, "s3://published-sets/all")
-    for kind in ("interhand", "ho3d", "dexycb"):
-        here, rejects, _ = read(SourceSettings(kind=kind, uri=str(tmp_path / kind)), image_size=64)
-        there, same_rejects, _ = read(SourceSettings(kind=kind, uri=f"s3://published-sets/all/{kind}"), image_size=64)
+    for kind in (InterHandSettings, Ho3dSettings, DexYcbSettings):
+        name = kind.model_fields["kind"].default
+        here, rejects, _ = read(kind(uri=str(tmp_path / name)), image_size=64)
+        there, same_rejects, _ = read(kind(uri=f"s3://published-sets/all/{name}"), image_size=64)
         assert here.keys() == there.keys()
         assert rejects.to_json() == same_rejects.to_json()
         for name, row in here.items():

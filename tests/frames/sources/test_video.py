@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.frames.plan import IngestSettings, make_plan
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.rows import unit_groups
-from pipeline.frames.sources import Unit, open_source, video
+from pipeline.frames.sources import Unit, video
 from pipeline.frames.sources.video import expected_frames, facts, open_piece, probe, read_frames
 from pipeline.frames.sources.video_clock import Coded, read_clock
 from pipeline.prediction.overlay import write_video_overlay
@@ -66,7 +66,7 @@ def check_all(path: Path, expected=range(NUM_FRAMES)) -> dict[str, Any]:
 def rows_of(uri: Path) -> tuple[list[dict[str, Any]], Rejects]:
     """Rows of a labelled_video source, as an ingest makes them."""
     settings = IngestSettings.model_validate({"source": {"kind": "labelled_video", "uri": str(uri), "name": "s"}})
-    source = open_source(settings.source)
+    source = settings.source.reader()
     plan = make_plan(settings, source)
     rejects = Rejects()
     units = [(unit, split) for task in plan.tasks for unit, split in task.units]
@@ -228,7 +228,7 @@ def test_a_long_video_without_sound_stamps_is_read_by_its_first_piece(tmp_path, 
     path = write_labels(write(tmp_path / "v.avi", options=SHORT_GROUPS))
     pieces = [Unit("v", str(path), 8, first=a, end=b) for a, b in ((0, 8), (8, 16), (16, None))]
     settings = IngestSettings.model_validate({"source": {"kind": "labelled_video", "uri": str(path), "name": "s"}})
-    source = open_source(settings.source)
+    source = settings.source.reader()
     decoded: list[str] = []
     scan_all = video._scan_all
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError
-from pipeline.frames.sources import SourceSettings
+from pipeline.frames.sources.youtube3d import YouTube3dSettings
 from tests.frames.sources.dots import check_dots
 from tests.frames.sources.reading import edit_json, read
 from tests.frames.sources.youtube3d_set import write_youtube3d
@@ -29,8 +29,8 @@ def root(tmp_path, published):
 def settings(root, regressor=True, **changes):
     section = {"regressor": str(root / "regressor.npy")} if regressor else {}
     annotations = str(root / "youtube_train.json")
-    values = {"kind": "youtube3d", "uri": str(root), "annotations": annotations, "youtube3d": section, **changes}
-    return SourceSettings.model_validate(values)
+    values = {"uri": str(root), "annotations": annotations, "youtube3d": section, **changes}
+    return YouTube3dSettings.model_validate(values)
 
 
 def frame(root, number, video="abc", suffix="png"):
