@@ -155,13 +155,6 @@ def quiet_libraries() -> None:
     context.print_on_execution_start = False
 
 
-def available_cpus() -> float:
-    """Logical CPUs of the whole cluster."""
-    import ray
-
-    return float(ray.cluster_resources().get("CPU", 0))
-
-
 def run_job(
     settings_type: type[SettingsT],
     run: Callable[[SettingsT, Any], Any],
