@@ -196,13 +196,6 @@ def quiet_libraries() -> None:
     context.print_on_execution_start = False
 
 
-def available_cpus() -> float:
-    """Logical CPUs of the whole cluster."""
-    import ray
-
-    return float(ray.cluster_resources().get("CPU", 0))
-
-
 def run_job(job: Job[SettingsT], argv: Sequence[str] | None = None) -> NoReturn:
     """Command-line entry of a job; ends the process.
 

@@ -6,20 +6,22 @@ Each clip is a video and a label file beside it. Run it again to go on where it 
 add clips; clips that exist are kept.
 """
 
+import math
 import time
-from itertools import islice
+from functools import partial
 from typing import Any
 
 from pydantic import Field
 
-from jobs.runtime import Job, Session, available_cpus, ray_session, run_job
+from jobs.runtime import Job, Session, ray_session, run_job
 from pipeline import storage
 from pipeline.config import Uri, flatten
-from pipeline.errors import EquihandError, SettingsError
+from pipeline.errors import SettingsError
 from pipeline.frames.synthetic.clip import ClipSettings
 from pipeline.frames.synthetic.photographs import photograph_uris
 from pipeline.frames.synthetic.video import VIDEO_SUFFIX, clip_name, complete_clips, synthesize_clips
 from pipeline.progress import SILENT, Progress
+from pipeline.ray_map import MAX_ITEMS, ray_map
 
 SETTINGS_FILE = "synthesize.json"
 GENERATOR_VERSION = 2
@@ -95,30 +97,14 @@ def _claim_folder(settings: SynthesizeJob, clip_settings: ClipSettings) -> None:
 
 
 def _render(clip_settings: ClipSettings, missing: list[int], out: str, progress: Progress) -> None:
-    """Render clips in Ray tasks of about a second; the queue is kept short, so that millions of clips do not pile up."""
-    import ray
-
-    num_cpus = max(1, int(available_cpus()))
-    chunk = max(1, min(_FRAMES_PER_TASK // clip_settings.frames_per_clip, len(missing) // num_cpus))
-    chunks = (missing[start : start + chunk] for start in range(0, len(missing), chunk))
-    task = ray.remote(num_cpus=1)(synthesize_clips)
-    queue = [task.remote(clip_settings, indices, out) for indices in islice(chunks, 2 * num_cpus)]
+    """Render clips in tasks of about a second, of longer ones where clips are many."""
+    chunk = max(1, _FRAMES_PER_TASK // clip_settings.frames_per_clip, math.ceil(len(missing) / MAX_ITEMS))
+    chunks = [missing[start : start + chunk] for start in range(0, len(missing), chunk)]
     started, rendered = time.monotonic(), 0
-    try:
-        while queue:
-            (done,), queue = ray.wait(queue)
-            count = ray.get(done)
-            rendered += count
-            rate = rendered * clip_settings.frames_per_clip / (time.monotonic() - started)
-            progress.advance(count, frames_per_s=round(rate, 1))
-            queue += [task.remote(clip_settings, indices, out) for indices in islice(chunks, 1)]
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, EquihandError):
-            raise error.cause from None
-        raise
-    finally:
-        for waiting in queue:
-            ray.cancel(waiting)
+    for count in ray_map(partial(synthesize_clips, clip_settings, folder=out), chunks):
+        rendered += count
+        rate = rendered * clip_settings.frames_per_clip / (time.monotonic() - started)
+        progress.advance(count, frames_per_s=round(rate, 1))
 
 
 JOB = Job("synthesize", SynthesizeJob, run, __doc__)

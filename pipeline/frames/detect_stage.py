@@ -7,19 +7,18 @@ of all the files of a video.
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from pipeline.frames.pieces import pack
 from pipeline.frames.plan import IngestSettings, Plan
-from pipeline.frames.ray_tasks import run_in_ray
 from pipeline.frames.sources import SourceSettings, Unit
 from pipeline.progress import Progress
+from pipeline.ray_map import MAX_ITEMS, ray_map
 from pipeline.storage import join, list_files, write_json
 
 MIN_FRAMES_PER_FILE = 64
 """A few seconds of a worker's time; so a small set too is shared by several."""
-MAX_FILES = 16_384
-"""About; Ray needs 20 ms for each, and more the more there are."""
 
 
 @runtime_checkable
@@ -37,20 +36,16 @@ def find_hands(settings: IngestSettings, plan: Plan, work_uri: str, progress: Pr
     """
     if not isinstance(settings.source.reader(), FindsHands):
         return plan
-    least = max(MIN_FRAMES_PER_FILE, math.ceil(plan.num_frames / MAX_FILES))
+    least = max(MIN_FRAMES_PER_FILE, math.ceil(plan.num_frames / MAX_ITEMS))
     parts = pack((unit for task in plan.tasks for unit, _ in task.units), least)
     uris = [join(work_uri, "found", f"{number:06d}.json") for number in range(len(parts))]
     done = {uri.rpartition("/")[2] for uri in list_files(join(work_uri, "found"), ".json")}
-    todo: list[dict[str, Any]] = [
-        {"units": [vars(unit) for unit in units], "uri": uri}
-        for units, uri in zip(parts, uris, strict=True)
-        if uri.rpartition("/")[2] not in done
-    ]
+    todo = [part for part in zip(parts, uris, strict=True) if part[1].rpartition("/")[2] not in done]
     progress.start(f"find hands ({settings.source.resolved_name()})", plan.num_frames, "frames")
-    frames = plan.num_frames - sum(unit["num_frames"] for item in todo for unit in item["units"])
+    frames = plan.num_frames - sum(unit.num_frames for units, _ in todo for unit in units)
     hands, looked_at, started = 0, 0, time.monotonic()
     size = settings.num_detectors or settings.num_workers
-    for found in run_in_ray(_find, {"settings": settings.source}, todo, size, lasting=True):
+    for found in ray_map(partial(_find, settings.source), todo, lasting=True, num_workers=size):
         frames += found["expected"]
         looked_at += found["frames"]
         hands += found["hands"]
@@ -67,12 +62,12 @@ def find_hands(settings: IngestSettings, plan: Plan, work_uri: str, progress: Pr
     return replace(plan, tasks=tasks)
 
 
-def _find(item: dict[str, Any], settings: SourceSettings) -> dict[str, Any]:
-    units = [Unit(**unit) for unit in item["units"]]
+def _find(settings: SourceSettings, part: tuple[list[Unit], str]) -> dict[str, int]:
+    units, uri = part
     reader = settings.reader()
     assert isinstance(reader, FindsHands)
     found = [reader.detect(unit) for unit in units]
-    write_json(item["uri"], found)
+    write_json(uri, found)
     frames = [frame for part in found for frame in part.get("seen", [])]
     expected = sum(unit.num_frames for unit in units)
     return {"expected": expected, "frames": len(frames), "hands": sum(len(hands) for _, hands in frames)}

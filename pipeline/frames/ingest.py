@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -42,13 +43,13 @@ from pipeline.frames.manifest import (
 )
 from pipeline.frames.pieces import is_whole
 from pipeline.frames.plan import IngestSettings, Plan, Task, make_plan
-from pipeline.frames.ray_tasks import run_in_ray
 from pipeline.frames.rejects import MAX_EXAMPLES, UNSEEN_REASONS, Rejects
 from pipeline.frames.rows import unit_groups
 from pipeline.frames.schema import HANDS, SPLITS
-from pipeline.frames.sources import Reader, Unit
+from pipeline.frames.sources import Reader
 from pipeline.frames.sources.base import DetectorKindSettings
 from pipeline.progress import SILENT, Progress
+from pipeline.ray_map import ray_map
 from pipeline.storage import delete, exists, join, list_files, preflight, read_json, with_patience, write_json
 
 _MAX_NOTES = 3
@@ -167,24 +168,22 @@ def run_task(
 
 
 def _first_stage_item(
-    item: dict[str, Any], settings: IngestSettings, num_buckets: dict[str, int], work_uri: str
+    settings: IngestSettings, num_buckets: dict[str, int], work_uri: str, task: Task
 ) -> dict[str, Any]:
-    task = Task(item["number"], [(Unit(**unit), split) for unit, split in item["units"]])
     return with_patience(lambda: run_task(task, settings.source.reader(), settings, num_buckets, work_uri))
 
 
 def _second_stage_item(
-    item: dict[str, Any], settings: IngestSettings, output_uri: str, work_uri: str
-) -> dict[str, Any]:
-    bucket: Bucket = (item["split"], item["number"])
-    extents: list[Extent] = [(part, start, num, rows) for part, start, num, rows in item["pieces"]]
+    settings: IngestSettings, output_uri: str, work_uri: str, item: tuple[Bucket, list[Extent]]
+) -> Shard:
+    bucket, extents = item
     name = settings.source.resolved_name()
     path = shard_path(name, bucket)
     shard = with_patience(
         lambda: write_shard(output_uri, path, work_uri, name, bucket, extents, settings.seed, settings.row_group_size)
     )
     write_json(join(work_uri, f"{path}.json"), shard.model_dump())
-    return shard.model_dump()
+    return shard
 
 
 def shard_path(source: str, bucket: Bucket) -> str:
@@ -197,17 +196,12 @@ def _first_stage(prepared: Preparation, progress: Progress) -> list[dict[str, An
     """Statistics of all tasks, in their order; tasks that an earlier run has finished are not run again."""
     settings, plan, work_uri = prepared.settings, prepared.plan, prepared.work_uri
     done = {value["task"]: value for value in map(read_json, list_files(join(work_uri, "parts"), ".json"))}
-    finished = set(done)
-    todo = (
-        {"number": task.number, "units": [[vars(unit), split] for unit, split in task.units]}
-        for task in plan.tasks
-        if task.number not in finished
-    )
+    todo = [task for task in plan.tasks if task.number not in done]
     expected = {task.number: sum(unit.num_frames for unit, _ in task.units) for task in plan.tasks}
     progress.start(f"find and crop hands ({prepared.name})", plan.num_frames, "frames")
-    arguments = {"settings": settings, "num_buckets": plan.num_buckets, "work_uri": work_uri}
+    work = partial(_first_stage_item, settings, plan.num_buckets, work_uri)
     rows = rejects = frames = 0
-    for stats in chain(list(done.values()), run_in_ray(_first_stage_item, arguments, todo, settings.num_workers)):
+    for stats in chain(list(done.values()), ray_map(work, todo, num_workers=settings.num_workers)):
         done[stats["task"]] = stats
         rows += stats["num_rows"]
         rejects += sum(stats["rejects"]["counts"].values())
@@ -223,16 +217,11 @@ def _second_stage(prepared: Preparation, stats: Sequence[dict[str, Any]], progre
     buckets = extents_by_bucket((join(work_uri, "parts", value["part"]), value["pieces"]) for value in stats)
     marks = list_files(join(work_uri, "shards"), ".json")
     done = {shard.path: shard for shard in map(Shard.model_validate, map(read_json, marks))}
-    todo = [
-        {"split": split, "number": number, "pieces": extents}
-        for (split, number), extents in buckets.items()
-        if shard_path(name, (split, number)) not in done
-    ]
+    todo = [(bucket, extents) for bucket, extents in buckets.items() if shard_path(name, bucket) not in done]
     progress.start(f"shuffle and write shards ({name})", sum(value["num_rows"] for value in stats), "rows")
-    arguments = {"settings": settings, "output_uri": prepared.output_uri, "work_uri": work_uri}
+    work = partial(_second_stage_item, settings, prepared.output_uri, work_uri)
     rows = num_bytes = 0
-    written = map(Shard.model_validate, run_in_ray(_second_stage_item, arguments, todo, settings.num_workers))
-    for shard in chain(list(done.values()), written):
+    for shard in chain(list(done.values()), ray_map(work, todo, num_workers=settings.num_workers)):
         done[shard.path] = shard
         rows += shard.num_rows
         num_bytes += shard.num_bytes

@@ -21,6 +21,7 @@ from pipeline.frames.manifest import Shard
 from pipeline.frames.pairs import SCHEMA_OF_PAIRS, PairsInfo, pairs_shard, read_pairs_info, write_pairs_info
 from pipeline.frames.shards import opened, read_rows
 from pipeline.progress import SILENT, Progress
+from pipeline.ray_map import ray_map
 from pipeline.storage import delete, exists, join, preflight, write_bytes
 
 _QUERIES_AT_ONCE = 2048
@@ -139,18 +140,19 @@ def video_of(clip_id: str) -> str:
 
 
 class _KeypointReader:
-    """Ray Data's face: items of (shard, row group) -> clip ids and 2D joints of their rows."""
+    """A row group of a shard -> clip ids and 2D joints (N, 42) of its rows; a detector is loaded once a process."""
 
     def __init__(self, settings: MineSettings) -> None:
         self.settings = settings
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    def __call__(self, item: tuple[str, int]) -> tuple[list[str], np.ndarray]:
+        path, row_group = item
         detected = self.settings.keypoints == "detector"
         columns = ["clip_id", "jpeg"] if detected else ["clip_id", "joints_3d", "camera", "joints_2d"]
-        with opened(join(self.settings.frame_set, batch["path"][0])) as file:
-            rows = read_rows(file, columns, [int(batch["row_group"][0])]).to_pylist()
+        with opened(join(self.settings.frame_set, path)) as file:
+            rows = read_rows(file, columns, [row_group]).to_pylist()
         found = self._detected(rows) if detected else self._labelled(rows)
-        return {"clip_id": np.array([row["clip_id"] for row in rows], dtype=object), "keypoints": found}
+        return [row["clip_id"] for row in rows], found
 
     def _labelled(self, rows: list[dict[str, Any]]) -> np.ndarray:
         result = np.full((len(rows), 42), np.nan, dtype=np.float32)
@@ -179,20 +181,15 @@ class _KeypointReader:
 
 def _read_keypoints(settings: MineSettings, shards: list[Shard], progress: Progress) -> tuple[list[str], np.ndarray]:
     """Clip ids and 2D joints (N, 42) of all rows, in the order of the shards."""
-    import ray
-
-    items = [{"path": shard.path, "row_group": group} for shard in shards for group in range(len(shard.row_groups))]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _KeypointReader(settings), batch_size=None, batch_format="numpy"
-    )
-    dataset.context.execution_options.preserve_order = True
+    items = [(shard.path, group) for shard in shards for group in range(len(shard.row_groups))]
     clips: list[str] = []
     joints: list[np.ndarray] = []
     progress.start("keypoints", sum(shard.num_rows for shard in shards), "frames")
-    for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        clips += block["clip_id"].tolist()
-        joints.append(np.stack(list(block["keypoints"])).astype(np.float32))
-        progress.advance(len(block["clip_id"]))
+    lasting = settings.keypoints == "detector"
+    for of_clips, found in ray_map(_KeypointReader(settings), items, ordered=True, lasting=lasting):
+        clips += of_clips
+        joints.append(found)
+        progress.advance(len(found))
     progress.finish()
     return clips, np.concatenate(joints)
 
@@ -217,20 +214,16 @@ def _partners(
     points, of_points = principal_components(poses, settings.components), videos[1].reshape(-1)
     shared = ray.put((points, of_points))
 
-    def search(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def search(rows: slice) -> tuple[slice, np.ndarray]:
         every, of_every = ray.get(shared)
-        rows = batch["id"]
-        return {"id": rows, "found": nearest_of_other_videos(every[rows], of_every[rows], every, of_every)}
+        return rows, nearest_of_other_videos(every[rows], of_every[rows], every, of_every)
 
     progress.start("neighbours", len(known), "frames")
-    blocks = max(1, len(known) // _QUERIES_AT_ONCE)
-    dataset = ray.data.range(len(known), override_num_blocks=blocks).map_batches(
-        search, batch_size=_QUERIES_AT_ONCE, batch_format="numpy"
-    )
+    queries = [slice(start, start + _QUERIES_AT_ONCE) for start in range(0, len(known), _QUERIES_AT_ONCE)]
     found = np.full(len(known), -1)
-    for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        found[block["id"]] = block["found"]
-        progress.advance(len(block["id"]))
+    for rows, nearest in ray_map(search, queries):
+        found[rows] = nearest
+        progress.advance(len(nearest))
     progress.finish()
     partner = np.full(len(clips), -1)
     distance = np.full(len(clips), np.nan, dtype=np.float32)
@@ -248,7 +241,10 @@ def _write(
     distance: np.ndarray,
     progress: Progress,
 ) -> None:
-    """Bring every partner's JPEG to the shard of the row that wants it: each shard is read once and written once."""
+    """Bring every partner's JPEG to the shard of the row that wants it: each shard is read once and written once.
+
+    Tasks of Ray's own instead of ray_map's: each has a result for every writer, which goes there without passing the driver.
+    """
     import ray
 
     ends = np.cumsum([shard.num_rows for shard in shards])

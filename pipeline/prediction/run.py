@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +32,7 @@ from pipeline.prediction.overlay import write_image_overlay, write_video_overlay
 from pipeline.prediction.smooth import SmoothSettings, smooth_track
 from pipeline.prediction.table import SCHEMA, make_table
 from pipeline.progress import SILENT, Progress
+from pipeline.ray_map import ray_map
 from pipeline.storage import copy_from_local, join, preflight, resolve, write_json
 
 PREDICTIONS = "predictions.parquet"
@@ -239,7 +241,10 @@ def to_block(rows: Sequence[Row], end: dict[str, Any] | None = None, side: int =
 
 
 def _run(prepared: Prepared) -> Iterator[tuple[list[Row], Rejects]]:
-    """Rows with poses, and rejects, of each piece in their order."""
+    """Rows with poses, and rejects, of each piece in their order.
+
+    Ray Data's own instead of ray_map: rows stream from readers to models, whose batches go across pieces.
+    """
     import ray
 
     settings, pieces = prepared.settings, prepared.pieces
@@ -370,18 +375,10 @@ def _metadata(settings: PredictSettings, loaded: LoadedPoseModel) -> dict[str, s
 
 def _write_overlays(prepared: Prepared, progress: Progress) -> int:
     """Draw every image or video that has hands, each in a task; gives their number."""
-    import ray
-
-    settings, kind, pieces = prepared.settings, prepared.kind, prepared.pieces
-
-    def draw(batch: dict[str, Any]) -> dict[str, Any]:
-        return {"written": [draw_piece(settings, kind, Piece(*json.loads(item))) for item in batch["piece"]]}
-
-    progress.start("draw overlays", len(pieces), "pieces")
-    items = [{"piece": json.dumps(piece)} for piece in pieces]
+    progress.start("draw overlays", len(prepared.pieces), "pieces")
     written = 0
-    for row in ray.data.from_items(items, override_num_blocks=len(items)).map_batches(draw, batch_size=1).iter_rows():
-        written += row["written"]
+    for files in ray_map(partial(draw_piece, prepared.settings, prepared.kind), prepared.pieces):
+        written += files
         progress.advance()
     progress.finish(files=written)
     return written

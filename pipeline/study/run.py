@@ -24,6 +24,7 @@ from pipeline.frames.mine import MineSettings, mine
 from pipeline.frames.mixing import FrameSetShare, Mixture, uris_of
 from pipeline.models.weights import load_encoder
 from pipeline.progress import SILENT, Progress
+from pipeline.ray_map import ray_map
 from pipeline.reports.run_report import environment
 from pipeline.run_log import log, run_log
 from pipeline.runs import new_run_id
@@ -33,7 +34,7 @@ from pipeline.study.grid import Arm, Cell, arm_recipe, for_frames, identity
 from pipeline.study.plan import Work, minutes, plan_table, works_of
 from pipeline.study.report import write_report
 from pipeline.study.results import About, Results, Row, rows_of
-from pipeline.study.schedule import Say, Schedule, value_of
+from pipeline.study.schedule import Say, Schedule
 from pipeline.study.settings import StudySettings
 from pipeline.study.subsets import write_subset
 from pipeline.tracking import start_run
@@ -136,24 +137,17 @@ class Study:
 
     def prepare(self, progress: Progress) -> None:
         """The frame sets of smaller shares, and mined pairs, that the cells to come need."""
-        import ray
-
         arms = [work.arm for work in self.left() if work.cell is None]
+        split = self.settings.pretrain.split
         subsets = {
-            (each.uri, self._subset(each, arm.unlabelled, arm.seed)): (arm.unlabelled, arm.seed)
+            target: (each.uri, target, split, arm.unlabelled, arm.seed)
             for arm in arms
             if arm.unlabelled < 1
             for each in self.unlabelled.sets
+            for target in [self._subset(each, arm.unlabelled, arm.seed)]
         }
-        task = ray.remote(num_cpus=1)(write_subset)
         progress.start("subsets", len(subsets), "frame sets")
-        waiting = [
-            task.remote(uri, target, self.settings.pretrain.split, share, seed)
-            for (uri, target), (share, seed) in subsets.items()
-        ]
-        while waiting:
-            done, waiting = ray.wait(waiting)
-            value_of(done[0])
+        for _ in ray_map(lambda subset: write_subset(*subset), subsets.values()):
             progress.advance()
         progress.finish()
         mined: set[str] = set()
@@ -167,7 +161,7 @@ class Study:
                         MineSettings(
                             frame_set=uri,
                             name=positives.pairs,
-                            splits=(self.settings.pretrain.split,),  # type: ignore[arg-type]
+                            splits=(split,),  # type: ignore[arg-type]
                             keypoints=self.settings.similar_keypoints,
                             detector=self.settings.detector,
                         ),

@@ -1,4 +1,7 @@
-"""Runs a study's cells as Ray tasks: in order, as many at a time as the cluster holds, each once."""
+"""Runs a study's cells as Ray tasks: in order, as many at a time as the cluster holds, each once.
+
+Not with ray_map: cells ask for CPUs and GPUs of their own, start from each other's results, and stop at a deadline.
+"""
 
 import time
 from collections.abc import Callable, Sequence

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.frames import buckets, detect_stage, ingest, manifest, plan
-from tests.frames.inline_ray import run_inline
+from tests.frames.inline_ray import map_inline
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def run(settings: plan.IngestSettings, output: str, kill_at: int) -> int:
     buckets.PartWriter.add = counted(buckets.PartWriter.add)  # type: ignore[method-assign]
     pa.ipc.new_stream = counted(pa.ipc.new_stream)
     storage.write_bytes = counted(storage.write_bytes)
-    ingest.run_in_ray = detect_stage.run_in_ray = run_inline
+    ingest.ray_map = detect_stage.ray_map = map_inline
     ingest.ingest(settings, output)
     return events
 

@@ -22,7 +22,7 @@ from pipeline.frames.schema import SCHEMA, digest, digest_to_hex
 from pipeline.progress import Progress
 from pipeline.storage import copy_from_local, exists, join, list_files, resolve
 from tests.frames.clips import hand_label, write_clip, write_images
-from tests.frames.inline_ray import PLACES, run_inline
+from tests.frames.inline_ray import PLACES, map_inline
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"image_size": 48, "rows_per_shard": 32, "row_group_size": 16}
@@ -47,7 +47,7 @@ def inline(monkeypatch):
     monkeypatch.setattr(plan, "MIN_FRAMES_PER_TASK", 30)
 
     for place in PLACES:
-        monkeypatch.setattr(place, run_inline)
+        monkeypatch.setattr(place, map_inline)
 
 
 def settings_for(clips: Path, **changes) -> IngestSettings:
@@ -202,7 +202,7 @@ def test_remains_of_other_settings_are_swept_away(clips, tmp_path, inline, monke
         ingest(settings_for(clips), out)
     assert len(list_files(join(out, "shards"))) > 3
     monkeypatch.undo()
-    monkeypatch.setattr(module, "run_in_ray", lambda *a: iter(()))  # what is there must not be taken for finished
+    monkeypatch.setattr(module, "ray_map", lambda *a, **b: iter(()))  # what is there must not be taken for finished
     with pytest.raises(KeyError):
         ingest(settings_for(clips, jpeg_quality=80), out)
     assert list_files(join(out, "shards")) == []
@@ -332,15 +332,6 @@ def test_with_ray_a_workers_error_is_one_line(tmp_path, ray_cluster):
     pytest.importorskip("mediapipe")
     with pytest.raises(DataError, match=r"model\.task: not a usable Hand Landmarker model"):
         ingest(settings_for(tmp_path / "clips", source=source), str(tmp_path / "frames"))
-
-
-def test_with_ray_a_worker_that_dies_again_and_again_ends_the_job(ray_cluster):
-    with pytest.raises(DataError, match="died 3 times"):
-        list(module.run_in_ray(_die, {}, [{}], 1))
-
-
-def _die(item):
-    os._exit(1)
 
 
 @pytest.mark.parametrize(

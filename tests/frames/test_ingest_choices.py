@@ -19,7 +19,7 @@ from pipeline.frames.track import Detection
 from pipeline.storage import exists, join
 from tests.frames.bad_inputs import IMAGE_CASES, Images
 from tests.frames.clips import hand_label, write_clip
-from tests.frames.inline_ray import PLACES, run_inline
+from tests.frames.inline_ray import PLACES, map_inline
 from tests.frames.test_ingest import read_set
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image siz
 @pytest.fixture(autouse=True)
 def inline(monkeypatch):
     for place in PLACES:
-        monkeypatch.setattr(place, run_inline)
+        monkeypatch.setattr(place, map_inline)
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_joints_in_the_image_serve_like_projected_ones(tmp_path):
     for name, in_2d in (("a", lambda number: False), ("b", lambda number: number % 2 == 0)):
         shard = write_tiny_set(str(tmp_path / name), splits={"train": 16}, in_2d=in_2d).shards[0]
         read = _KeypointReader(MineSettings(frame_set=str(tmp_path / name)))
-        poses.append(read({"path": np.array([shard.path]), "row_group": np.array([0])})["keypoints"])
+        poses.append(read((shard.path, 0))[1])
     assert np.isfinite(poses[0]).all()
     np.testing.assert_allclose(poses[1], poses[0], rtol=1e-4)
 

@@ -17,7 +17,7 @@ from pipeline.frames.read_items import ItemReader
 from pipeline.frames.shards import _kept_open
 from tests.faulty_s3 import FAULTS, FaultyS3
 from tests.frames.clips import write_clip
-from tests.frames.inline_ray import PLACES, run_inline
+from tests.frames.inline_ray import PLACES, map_inline
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def epoch_of(uri: str) -> dict[str, bytes]:
 
 def test_ingest_and_stream_through_faults_end_with_the_same_rows(clips, s3, proxy, monkeypatch):
     for place in PLACES:
-        monkeypatch.setattr(place, run_inline)
+        monkeypatch.setattr(place, map_inline)
     monkeypatch.setattr(plan, "MIN_FRAMES_PER_TASK", 20)
     whole = ingest(settings_for(clips), f"{s3}/whole")
     expected = epoch_of(f"{s3}/whole")
@@ -109,7 +109,7 @@ def test_every_fault_is_survived_by_reads_writes_and_lists(s3, proxy, fault):
 
 def test_an_epoch_lists_nothing_and_reads_long_stretches(clips, s3, proxy, monkeypatch):
     for place in PLACES:
-        monkeypatch.setattr(place, run_inline)
+        monkeypatch.setattr(place, map_inline)
     manifest = ingest(settings_for(clips), f"{s3}/frames")
     _kept_open.cache_clear()
     proxy.reset_counts()

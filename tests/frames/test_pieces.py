@@ -18,7 +18,7 @@ from pipeline.frames.sources.video import probe, read_frames
 from pipeline.frames.track import Detection, TrackSettings
 from tests.conftest import real_data
 from tests.frames.clips import CAMERA, draw, hand_label, joints_at, project, write_clip, write_video
-from tests.frames.inline_ray import PLACES, run_inline
+from tests.frames.inline_ray import PLACES, map_inline
 
 NUM_FRAMES, PIECE = 70, 20
 
@@ -28,7 +28,7 @@ def short_pieces(monkeypatch):
     monkeypatch.setattr(pieces, "PIECE_FRAMES", PIECE)
     monkeypatch.setattr(video, "_SEEK_MARGIN", 4)
     for place in PLACES:
-        monkeypatch.setattr(place, run_inline)
+        monkeypatch.setattr(place, map_inline)
 
 
 def ingested(source, out, monkeypatch, *, split, **changes):
@@ -146,7 +146,7 @@ def test_a_detector_in_lasting_workers(tmp_path, monkeypatch, ray_cluster):
     assert json.dumps(settings.deciding()) == json.dumps(settings.model_copy(update={"num_detectors": 1}).deciding())
     manifest = ingest(settings, str(tmp_path / "ray"))
     for place in PLACES:
-        monkeypatch.setattr(place, run_inline)
+        monkeypatch.setattr(place, map_inline)
     assert ingest(settings, str(tmp_path / "inline")).shards == manifest.shards
     assert manifest.num_rows >= 15
     assert manifest.num_clips == 1

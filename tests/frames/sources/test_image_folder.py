@@ -20,7 +20,7 @@ from pipeline.frames.sources.image_folder import ImageFolderSection, ImageFolder
 from pipeline.frames.track import Detection
 from pipeline.storage import copy_from_local
 from tests.conftest import real_data
-from tests.frames.inline_ray import PLACES, run_inline
+from tests.frames.inline_ray import PLACES, map_inline
 from tests.frames.sources.coco_set import CAMERA, box_of, joints_of, write_coco
 from tests.frames.sources.dots import check_dots, draw, jpeg
 from tests.frames.sources.reading import read
@@ -159,10 +159,9 @@ def test_single_images_are_looked_at_in_parts(tmp_path, detector, monkeypatch):
     """A million photographs must not be a million items of Ray Data."""
     items: dict[str, list[int]] = {}
 
-    def inline(work, arguments, todo, *options, **more):
-        todo = list(todo)
-        items.setdefault(work.__name__, []).append(len(todo))
-        return run_inline(work, arguments, todo, *options, **more)
+    def inline(work, todo, **options):
+        items.setdefault(work.func.__name__, []).append(len(todo))
+        return map_inline(work, todo, **options)
 
     for place in PLACES:
         monkeypatch.setattr(place, inline)
@@ -183,7 +182,7 @@ def test_a_large_folder_gives_the_same_set_in_pieces(tmp_path, detector, monkeyp
     monkeypatch.setattr(pieces, "PIECE_FRAMES", 2)
     monkeypatch.setattr(detect_stage, "MIN_FRAMES_PER_FILE", 1)
     for place in PLACES:
-        monkeypatch.setattr(place, run_inline)
+        monkeypatch.setattr(place, map_inline)
     source = detected(tmp_path, **rate)
     write_coco(tmp_path, [f"clip_a/{i}.jpg" for i in range(5)])
     (tmp_path / "images" / "clip_a" / "3.jpg").write_bytes(b"broken")

@@ -13,7 +13,7 @@ from pipeline.errors import DataError, SettingsError
 from pipeline.frames.ingest import ingest
 from pipeline.frames.plan import IngestSettings, SplitSettings, make_plan
 from pipeline.hands import reorder
-from tests.frames.inline_ray import PLACES, run_inline
+from tests.frames.inline_ray import PLACES, map_inline
 from tests.frames.sources.dots import check_dots, draw, hand, pixels_of
 from tests.frames.sources.labelled_images_set import (
     LABELS,
@@ -381,7 +381,7 @@ def test_frames_of_video_have_times(tmp_path):
 
 def test_a_set_that_is_wrong_as_a_whole_says_how(tmp_path, monkeypatch):
     for place in PLACES:
-        monkeypatch.setattr(place, run_inline)
+        monkeypatch.setattr(place, map_inline)
     root = write_photographs(tmp_path, FILES, "joints_3d")
     source = settings(root, lambda entries: [scaled(1000)(entry) for entry in entries])
     with pytest.raises(
@@ -393,7 +393,7 @@ def test_a_set_that_is_wrong_as_a_whole_says_how(tmp_path, monkeypatch):
 
 def test_ingested_labels_are_found_again_and_corrections_are_noticed(tmp_path, monkeypatch):
     for place in PLACES:
-        monkeypatch.setattr(place, run_inline)
+        monkeypatch.setattr(place, map_inline)
     root = write_photographs(tmp_path, FILES, "joints_2d", SIDES)
     out = str(tmp_path / "frames")
     source = settings(root, name="own", labelled_images={"clips": "image"})

@@ -1,0 +1,99 @@
+"""The way into Ray for finite work: one function over many items, on every CPU that the cluster has or gets."""
+
+import pickle
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from pipeline.errors import DataError, EquihandError
+
+MAX_RETRIES = 2
+"""Of an item whose worker died. Without a limit, a file that crashes the decoder would keep the job busy for ever."""
+MAX_ITEMS = 16_384
+"""About; Ray Data needs 20 ms for each, and more the more there are."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ray_map(
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    ordered: bool = False,
+    lasting: bool = False,
+    num_workers: int | None = None,
+) -> Iterator[Result]:
+    """work(item) for every item, by Ray Data on one CPU each; results as they come, or `ordered` like the items.
+
+    Needs a running Ray, where there are items. Work, items and results travel pickled. Progress is the caller's, who counts
+    results as they come; the work ends where the caller stops asking.
+
+    lasting: workers are processes of their own, each with one copy of `work` for all its items, so what that loads and keeps
+    (a detector) is loaded once. num_workers: so many at a time; none takes all CPUs, also those of nodes that come later.
+
+    Raises an EquihandError of `work` as it is, DataError where workers die over the same item again and again, and what Ray
+    makes of any other error.
+    """
+    rows = [{"item": pickle.dumps(item)} for item in items]
+    if not rows:
+        return
+    import ray
+
+    num_items = len(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of passing max_retries; there is no other way in Ray 2.60
+        dataset = ray.data.from_items(rows, override_num_blocks=num_items)
+        del rows  # they may be large: a unit of images lists all of them
+        if lasting:
+            most = min(num_items, num_workers or num_items)
+            results = dataset.map(
+                _Worker,
+                fn_constructor_args=(work,),
+                # One item at a time: else the first that is ready takes two.
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=most if num_workers else 1, max_size=most, max_tasks_in_flight_per_actor=1
+                ),
+                num_cpus=1,
+                # Of the process, without a limit: one that is not started again keeps its place in the pool, idle.
+                max_restarts=-1,
+                max_task_retries=MAX_RETRIES,
+            )
+            # The load from which Ray Data adds workers, as far as there are CPUs. By default 1.75 items a worker, which is never
+            # reached with one item at a time.
+            results.context.autoscaling_config.actor_pool_util_upscaling_threshold = 0.01
+        else:
+            results = dataset.map(
+                _Worker(work).__call__,
+                compute=ray.data.TaskPoolStrategy(num_workers),
+                num_cpus=1,
+                max_retries=MAX_RETRIES,
+            )
+    results.context.execution_options.preserve_order = ordered
+    try:
+        for row in results.iter_rows():
+            result = pickle.loads(row["result"])
+            if isinstance(result, EquihandError):
+                raise result
+            yield result
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.RayActorError):
+        raise DataError(
+            f"a worker died {MAX_RETRIES + 1} times over the same input: out of memory (have fewer workers: num_workers, or "
+            "ray.num_cpus), or a file that crashes the decoder; Ray's logs say which. The same command goes on from what is "
+            "finished"
+        ) from None
+
+
+class _Worker:
+    """Ray Data's face of `work`; a class, because it wants one for lasting workers."""
+
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self._work = work
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        result: Any
+        try:
+            result = self._work(pickle.loads(row["item"]))
+        except EquihandError as error:  # as a result: Ray would log its traceback, and wrap it twice
+            result = error
+        return {"result": pickle.dumps(result)}
