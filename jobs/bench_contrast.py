@@ -93,7 +93,7 @@ def measure(
         backward(
             model,
             pairs.render,
-            lambda outputs: step_loss(outputs, pairs, objective, [count]),
+            lambda outputs: step_loss(outputs, pairs, objective),
             count,
             micro_batch,
             autocast,

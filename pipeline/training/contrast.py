@@ -13,6 +13,7 @@ from pipeline.objectives import (
     PairWeights,
     latent,
     nt_xent_global,
+    pairwise_loss,
     relative_transform,
 )
 from pipeline.objectives.relations import (
@@ -119,45 +120,39 @@ def make_pairs(
     return Pairs(frames, partners, drawn, views, order.to(device), members, fallback)
 
 
-def step_loss(
-    outputs: dict[str, Tensor], pairs: Pairs, objective: ObjectiveSettings, counts: list[int]
-) -> tuple[Tensor, StepLoss]:
+def step_loss(outputs: dict[str, Tensor], pairs: Pairs, objective: ObjectiveSettings) -> tuple[Tensor, StepLoss]:
     """The loss to call backward on, and what to report. outputs: the network's, one row a frame (models/pretrain.py).
 
-    counts: frames of each worker in this step. The loss is weighted with this worker's share of them, so that
-    DistributedDataParallel's mean over workers gives the gradient of the loss over the global batch.
+    Every worker has as many frames, so that DistributedDataParallel's mean over workers gives the gradient of the loss
+    over the global batch.
     """
-    rank, world_size = world()
-    share = world_size * len(pairs) / max(sum(counts), 1)
     terms: dict[str, Tensor] = {}
     latents = None
     if objective.contrasts:
-        terms["contrast"], latents = _contrast(outputs["projections"], pairs, objective, counts, sum(counts[:rank]))
+        terms["contrast"], latents = _contrast(outputs["projections"], pairs, objective)
     if objective.regresses:
         terms["transform"] = _regression(outputs["transform"], outputs["log_scales"], pairs, objective.regresses)
-    loss = share * torch.stack(list(terms.values())).sum()
+    loss = torch.stack(list(terms.values())).sum()
     return loss, StepLoss(loss.detach(), latents, {name: value.detach() for name, value in terms.items()})
 
 
-def _contrast(
-    projections: Tensor, pairs: Pairs, objective: ObjectiveSettings, counts: list[int], offset: int
-) -> tuple[Tensor, Tensor]:
+def _contrast(projections: Tensor, pairs: Pairs, objective: ObjectiveSettings) -> tuple[Tensor, Tensor]:
     side, size = pairs.frames.shape[-1], pairs.view_settings.size
     first, second = (
         latent(projections[:, number].float(), pairs.views[number], objective, crop_side=side, view_size=size)
         for number in range(2)
     )
     second = second[pairs.second]
-    everyone = gather(torch.stack([first, second], dim=1), counts)
+    everyone = gather(torch.stack([first, second], dim=1))
     weights_of = None
     if pairs.members is not None:
-        weights_of = _Weights(pairs.members, objective, counts)
+        weights_of = _Weights(pairs.members, objective)
     loss = nt_xent_global(
         first,
         second,
         everyone[:, 0],
         everyone[:, 1],
-        offset,
+        world()[0] * len(pairs),
         objective.temperature,
         weights_of=weights_of,
         max_rows=objective.max_logits_rows,
@@ -166,29 +161,26 @@ def _contrast(
 
 
 def _regression(transform: Tensor, log_scales: Tensor, pairs: Pairs, names: tuple[str, ...]) -> Tensor:
-    """`objectives.pairwise_loss`, with the log scales as the network gives them: once a frame."""
     targets = relative_transform(pairs.views[0], pairs.views[-1])
-    sizes = [targets[name].shape[1] for name in names]
-    total = transform.new_zeros((), dtype=torch.float32)
-    for name, predicted, scale in zip(names, transform.float().split(sizes, 1), log_scales.float().T, strict=True):
-        error = (predicted - targets[name]).abs().mean(1)
-        total = total + (error * torch.exp(-scale) + scale).mean()
-    return total
+    predictions = transform.split([targets[name].shape[1] for name in names], 1)
+    return pairwise_loss(
+        dict(zip(names, predictions, strict=True)), targets, dict(zip(names, log_scales.T, strict=True))
+    )
 
 
 class _Weights:
     """How the pairs of views count: negatives of the same clip, and SiMHand's adaptive weights."""
 
-    def __init__(self, members: tuple[Members, Members], objective: ObjectiveSettings, counts: list[int]) -> None:
+    def __init__(self, members: tuple[Members, Members], objective: ObjectiveSettings) -> None:
         self.objective = objective
         self.anchors = Members(*(torch.cat(both) for both in zip(*members, strict=True)))
         self.adaptive = objective.positives.adaptive_weights
         everyone = [
             Members(
-                gather(each.frame, counts),
-                gather(each.clip, counts),
-                gather(each.time_s, counts),
-                gather(each.joints_2d, counts) if self.adaptive else each.joints_2d,
+                gather(each.frame),
+                gather(each.clip),
+                gather(each.time_s),
+                gather(each.joints_2d) if self.adaptive else each.joints_2d,
             )
             for each in members
         ]

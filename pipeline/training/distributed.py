@@ -4,9 +4,11 @@ Each worker holds its own n views and contrasts them with the views of all worke
 parameter gradients over workers, so a loss that is the mean over the local anchors has, after averaging, exactly the
 gradient of the global mean, as long as gradients that reach a view through other workers' losses come back to it: the
 backward of the gather sums them.
+
+The gather is written by hand because torch's differentiable all_gather (torch.distributed.nn.functional) is deprecated, and on
+gloo its backward sends one scatter a worker where one all-reduce does.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,42 +24,25 @@ def world() -> tuple[int, int]:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, local: torch.Tensor, counts: tuple[int, ...]) -> torch.Tensor:
-        ctx.counts = counts
-        largest = max(counts)
-        # Collectives want equal shapes; uneven tails are padded and cut off again.
-        padded = local.new_zeros((largest, *local.shape[1:]))
-        padded[: local.shape[0]] = local
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
+        everyone = local.new_empty((world()[1] * len(local), *local.shape[1:]))
+        dist.all_gather_into_tensor(everyone, local.contiguous())
+        return everyone
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
         grad = grads[0].contiguous()
         dist.all_reduce(grad)  # what every worker's loss says about my views
-        start = sum(ctx.counts[: dist.get_rank()])
-        return grad[start : start + ctx.counts[dist.get_rank()]], None
+        rank, size = world()
+        return grad.chunk(size)[rank]
 
 
-def gather(local: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
+def gather(local: torch.Tensor) -> torch.Tensor:
     """Rows of all workers, in order of rank; gradients from every worker's use of a row reach the row's owner.
 
-    local: (n, ...). counts: rows of each worker, asked for when None (costs one small exchange).
+    local: (n, ...), the same n on every worker.
     """
-    if world()[1] == 1:
-        return local
-    return _Gather.apply(local, tuple(counts if counts is not None else row_counts(local.shape[0], local.device)))
-
-
-def row_counts(count: int, device: torch.device) -> list[int]:
-    """Every worker's number of rows."""
-    if world()[1] == 1:
-        return [count]
-    mine = torch.tensor([count], device=device)
-    counts = [torch.zeros_like(mine) for _ in range(world()[1])]
-    dist.all_gather(counts, mine)
-    return [int(c) for c in counts]
+    return local if world()[1] == 1 else _Gather.apply(local)
 
 
 def gather_values(values: torch.Tensor) -> torch.Tensor:

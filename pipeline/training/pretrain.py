@@ -367,14 +367,13 @@ class Steps:
         step = batch.epoch * self.steps_per_epoch + batch.step
         generator = generator_for(settings.seed, batch.epoch, batch.step, self.rank)
         self._pairs = pairs = make_pairs(batch, objective, settings.views, generator, self.device)
-        counts = [len(pairs)] * self.world_size
         self.learning_rate = learning_rate_at(step, self.total, settings.optimiser, self.peak)
         set_learning_rate(self.optimiser, self.learning_rate)
         self.optimiser.zero_grad(set_to_none=True)
         done = backward(
             self.network,
             pairs.render,
-            lambda outputs: step_loss(outputs, pairs, objective, counts),
+            lambda outputs: step_loss(outputs, pairs, objective),
             len(pairs),
             settings.micro_batch,
             self.autocast,
