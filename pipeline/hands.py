@@ -37,7 +37,6 @@ JOINTS = JOINT_ORDERS["freihand"]
 """Joint names in FreiHAND order, the order of every array in this project."""
 
 WRIST = JOINTS.index("wrist")
-INDEX_MCP = JOINTS.index("index_mcp")
 MIDDLE_MCP = JOINTS.index("middle_mcp")
 MIDDLE_PIP = JOINTS.index("middle_pip")
 
@@ -89,11 +88,10 @@ def reorder(joints: ArrayT, source: str = "freihand", target: str = "ait") -> Ar
     return joints[..., joint_index(source, target), :]
 
 
-def joints_from_mesh(vertices: torch.Tensor, regressor: torch.Tensor) -> torch.Tensor:
+def joints_from_mesh(vertices: np.ndarray, regressor: np.ndarray) -> np.ndarray:
     """Joints (..., 21, C) in MANO order from mesh vertices (..., 778, C).
 
     regressor: (16, 778), a linear map to the skeleton's 16 joints (MANO's own is under MANO's licence and not part of
     this project).
     """
-    tips = vertices[..., list(MANO_TIP_VERTICES.values()), :]
-    return torch.cat([regressor @ vertices, tips], dim=-2)
+    return np.concatenate([regressor @ vertices, vertices[..., list(MANO_TIP_VERTICES.values()), :]], axis=-2)

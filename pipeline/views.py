@@ -7,7 +7,7 @@ A view is a similarity transform of the crop plus colour. In coordinates centred
 R turning counter-clockwise on screen (x right, y down). The same numbers warp the images, go to the objective, which
 undoes them on the projections, and carry cameras and joints along (`view_matrix`).
 
-Where the ranges of the preset `peclr` come from (facts of the published code, "box" = the square round the hand):
+Where the default ranges come from (facts of the published code, "box" = the square round the hand):
 - rotation: uniform in +-45 degrees.
 - scale: the published crop has a margin of 0.9 to 1.5 times the hand's half extent, drawn uniformly. Stored crops here
   are 1.5 boxes wide (`CROP_MARGIN`), so a margin m covers m / 1.5 of the stored crop and scale = 1.5 / m: 1 to 1.667,
@@ -22,7 +22,7 @@ Views whose corners reach beyond the crop show its mirror image there: black cor
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ Range = tuple[float, float]
 
 
 class ViewSettings(Settings):
-    """Ranges from which views are drawn; the defaults are the preset `peclr`."""
+    """Ranges from which views are drawn; the defaults are those of PeCLR's paper."""
 
     size: int = Field(default=128, ge=8)
     """Side of a view in pixels. Crops at least twice as large are first averaged down by a whole factor, against
@@ -116,20 +116,6 @@ class ViewSettings(Settings):
             if low < 0 or (low == 0 and name in ("scale", "blur_sigma")):
                 raise ValueError(f"{name} must be positive, not [{low}, {high}]")
         return self
-
-    @classmethod
-    def preset(cls, name: Literal["peclr", "simclr"], **changes: Any) -> "ViewSettings":
-        """Settings of a published method, with `changes` to single fields. Raises ValueError for another name.
-
-        `peclr`: the paper's ranges, see the top of this file. `simclr`: what the PeCLR authors found best for the
-        invariant baseline: the same colour and scale, neither rotation nor translation.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset '{name}'; known are {', '.join(PRESETS)}")
-        return cls(**{**PRESETS[name], **changes})
-
-
-PRESETS: dict[str, dict[str, Any]] = {"peclr": {}, "simclr": {"rotation_deg": 0.0, "translation": 0.0}}
 
 
 class Views(NamedTuple):

@@ -294,7 +294,7 @@ class TestFilters:
 
 class TestSampling:
     def test_peclr_ranges(self):
-        views = sample_views(ViewSettings.preset("peclr"), 20_000, generator_for(0))
+        views = sample_views(ViewSettings(), 20_000, generator_for(0))
         degrees = torch.rad2deg(views.angle)
         assert degrees.abs().max() == pytest.approx(45, abs=0.1)
         assert degrees.mean() == pytest.approx(0, abs=0.6)
@@ -305,10 +305,8 @@ class TestSampling:
         assert not views.sobel.any()
         assert not views.blur_sigma.any()
 
-    def test_simclr_has_no_rotation_and_no_translation(self):
-        config = ViewSettings.preset("simclr", size=64)
-        views = sample_views(config, 100, generator_for(0))
-        assert config.size == 64
+    def test_views_of_the_invariant_baseline_have_no_rotation_and_no_translation(self):
+        views = sample_views(ViewSettings(size=64, rotation_deg=0, translation=0), 100, generator_for(0))
         assert not views.angle.any()
         assert not views.translation.any()
         assert views.scale.std() > 0.1
@@ -347,10 +345,6 @@ class TestSampling:
     def test_impossible_settings_are_refused(self, changes):
         with pytest.raises(ValidationError):
             ViewSettings.model_validate(changes)
-
-    def test_unknown_preset_is_refused(self):
-        with pytest.raises(ValueError, match="unknown preset 'byol'"):
-            ViewSettings.preset("byol")  # type: ignore[arg-type]
 
 
 class TestApply:

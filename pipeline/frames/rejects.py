@@ -121,11 +121,6 @@ class Rejects:
         """Single frames (or hands of a frame) left out because they could not be used."""
         return _total(self.counts, FRAME_REASONS)
 
-    @property
-    def num_by_choice(self) -> int:
-        """Hands left out because the settings ask for it."""
-        return _total(self.counts, CHOICE_REASONS)
-
     def text(self) -> str:
         """For people: "no_hand 12 (e.g. a/000003), bad_box 1 (e.g. b/000001)"."""
         ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))

@@ -4,7 +4,6 @@ from pipeline.objectives.contrastive import PairWeights, nt_xent, nt_xent_global
 from pipeline.objectives.pairwise import (
     GEOMETRY,
     PairwiseHead,
-    hybrid_loss,
     pairwise_loss,
     relative_transform,
 )
@@ -18,7 +17,6 @@ __all__ = [
     "PairWeights",
     "PairwiseHead",
     "PositiveSettings",
-    "hybrid_loss",
     "latent",
     "nt_xent",
     "nt_xent_global",

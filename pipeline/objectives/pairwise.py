@@ -1,4 +1,6 @@
-"""The paper's other baselines: pairwise regression of the relative transform, and its hybrid with NT-Xent.
+"""The paper's other baseline: regression of the relative transform of a pair of views.
+
+Its hybrid adds NT-Xent on pairs that differ in colour only (`pipeline.views.exchange_colour` makes them).
 
 Pairwise: from the two encodings of a pair of views, predict how the second view's transform differs from the first's.
 The published code takes the rotation's difference modulo 360 degrees, with a jump at 0, and the scale's modulo 360 too;
@@ -11,7 +13,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pipeline.objectives.contrastive import nt_xent
 from pipeline.views import Views
 
 TARGET_SIZES: dict[str, int] = {"rotation": 1, "translation": 2, "scale": 1, "colour": 4}
@@ -72,27 +73,11 @@ def pairwise_loss(
     """Scalar: sum over the predicted parameters of L1 / exp(s) + s, s being a learnt log scale (Kendall & Gal 2017).
 
     predictions, targets: {parameter: (N, k)}; targets may hold more parameters than are predicted. log_scales:
-    {parameter: ()}.
+    {parameter: () or (N,)}.
     """
-    terms = [
-        (predictions[name].float() - targets[name]).abs().mean() * torch.exp(-log_scales[name]) + log_scales[name]
-        for name in predictions
-    ]
-    return torch.stack(terms).sum()
-
-
-def hybrid_loss(
-    projections_1: Tensor,
-    projections_2: Tensor,
-    predictions: Mapping[str, Tensor],
-    targets: Mapping[str, Tensor],
-    log_scales: Mapping[str, Tensor] | nn.ParameterDict,
-    temperature: float = 0.5,
-) -> Tensor:
-    """Scalar: NT-Xent on pairs that differ in colour, plus pairwise regression on pairs that differ in geometry.
-
-    projections_1, projections_2: (N, D) of the colour pair. predictions, targets, log_scales: as in `pairwise_loss`,
-    for the geometry pair, over `GEOMETRY`. `pipeline.views.exchange_colour` makes such pairs.
-    """
-    contrast = nt_xent(projections_1, projections_2, temperature)
-    return contrast + pairwise_loss(predictions, targets, log_scales)
+    total = torch.zeros(())
+    for name, predicted in predictions.items():
+        scale = log_scales[name].float()
+        error = (predicted.float() - targets[name]).abs().mean(1)
+        total = total + (error * torch.exp(-scale) + scale).mean()
+    return total

@@ -13,6 +13,7 @@ from pipeline.objectives import (
     PairWeights,
     latent,
     nt_xent_global,
+    pairwise_loss,
     relative_transform,
 )
 from pipeline.objectives.relations import (
@@ -122,8 +123,8 @@ def make_pairs(
 def step_loss(outputs: dict[str, Tensor], pairs: Pairs, objective: ObjectiveSettings) -> tuple[Tensor, StepLoss]:
     """The loss to call backward on, and what to report. outputs: the network's, one row a frame (models/pretrain.py).
 
-    Every worker has as many pairs, so DistributedDataParallel's mean over workers gives the gradient of the loss over the
-    global batch.
+    Every worker has as many frames, so that DistributedDataParallel's mean over workers gives the gradient of the loss
+    over the global batch.
     """
     terms: dict[str, Tensor] = {}
     latents = None
@@ -160,14 +161,11 @@ def _contrast(projections: Tensor, pairs: Pairs, objective: ObjectiveSettings) -
 
 
 def _regression(transform: Tensor, log_scales: Tensor, pairs: Pairs, names: tuple[str, ...]) -> Tensor:
-    """`objectives.pairwise_loss`, with the log scales as the network gives them: once a frame."""
     targets = relative_transform(pairs.views[0], pairs.views[-1])
-    sizes = [targets[name].shape[1] for name in names]
-    total = transform.new_zeros((), dtype=torch.float32)
-    for name, predicted, scale in zip(names, transform.float().split(sizes, 1), log_scales.float().T, strict=True):
-        error = (predicted - targets[name]).abs().mean(1)
-        total = total + (error * torch.exp(-scale) + scale).mean()
-    return total
+    predictions = transform.split([targets[name].shape[1] for name in names], 1)
+    return pairwise_loss(
+        dict(zip(names, predictions, strict=True)), targets, dict(zip(names, log_scales.T, strict=True))
+    )
 
 
 class _Weights:

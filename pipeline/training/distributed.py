@@ -4,6 +4,9 @@ Each worker holds its own n views and contrasts them with the views of all worke
 parameter gradients over workers, so a loss that is the mean over the local anchors has, after averaging, exactly the
 gradient of the global mean, as long as gradients that reach a view through other workers' losses come back to it: the
 backward of the gather sums them.
+
+The gather is written by hand because torch's differentiable all_gather (torch.distributed.nn.functional) is deprecated, and on
+gloo its backward sends one scatter a worker where one all-reduce does.
 """
 
 from typing import Any
@@ -22,22 +25,22 @@ def world() -> tuple[int, int]:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
-        local = local.contiguous()
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, local)
-        return torch.cat(parts)
+        everyone = local.new_empty((world()[1] * len(local), *local.shape[1:]))
+        dist.all_gather_into_tensor(everyone, local.contiguous())
+        return everyone
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
         grad = grads[0].contiguous()
         dist.all_reduce(grad)  # what every worker's loss says about my views
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+        rank, size = world()
+        return grad.chunk(size)[rank]
 
 
 def gather(local: torch.Tensor) -> torch.Tensor:
-    """Rows (n, ...) of all workers, in order of rank; gradients from every worker's use of a row reach the row's owner.
+    """Rows of all workers, in order of rank; gradients from every worker's use of a row reach the row's owner.
 
-    Every worker has as many rows, as the stream gives them.
+    local: (n, ...), the same n on every worker.
     """
     return local if world()[1] == 1 else _Gather.apply(local)
 

@@ -43,6 +43,14 @@ def test_scikit_learn_agrees():
     np.testing.assert_allclose(found.predict(torch.from_numpy(features)), expected, atol=1e-10)
 
 
+def test_scikit_learn_chooses_the_same_penalty():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    features, joints = make(300, noise=8.0)
+    x = ((features - features.mean(0)) / features.std(0)).double().numpy()
+    expected = linear_model.RidgeCV(np.logspace(-4, 6, 41)).fit(x, joints.flatten(1).double().numpy())
+    assert fit_ridge(features, joints.flatten(1)).alpha == pytest.approx(expected.alpha_)
+
+
 def test_cross_validation_penalises_noise():
     features, joints = make(100, noise=0.01)
     clean = fit_ridge(features, joints.flatten(1))

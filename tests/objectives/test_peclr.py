@@ -123,7 +123,7 @@ def test_perfectly_equivariant_projection(inverse, smallest):
     joints = flat_hands(512, seed=3)
     latents = []
     for rank in range(2):
-        views = sample_views(ViewSettings.preset("peclr"), 512, generator_for(7, rank=rank))
+        views = sample_views(ViewSettings(), 512, generator_for(7, rank=rank))
         latents.append(latent(joints_in_view(joints, views), views, ObjectiveSettings(inverse=inverse)))
     cosines = (latents[0] * latents[1]).sum(1)
     assert cosines.mean() > smallest
@@ -136,7 +136,7 @@ def test_perfectly_equivariant_projection(inverse, smallest):
 def test_a_part_of_the_transforms_is_undone(inverse, undone):
     """For ablations; the other part is left in, as if the view did not have it."""
     projections = torch.randn(6, 20, generator=generator_for(0), dtype=torch.float64)
-    views = sample_views(ViewSettings.preset("peclr"), 6, generator_for(1))
+    views = sample_views(ViewSettings(), 6, generator_for(1))
     settings = ObjectiveSettings(inverse=inverse, undone=undone)
     known = views._replace(
         angle=views.angle * ("rotation" in undone), translation=views.translation * ("translation" in undone)

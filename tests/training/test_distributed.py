@@ -21,10 +21,11 @@ def _frames(total: int) -> torch.Tensor:
     return torch.randn(2, total, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def _worker(rank: int, workers: int, count: int, port: int, folder: str) -> None:
+def _worker(rank: int, workers: int, port: int, folder: str) -> None:
     with process_group(rank, workers, port):
+        count = 12 // workers
         start = rank * count
-        frames = _frames(workers * count)[:, start : start + count]
+        frames = _frames(12)[:, start : start + count]
         network = nn.parallel.DistributedDataParallel(_model())
         first, second = network(frames.reshape(2 * count, 6)).chunk(2)
         everyone = gather(torch.stack([first, second], dim=1))
@@ -42,9 +43,7 @@ def test_loss_and_gradients_are_those_of_one_worker(workers, tmp_path, free_port
     frames = _frames(12)
     loss = nt_xent(model(frames[0]), model(frames[1]), 0.1)
     loss.backward()
-    mp.start_processes(
-        _worker, (workers, 12 // workers, free_port, str(tmp_path)), nprocs=workers, start_method="spawn"
-    )
+    mp.start_processes(_worker, (workers, free_port, str(tmp_path)), nprocs=workers, start_method="spawn")
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     torch.testing.assert_close(result["loss"], loss.detach(), rtol=1e-12, atol=0)
     expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

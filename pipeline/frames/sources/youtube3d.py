@@ -186,10 +186,9 @@ def _compact(vertices: Any, regressor: np.ndarray | None) -> dict[str, Any] | No
     points = mesh[:, :2] + 0.5
     if regressor is None:
         return {"box": np.concatenate([points.min(0), points.max(0)]).round(3).tolist()}
-    from pipeline.hands import MANO_TIP_VERTICES, reorder
+    from pipeline.hands import joints_from_mesh, reorder
 
-    joints = np.concatenate([regressor @ points, points[list(MANO_TIP_VERTICES.values())]])
-    return {"joints": reorder(joints, "mano", "freihand").round(3).tolist()}
+    return {"joints": reorder(joints_from_mesh(points, regressor), "mano", "freihand").round(3).tolist()}
 
 
 def _hands(entry: dict[str, Any], name: str, rejects: Rejects) -> list[Hand] | None:
