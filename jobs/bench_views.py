@@ -32,7 +32,7 @@ from pipeline.frames.batches import Batch, to_batch
 from pipeline.frames.crop import encode_jpeg
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.read_items import decode_frames
-from pipeline.frames.shards import opened, read_rows
+from pipeline.frames.shards import row_groups
 from pipeline.frames.synthetic.clip import ClipSettings, sample_clip
 from pipeline.frames.synthetic.render import render_clip
 from pipeline.progress import SILENT, Progress
@@ -242,8 +242,8 @@ def _stored(settings: BenchViewsJob, uri: str) -> tuple[list[bytes], int]:
     frame_set = FrameSet.open(uri)
     jpegs: list[bytes] = []
     for shard in frame_set.manifest.shards:
-        with opened(frame_set.shard_uri(shard)) as file:
-            jpegs += read_rows(file, ["jpeg"])["jpeg"].to_pylist()
+        for table in row_groups(frame_set.shard_uri(shard), ["jpeg"]):
+            jpegs += table["jpeg"].to_pylist()
         if len(jpegs) >= settings.num_frames:
             break
     if not jpegs:

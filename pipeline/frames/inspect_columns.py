@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.frames.inspect_distribution import Distribution
 from pipeline.frames.manifest import Shard
-from pipeline.frames.shards import opened, read_rows
+from pipeline.frames.shards import opened, row_groups
 from pipeline.hands import BONES, NUM_JOINTS
 from pipeline.storage import join
 
@@ -127,14 +127,10 @@ def measure_shard(uri: str, shard: Shard, image_size: int, group_size: int, box_
 
     uri: of the frame set. box_margin: side of the shard's crops in hand boxes.
     """
-    with opened(join(uri, shard.path)) as file:
-        return _measure(file, shard, image_size, group_size, box_margin)
-
-
-def _measure(file: pq.ParquetFile, shard: Shard, image_size: int, group_size: int, box_margin: float) -> Measures:
-    result = Measures(num_bytes=shard.num_bytes, jpeg_bytes=_jpeg_bytes(file.metadata))
-    for index in range(file.num_row_groups):  # one by one, to hold no more
-        table = read_rows(file, COLUMNS, [index])
+    shard_uri = join(uri, shard.path)
+    with opened(shard_uri) as file:
+        result = Measures(num_bytes=shard.num_bytes, jpeg_bytes=_jpeg_bytes(file.metadata))
+    for table in row_groups(shard_uri, COLUMNS):
         result.num_rows += table.num_rows
         result.num_left += pc.sum(pc.equal(table["hand"], "left")).as_py() or 0
         scale = np.sqrt(np.abs(np.linalg.det(_lists(table, "crop", (2, 3))[:, :, :2])))

@@ -1,7 +1,7 @@
 """Opens the Parquet files of a frame set and of the pairs beside it, local or in object storage; nobody else does.
 
-`opened` is for all who stop at damage and name it; `open_shard` and `open_for_long` leave what is raised to the caller, who
-says what is wrong with each row (read_items.py) or of each shard (verify.py).
+`opened` and `row_groups` are for all who stop at damage and name it; `open_shard` and `open_for_long` leave what is raised to the
+caller, who says what is wrong with each row (read_items.py) or each shard (verify.py).
 """
 
 import os
@@ -31,6 +31,13 @@ def opened(uri: str) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{uri}: cannot be read ({text}); jobs.inspect --verify finds all damage of the set") from None
 
 
+def row_groups(uri: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Columns of a shard, one row group after the other, to hold no more. Raises DataError as `opened` does."""
+    with opened(uri) as file:
+        for index in range(file.num_row_groups):
+            yield read_rows(file, columns, [index])
+
+
 def open_shard(uri: str, data: bytes | None = None) -> pq.ParquetFile:
     """A shard, open. data: its bytes, where they have been read already. Raises UNREADABLE."""
     if data is None:
@@ -54,10 +61,10 @@ def open_for_long(uri: str) -> pq.ParquetFile:
 
 
 def read_rows(
-    file: pq.ParquetFile, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
+    file: pq.ParquetFile, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
 ) -> pa.Table:
     """Rows of a shard of any version: some of its columns and row groups, or all. Raises UNREADABLE."""
-    groups = range(file.num_row_groups) if row_groups is None else row_groups
+    groups = range(file.num_row_groups) if groups is None else groups
     if max(groups, default=-1) >= file.num_row_groups:
         raise ValueError("the shard holds fewer rows than the manifest says")
     table = file.read_row_groups(list(groups), columns=columns if columns is None else list(columns))

@@ -187,7 +187,7 @@ def _check_rows(file: pq.ParquetFile, shard: Shard, image_size: int, decode: flo
     rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(shard.path.encode(), digest_size=8).digest()))
     for index in range(file.num_row_groups):
         try:
-            table = read_rows(file, row_groups=[index])
+            table = read_rows(file, groups=[index])
             ids = table["frame_id"].to_pylist()
             names = [name or f"row {row} of row group {index}" for row, name in enumerate(ids)]
             digests.append(digest(table))

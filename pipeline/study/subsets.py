@@ -20,7 +20,7 @@ from pipeline.frames.manifest import (
     write_manifest,
 )
 from pipeline.frames.schema import SCHEMA
-from pipeline.frames.shards import opened, read_rows
+from pipeline.frames.shards import opened, read_rows, row_groups
 from pipeline.storage import join
 
 
@@ -95,14 +95,12 @@ def write_subset(uri: str, target: str, split: str, share: float, seed: int) -> 
 def _row_groups(shard_uri: str, shard: Shard, clips: pa.Array) -> Iterator[pa.Table]:
     """The clips' rows, in row groups about as large as they were; no frame group crosses a row group's end."""
     pending: list[pa.Table] = []
-    with opened(shard_uri) as file:
-        for index in range(len(shard.row_groups)):
-            table = read_rows(file, SCHEMA.names, [index])
-            table = table.filter(pc.is_in(table["clip_id"], clips)).cast(SCHEMA)
-            if table.num_rows:
-                pending.append(table)
-            if sum(part.num_rows for part in pending) >= max(shard.row_groups):
-                yield pa.concat_tables(pending)
-                pending = []
+    for rows in row_groups(shard_uri, SCHEMA.names):
+        table = rows.filter(pc.is_in(rows["clip_id"], clips)).cast(SCHEMA)
+        if table.num_rows:
+            pending.append(table)
+        if sum(part.num_rows for part in pending) >= max(shard.row_groups):
+            yield pa.concat_tables(pending)
+            pending = []
     if pending:
         yield pa.concat_tables(pending)
