@@ -48,7 +48,7 @@ def ray_map(
         if lasting:
             most = min(num_items, num_workers or num_items)
             results = dataset.map(
-                _Worker,
+                _Worker,  # type: ignore[arg-type]
                 fn_constructor_args=(work,),
                 # One item at a time: else the first that is ready takes two.
                 compute=ray.data.ActorPoolStrategy(

@@ -132,7 +132,7 @@ def test_the_work_ends_where_nobody_asks_for_more(tmp_path, lasting):
     results = ray_map(partial(count, tmp_path), range(20), lasting=lasting)
     assert next(results) == 0
     wait_for(lambda: len(list(tmp_path.glob("begun-*"))) > 1)
-    results.close()
+    results.close()  # type: ignore[attr-defined]
     wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
     (tmp_path / "go").touch()
     assert [path.name for path in tmp_path.glob("done-*")] == ["done-0"]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.config import Settings, Uri
+from pipeline.config import Settings, Uri, uris_in
 from pipeline.errors import DataError
 from pipeline.frames.detect import DetectorSettings
 from pipeline.frames.listing import list_inputs
@@ -39,8 +39,6 @@ class SourceSettings(Settings):
 
     usual_reject_fraction: ClassVar[float] = 0.1
     """The limit where `max_reject_fraction` sets none."""
-    uris: ClassVar[tuple[str, ...]] = ("uri",)
-    """Names of the settings that are URIs; they are recorded as absolute ones."""
 
     kind: str
     uri: Uri
@@ -61,7 +59,11 @@ class SourceSettings(Settings):
         own = self.model_dump(mode="json", exclude={"max_reject_fraction"})
         # None is left out: a setting may be newer than a frame set that was made without it.
         values = _ALWAYS_RECORDED | {key: value for key, value in own.items() if value is not None}
-        return values | {key: absolute(values[key]) for key in self.uris} | {"name": self.resolved_name()}
+        return (
+            values
+            | {key: absolute(uri) for key, uri in uris_in(self) if key in values}
+            | {"name": self.resolved_name()}
+        )
 
     def resolved_name(self) -> str:
         """The source's name, made from the URI where none is set. Raises DataError where that gives none."""

@@ -25,8 +25,6 @@ from pipeline.text_files import parse_json
 class BoxedImagesSettings(DefaultHandSettings, StillsSettings, SourceSettings):
     """Folders of images and one boxes file."""
 
-    uris = ("uri", "boxes")
-
     kind: Literal["boxed_images"] = "boxed_images"
     boxes: Uri
     """URI of the boxes file."""

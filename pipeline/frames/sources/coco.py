@@ -46,8 +46,6 @@ class CocoSection(Settings):
 class CocoSettings(DefaultHandSettings, SourceSettings):
     """Images and a file of boxes in COCO's or COCO-WholeBody's format."""
 
-    uris = ("uri", "annotations")
-
     kind: Literal["coco"] = "coco"
     annotations: Uri
     """URI of the annotations file (JSON)."""

@@ -59,8 +59,6 @@ class LabelledImagesSection(Settings):
 class LabelledImagesSettings(DefaultHandSettings, StillsSettings, SourceSettings):
     """Images and one file of joints in 3D or 2D."""
 
-    uris = ("uri", "annotations")
-
     kind: Literal["labelled_images"] = "labelled_images"
     annotations: Uri
     """URI of the annotations file (JSON)."""

@@ -52,7 +52,6 @@ class YouTube3dSettings(SourceSettings):
     """YouTube 3D Hands as published."""
 
     usual_reject_fraction = 0.9  # videos have vanished since
-    uris = ("uri", "annotations")
 
     kind: Literal["youtube3d"] = "youtube3d"
     annotations: Uri

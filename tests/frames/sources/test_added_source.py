@@ -4,7 +4,7 @@ from functools import reduce
 from importlib import import_module
 from operator import or_
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ FILES = [f"clip_{c}/{i}.jpg" for c in "ab" for i in range(2)]
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory) -> type[IngestJob]:
+def job(tmp_path_factory) -> Any:
     """The job with the page's source among the others, as when its file is imported with theirs."""
     (code,) = (block.split("```")[0] for block in PAGE.read_text().split("```python\n")[1:])
     lines = [line for line in code.splitlines() if line and not line.startswith(("import", "from", '"""'))]
@@ -33,7 +33,7 @@ def job(tmp_path_factory) -> type[IngestJob]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         import_module("hand_table")
-    kinds = Annotated[reduce(or_, SourceSettings.__subclasses__()), Field(discriminator="kind")]
+    kinds: Any = Annotated[reduce(or_, SourceSettings.__subclasses__()), Field(discriminator="kind")]
     return type("WithHandTable", (IngestJob,), {"__annotations__": {"source": kinds}, "__module__": __name__})
 
 
