@@ -147,7 +147,7 @@ def test_a_sequence_is_tracked_as_video_is(tmp_path, detector):
 def test_what_the_stage_found_is_used(tmp_path, detector, monkeypatch):
     settings = detected(tmp_path)
     source: Any = settings.reader()
-    assert isinstance(source, FindsHands)
+    assert isinstance(settings.reader(), FindsHands)
     unit = source.list_units(Rejects())[0]
     (tmp_path / "found.json").write_text(json.dumps([source.detect(unit)]))
     monkeypatch.setattr(image_folder, "shared_detector", None)
