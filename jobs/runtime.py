@@ -45,11 +45,13 @@ class RaySettings(Settings):
     """Which Ray cluster the job uses."""
 
     address: str | None = None
-    """Address of a running cluster ("auto" finds one on this machine); none uses RAY_ADDRESS, else starts a local Ray."""
+    """Address of a running cluster; "auto" finds one on this machine. none uses RAY_ADDRESS, or else starts a local
+    Ray."""
     num_cpus: int | None = Field(default=None, ge=1)
-    """Logical CPUs of a local Ray; none takes the larger of the machine's cores and 4, so that a laptop can overlap work."""
+    """Logical CPUs of a local Ray. none takes the number of the machine's cores but at least 4, so that a laptop can do
+    several things at once."""
     object_store_mb: int | None = Field(default=None, ge=80)
-    """Memory of a local Ray's object store, in MiB; none leaves it to Ray (30 % of memory)."""
+    """Memory of the object store of a local Ray, in MiB. none leaves it to Ray (30 % of the memory)."""
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

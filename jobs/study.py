@@ -54,14 +54,15 @@ class StudyJob(StudySettings):
     presets: ClassVar[dict[str, Path]] = {name: _CONFIGS / f"study_{name}.yaml" for name in _PRESETS}
 
     preset: Literal["smoke", "laptop", "gpu", "paper"] | None = None
-    """Settings to begin with (jobs/configs/study_*.yaml): `smoke` tries everything out, `laptop` takes two cores up to
-    3 hours, `gpu` one H100 for 25 minutes, `paper` is PeCLR's published experiment. All others win over it."""
+    """Settings file to begin with (jobs/configs/study_*.yaml); all other settings win over it. `smoke` tries everything
+    out, `laptop` takes two cores up to 3 hours, `gpu` one H100 for 25 minutes, `paper` is PeCLR's published
+    experiment."""
     render: RenderSettings | None = None
-    """The set to render where finetune.frame_set names none."""
+    """The frame set to render where `finetune.frame_set` names none."""
     plan_only: bool = False
-    """Say what the study would do and how long it would take, and end."""
+    """Only say what the study would do and how long it would take."""
     report_only: bool = False
-    """Write report and table anew from results.parquet, and end."""
+    """Only write report and table again, from results.parquet."""
 
 
 def run(settings: StudyJob, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class RunSettings(Settings):
     storage: Uri = "runs"
     """URI of the folder that holds the runs."""
     run_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")
-    """The run's name. Use it again to go on with the same run; none makes a new one."""
+    """Name of the run. Give the same name again to continue the run; none makes a new name."""
 
 
 def new_run_id(kind: str) -> str:

@@ -45,11 +45,12 @@ class TrackingSettings(Settings):
     """Where runs are recorded."""
 
     uri: Uri = "sqlite:///mlflow.db"
-    """MLflow tracking URI: sqlite:///FILE, or http(s):// of a tracking server (credentials from MLFLOW_TRACKING_*)."""
+    """Where MLflow records runs: sqlite:///FILE, or the http(s):// address of a tracking server (credentials come from
+    MLFLOW_TRACKING_*)."""
     experiment: str = Field(default="equihand", min_length=1)
     """MLflow experiment that the run belongs to."""
     artifacts: Uri | None = None
-    """URI below which a new experiment keeps its artifacts; none leaves it to MLflow (./mlruns, or the server)."""
+    """URI below which a new experiment keeps its artifacts. none leaves it to MLflow (./mlruns, or the server)."""
 
     @field_validator("uri")
     @classmethod

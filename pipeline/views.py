@@ -53,59 +53,61 @@ class ViewSettings(Settings):
     aliasing."""
 
     rotation_deg: float = Field(default=45.0, ge=0, le=180)
-    """Rotations are uniform in +- this many degrees."""
+    """Largest rotation in degrees. Rotations are drawn uniformly from minus to plus this."""
 
     translation: float = Field(default=7 / 147, ge=0, le=0.5)
-    """Shifts of the content are uniform in +- this fraction of the view's side, in x and y."""
+    """Largest shift of the content in x and in y, as a fraction of the view's side. Shifts are drawn uniformly from
+    minus to plus this."""
 
     scale: Range = (1.0, CROP_MARGIN / 0.9)
-    """Smallest and largest magnification of the crop; 1 shows all of it. 1 / scale is uniform."""
+    """Smallest and largest magnification of the crop; 1 shows all of it. 1 / magnification is drawn uniformly."""
 
     padding: Literal["reflection", "zeros"] = "reflection"
     """What a view shows beyond the crop's border: its mirror image, or black as in the published code."""
 
     brightness: Range = (0.5, 1.0)
-    """Factors on the colour values."""
+    """Smallest and largest brightness: a factor on the colour values."""
 
     contrast: Range = (1.0, 1.0)
-    """Factors on the difference from the view's mean luminance."""
+    """Smallest and largest contrast: a factor on the difference from the view's mean luminance."""
 
     saturation: Range = (0.01, 1.0)
-    """Factors on the saturation, 0 = grey."""
+    """Smallest and largest factor on the saturation; 0 is grey."""
 
     hue: float = Field(default=0.3, ge=0, le=0.5)
-    """Hues turn by up to +- this part of the colour circle."""
+    """Largest change of hue in either direction, as a part of the colour circle."""
 
     offset: Range = (5 / 255, 20 / 255)
-    """Added to the colour values (0-1) after brightness and contrast."""
+    """Smallest and largest number that is added to the colour values (0-1) after brightness and contrast."""
 
     grayscale_probability: float = Field(default=0.0, ge=0, le=1)
-    """Share of views without colour."""
+    """Share of views that lose their colour."""
 
     sobel_probability: float = Field(default=0.0, ge=0, le=1)
-    """Share of views reduced to their edges."""
+    """Share of views that are reduced to their edges (Sobel filter)."""
 
     cutout_probability: float = Field(default=0.0, ge=0, le=1)
-    """Share of views with a grey rectangle."""
+    """Share of views in which a grey rectangle hides a part."""
 
     cutout_side: float = Field(default=0.16, ge=0, le=1)
-    """Sides of that rectangle are uniform up to this fraction of the view's; its centre lies in the middle half."""
+    """Largest side of the grey rectangle, as a fraction of the view's side. Its centre lies in the middle half of the
+    view."""
 
     blur_probability: float = Field(default=0.0, ge=0, le=1)
-    """Share of blurred views."""
+    """Share of views that are blurred."""
 
     blur_sigma: Range = (0.1, 2.0)
-    """Standard deviation of that Gaussian blur, in pixels of the view."""
+    """Smallest and largest standard deviation of the Gaussian blur, in pixels of the view."""
 
     noise_probability: float = Field(default=0.0, ge=0, le=1)
-    """Share of noisy views."""
+    """Share of views that get noise."""
 
     noise_std: float = Field(default=25 / 255, ge=0)
-    """Standard deviation of that Gaussian noise, in colour values (0-1)."""
+    """Standard deviation of the Gaussian noise, in colour values (0-1)."""
 
     compiled: bool = True
-    """Whether CPUs warp and colour by a kernel compiled on first use (`views_cpu`); false leaves it to torch, which is
-    slower and gives the same images to within rounding. GPUs always use torch."""
+    """Whether CPUs make the views with a kernel that is compiled on first use. false uses torch, which is slower and
+    gives the same images to within rounding. GPUs always use torch."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "ViewSettings":

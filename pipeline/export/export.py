@@ -57,19 +57,19 @@ class ExportSettings(Settings):
     output: Uri
     """URI of the folder for the exported files."""
     name: str | None = None
-    """Title of the model card; none makes one from the model."""
+    """Title of the model card. none makes one from the model."""
     onnx: bool = True
-    """Also write ONNX, checked against onnxruntime (pip install equihand[export])."""
+    """Whether to write an ONNX program, checked with onnxruntime (pip install equihand[export])."""
     opset: int = Field(default=18, ge=18, le=23)
-    """Version of ONNX's operators; older runtimes need a low one."""
+    """Version of ONNX's operators. Older runtimes need a low one."""
     half: bool = False
-    """Store a pose model's checkpoint in float16, at half the size; it is loaded as float32 again."""
+    """Whether to store a pose model's checkpoint in float16, at half the size. It is loaded as float32 again."""
     mlflow: bool = True
-    """Also write an MLflow model."""
+    """Whether to write an MLflow model."""
     log_to_run: bool = False
-    """Also store the exported folder, as "export", with the training's MLflow run (see tracking)."""
+    """Whether to store the exported folder, as "export", with the MLflow run of the training (see `tracking`)."""
     tracking: TrackingSettings = TrackingSettings()
-    """Where that run is."""
+    """Where MLflow has the run of the training."""
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ class DetectorSettings(Settings):
     model: Uri | None = None
     """URI of MediaPipe's hand_landmarker.task."""
     max_hands: int = Field(default=2, ge=1, le=20)
-    """Hands a frame, at most."""
+    """Largest number of hands in a frame."""
     min_confidence: float = Field(default=0.5, ge=0, le=1)
-    """Detections and landmarks below this are dropped."""
+    """Detections and landmarks with a lower confidence are dropped."""
 
 
 class HandDetector:

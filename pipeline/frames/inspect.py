@@ -35,21 +35,23 @@ class InspectSettings(Settings):
     frame_set: Uri
     """URI of the frame set."""
     output: Uri | None = None
-    """URI of a folder for card.html and card.json (and verify.json); none writes nothing, which needs verify."""
+    """URI of a folder for card.html and card.json (and verify.json). none writes no card, which makes sense with
+    `verify` only."""
     verify: bool = False
-    """Check every shard against the manifest first; a damaged set gets no card."""
+    """Whether to check every shard against the manifest first. A damaged set gets no card."""
     decode: float = Field(default=1.0, ge=0, le=1)
-    """Share of the JPEGs that verify decodes. The digest covers their bytes in any case."""
+    """Share of the JPEGs that `verify` decodes. The digest covers their bytes in any case."""
     sample: int = Field(default=2000, ge=1)
-    """Crops that are decoded for sharpness, brightness and pictures. All else is measured on every row."""
+    """Number of crops that are decoded for sharpness, brightness and pictures. Everything else is measured on every
+    row."""
     tiles: int = Field(default=48, ge=1, le=480)
-    """Crops on the contact sheet of each split, at most."""
+    """Largest number of crops on the contact sheet of each split."""
     seed: int = Field(default=0, ge=0)
-    """Of the sample and the views."""
+    """Seed of the sample and of the views on the card."""
     views: ViewSettings = ViewSettings()
     """The random views of which pairs are shown."""
     use_ray: bool | None = None
-    """Read shards with Ray Data instead of in this process; none: sets of 64 shards and more."""
+    """Whether to read shards with Ray Data instead of in this process. none does so for sets of 64 shards and more."""
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:

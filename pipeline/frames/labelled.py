@@ -35,11 +35,13 @@ class LabelSettings(Settings):
     """How many of the labels training may use."""
 
     fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of the split's labelled frames; whole clips, drawn by seed."""
+    """Share of the split's labelled frames to train on. Whole clips are drawn by the seed."""
     num: int | None = Field(default=None, ge=1)
-    """About how many labelled frames (whole clips until there are as many); none leaves it to fraction."""
+    """About how many labelled frames to train on (whole clips, until there are as many). none leaves it to
+    `fraction`."""
     seed: int = Field(default=5, ge=0)
-    """Seed of the choice of clips, apart from the training seed so that runs with several seeds share their labels."""
+    """Seed that chooses the clips. It is separate from the training seed, so that runs with several seeds use the same
+    labels."""
 
 
 class PoseBatch(NamedTuple):

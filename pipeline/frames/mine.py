@@ -36,11 +36,11 @@ class MineSettings(Settings):
     frame_set: Uri
     """URI of the frame set."""
     name: str = Field(default="similar", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """What the pairs are called: objective.positives.pairs."""
+    """Name of the pairs, which `objective.positives.pairs` asks for in pretraining."""
     splits: tuple[Literal["train", "val", "test"], ...] = ("train",)
-    """Splits in which pairs are looked for, each for itself."""
+    """Splits in which pairs are looked for. Both frames of a pair are of the same split."""
     keypoints: Literal["labels", "detector"] = "labels"
-    """Where 2D joints come from: labels (projected, where they are in 3D), or the hand detector on every crop."""
+    """Where 2D joints come from: labels (projected, where they are in 3D), or the hand detector, run on every crop."""
     detector: DetectorSettings = DetectorSettings()
     """The detector, where it is used."""
     components: int = Field(default=14, ge=2, le=42)

@@ -30,15 +30,18 @@ class SplitSettings(Settings):
     """Which clips go to which split: drawn by the seed, in fractions that add up to 1, or as a file says."""
 
     train: float = Field(default=1.0, ge=0, le=1)
-    """For pretraining on unlabelled video; a labelled set that is to be evaluated on needs `val` and `test` as well."""
+    """Share of the clips to train on. 1 is for pretraining on unlabelled video; a labelled set needs `val` and `test`
+    too."""
     val: float = Field(default=0.0, ge=0, le=1)
-    """For choosing between models."""
+    """Share of the clips for choosing between models."""
     test: float = Field(default=0.0, ge=0, le=1)
-    """For the figures that are reported."""
+    """Share of the clips for the figures that are reported."""
     file: Uri | None = None
-    """URI of a list of clips and their splits (JSON, CSV or text, see pipeline/frames/split_list.py); none draws all."""
+    """URI of a list of clips and their splits (JSON, CSV or text, see docs/data.md). none draws the split of every
+    clip."""
     unlisted: Literal["refuse", "draw", "train", "val", "test"] = "refuse"
-    """Clips that `file` does not name: stop, draw them in the fractions above, or put them all into one split."""
+    """What happens to clips that `file` does not name: stop (refuse), draw them in the shares above, or put them all
+    into one split."""
 
     @field_validator("unlisted")
     @classmethod
@@ -62,29 +65,31 @@ class IngestSettings(Settings):
     source: AnySource
     """Where hand images come from."""
     image_size: int = Field(default=160, ge=16, le=1024)
-    """Side of the stored square crops, pixels. Somewhat more than the views' size."""
+    """Side of the stored square crops in pixels. Make it somewhat larger than the views of training."""
     box_margin: float = Field(default=1.5, ge=1, le=4)
-    """Side of the crop in hand boxes, so that a rotated or shifted view still has pixels."""
+    """Side of the crop, as a multiple of the hand's box. The margin gives rotated and shifted views something to
+    show."""
     jpeg_quality: int = Field(default=92, ge=50, le=100)
-    """Of the stored crops."""
+    """JPEG quality of the stored crops."""
     group_size: int = Field(default=4, ge=1, le=64)
-    """Frames of one clip that stay neighbours: positives in time and hard negatives of one batch. 1 is a plain shuffle."""
+    """How many frames of one clip stay neighbours, so that a batch has positives in time and hard negatives. 1 shuffles
+    every frame on its own."""
     group_stride_s: float = Field(default=0.2, ge=0)
-    """Time between the frames of a group, at least, seconds."""
+    """Least time between the frames of a group, in seconds."""
     quality: QualitySettings = QualitySettings()
     """Hands to leave out by choice."""
     splits: SplitSettings = SplitSettings()
     """Whole clips are split, never their frames; all hands of one video go the same way."""
     seed: int = Field(default=0, ge=0)
-    """Of splits and shuffle."""
+    """Seed of the splits and of the shuffle."""
     rows_per_shard: int = Field(default=8192, ge=16)
-    """Rows of a shard, about (8192 crops of 160 px are some 50 MB)."""
+    """About how many rows a shard has (8192 crops of 160 px are some 50 MB)."""
     row_group_size: int = Field(default=256, ge=1)
-    """Rows of a Parquet row group, at most; what a reader takes at once. At least group_size."""
+    """Largest number of rows in a Parquet row group, which a reader takes at once. At least `group_size`."""
     num_workers: int | None = Field(default=None, ge=1)
-    """Workers that decode and crop, one CPU each; none takes all CPUs of the cluster."""
+    """Number of workers that decode and crop, with one CPU each. none takes all CPUs of the cluster."""
     num_detectors: int | None = Field(default=None, ge=1)
-    """Workers that find hands with the detector (detected_video), one CPU each; none takes as many as `num_workers`."""
+    """Number of workers that find hands with the detector, with one CPU each. none takes as many as `num_workers`."""
 
     @field_validator("row_group_size")
     @classmethod

@@ -21,16 +21,20 @@ class QualitySettings(Settings):
     """Which hands to leave out by choice. Each filter is off where it is none."""
 
     min_confidence: float | None = Field(default=None, ge=0, le=1)
-    """Of the detection or annotation; hands that come without one are kept."""
+    """Leave out hands whose detection or annotation has a lower confidence. Hands without a confidence are kept. none
+    keeps all."""
     min_hand_px: float | None = Field(default=None, gt=0)
-    """Longer side of the hand's box, in pixels of the source. Smaller hands are enlarged on their way into the crop."""
+    """Leave out hands whose box is smaller: its longer side, in pixels of the source. Such hands would be enlarged in
+    the crop. none keeps all."""
     min_sharpness: float | None = Field(default=None, gt=0)
-    """Of the hand in the stored crop (see `sharpness`); so a hand that had to be enlarged counts as blurred as well. The
-    value depends on image_size: take it from a data card of the same size."""
+    """Leave out hands that are less sharp in the stored crop: the variance of the Laplacian in the hand's box. A hand
+    that had to be enlarged counts as blurred as well. The value depends on `image_size`, so take it from a data card of
+    the same size. none keeps all."""
     min_change: int | None = Field(default=None, ge=1, le=HASH_BITS)
-    """Of 64 bits of a perceptual hash of the crop, how many must differ from the clip's last kept frame. Measured on real
-    frames (95 %): JPEG at quality 50 changes up to 2, a box that trembles by 1 % up to 4, the next picture of a sequence
-    with moving hands at least 8; so 6 is a good value."""
+    """Leave out near-duplicates: how many of the 64 bits of a perceptual hash of the crop must differ from the last
+    frame kept of the clip. Measured on real frames (95 %): JPEG at quality 50 changes up to 2 bits, a box that trembles
+    by 1 % up to 4, and the next picture of a sequence with moving hands at least 8. So 6 is a good value. none keeps
+    all."""
 
 
 def sharpness(luminance: np.ndarray, hand_fraction: float = 1.0) -> float:

@@ -13,13 +13,13 @@ class TrackSettings(Settings):
     """How detections of single frames become tracks."""
 
     max_gap_s: float = Field(default=0.5, gt=0)
-    """A hand not seen for longer than this begins a new track, seconds."""
+    """Longest gap in seconds within a track. A hand that was out of sight for longer begins a new track."""
     max_shift: float = Field(default=1.0, gt=0)
-    """Furthest move of a box's centre from one sighting to the next, in box sides."""
+    """Largest move of the centre of a box from one sighting to the next, in sides of the box."""
     min_frames: int = Field(default=5, ge=1)
-    """Tracks with fewer frames are left out (reason short_track): most of them are no hands."""
+    """Tracks with fewer frames are left out (reason `short_track`), because most of them are no hands."""
     smoothing_s: float = Field(default=0.1, ge=0)
-    """Standard deviation of the Gaussian that smooths boxes in time, seconds; 0 leaves them as detected."""
+    """Standard deviation in seconds of the Gaussian that smooths boxes in time. 0 leaves them as detected."""
 
 
 @dataclass(frozen=True)

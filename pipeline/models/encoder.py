@@ -32,9 +32,10 @@ class EncoderSettings(Settings):
     name: EncoderName = "resnet18"
     """Depth of the ResNet. PeCLR's published encoders are resnet50 and resnet152."""
     width: int = Field(default=64, ge=8, le=256, multiple_of=8)
-    """Channels of the first stage; 64 is the standard network, 32 has half the channels everywhere."""
+    """Channels of the first stage. 64 is the standard network; 32 gives half the channels everywhere."""
     small_stem: bool = False
-    """Stem of a 3x3 convolution (stride 2) without max-pool, for images of 64 px or less; about 4 times the work."""
+    """Whether the network begins with a 3x3 convolution (stride 2) without max-pooling, for images of 64 px or less.
+    This is about 4 times the work."""
 
 
 class Encoder(nn.Module):

@@ -43,12 +43,14 @@ class PoseSettings(Settings):
     """What the pose head is, and what it predicts."""
 
     kind: Literal["spatial", "peclr"] = "spatial"
-    """"spatial": a heat map and a depth map for each joint, corrected by the pooled features; "peclr": a linear map of the
-    pooled features, as published."""
+    """How joints are read from the features. `spatial`: a heat map and a depth map for each joint, corrected by the
+    pooled features. `peclr`: a linear map of the pooled features, as published."""
     root: Literal["palm", "wrist"] = "palm"
-    """Root and scale bone: "palm" and middle MCP-PIP, as PeCLR's released model, or "wrist" and wrist - index MCP."""
+    """Root joint and reference bone. `palm`: the palm, and the bone from middle MCP to middle PIP, as in PeCLR's
+    released model. `wrist`: the wrist, and the bone from wrist to index MCP."""
     refine_root: bool = True
-    """Correct the root depth of the bone equation by a small network (Spurr et al. 2020)."""
+    """Whether a small network corrects the depth of the root that follows from the reference bone (Spurr et al.
+    2020)."""
 
 
 class PoseOutput(NamedTuple):

@@ -16,9 +16,9 @@ class ProjectionSettings(Settings):
     hidden: int = Field(default=512, ge=1)
     """Units of the projection head's hidden layer."""
     outputs: int = Field(default=128, ge=4, multiple_of=2)
-    """Length of the projection; read as outputs / 2 points in the plane."""
+    """Length of the projection. It is read as half as many points in the plane."""
     pairwise_hidden: int = Field(default=1024, ge=1)
-    """Units of the hidden layers that regress transforms (objectives `pairwise` and `hybrid`)."""
+    """Units of the hidden layers that predict transforms (objectives `pairwise` and `hybrid`)."""
 
 
 class PretrainModel(nn.Module):

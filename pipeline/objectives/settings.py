@@ -18,17 +18,20 @@ class PositiveSettings(Settings):
     """What a view is pulled towards."""
 
     kind: Literal["same-frame", "temporal", "similar"] = "same-frame"
-    """`same-frame`: the frame's other view. `temporal`: a view of another frame of its clip, from its frame group.
-    `similar`: a view of a frame of another video with a similar 2D pose, mined by `jobs.mine` (SiMHand)."""
+    """What a view is pulled towards. `same-frame`: the other view of its frame. `temporal`: a view of another frame of
+    its clip, from its frame group. `similar`: a view of a frame of another video with a similar 2D pose, mined by
+    `jobs.mine` (SiMHand)."""
 
     max_seconds: float = Field(default=0.5, gt=0)
-    """`temporal`: how far apart the two frames may be, at most. Frames without such a partner use their own."""
+    """For `temporal`: largest time in seconds between the two frames. A frame without such a partner uses its own other
+    view."""
 
     pairs: str = "similar"
-    """`similar`: name under which `jobs.mine` wrote the pairs beside the frame set."""
+    """For `similar`: the name under which `jobs.mine` wrote the pairs beside the frame set."""
 
     adaptive_weights: bool = False
-    """`similar`: weigh cosines by the distance of the 2D joints in the two views, as SiMHand does."""
+    """For `similar`: whether cosines are weighted by the distance of the 2D joints in the two views, as SiMHand
+    does."""
 
     @model_validator(mode="after")
     def _weights_need_joints(self) -> "PositiveSettings":
@@ -44,42 +47,45 @@ class NegativeSettings(Settings):
     """
 
     same_clip: Literal["keep", "beyond", "weight", "mask"] = "keep"
-    """`keep`: like all others (hard negatives). `beyond`: only where further away than beyond_seconds. `weight`: times
-    `weight`. `mask`: not at all."""
+    """How negatives from the same clip count. `keep`: like all others (they are hard negatives). `beyond`: only those
+    more than `beyond_seconds` away. `weight`: multiplied by `weight`. `mask`: not at all."""
 
     beyond_seconds: float = Field(default=0.5, ge=0)
-    """`beyond`: frames nearer than this (near-duplicates) are left out."""
+    """For `beyond`: frames of the same clip that are nearer than this many seconds (near-duplicates) are no
+    negatives."""
 
     weight: float = Field(default=1.0, gt=0)
-    """`weight`: what their terms in the denominator are multiplied by; below 1 softens, above 1 sharpens."""
+    """For `weight`: factor on the terms of such negatives in the denominator of the loss. Below 1 they count less,
+    above 1 more."""
 
 
 class ObjectiveSettings(Settings):
     """The pretraining objective."""
 
     name: Literal["peclr", "simclr", "pairwise", "hybrid"] = "peclr"
-    """`peclr` undoes each view's geometric transform on its projection (equivariance); `simclr` compares projections as
-    they are (invariance), the baseline; `pairwise` regresses the transform between two views; `hybrid` contrasts views
-    that differ in colour and regresses the transform between views that differ in geometry."""
+    """`peclr` undoes the geometric transform of each view on its projection (equivariance). `simclr`, the baseline,
+    compares projections as they are (invariance). `pairwise` predicts the transform between two views. `hybrid`
+    contrasts views that differ in colour and predicts the transform between views that differ in geometry."""
 
     inverse: Literal["exact-units", "similarity", "reference"] = "exact-units"
-    """How `peclr` undoes the transform: `exact-units` as in the paper; `similarity` reads the projection as image
-    points and inverts the whole similarity transform; `reference` repeats the published code's translation units, for
-    comparisons."""
+    """How `peclr` undoes the transform. `exact-units`: as in the paper. `similarity`: reads the projection as image
+    points and inverts the whole similarity transform. `reference`: uses the units of translation of the published code,
+    for comparisons."""
 
     undone: tuple[Literal["rotation", "translation"], ...] = ("rotation", "translation")
-    """Which transforms `peclr` undoes; fewer than both for ablations. Scale needs none: the last normalisation removes it."""
+    """Which transforms `peclr` undoes; leave one out for ablations. The last normalisation removes the scale in any
+    case."""
 
     temperature: float = Field(default=0.5, gt=0)
-    """NT-Xent temperature. 0.5 is the paper's; 0.1 weights hard negatives more, which helps where frames of one clip
-    share a batch."""
+    """Temperature of NT-Xent. The paper has 0.5. 0.1 gives hard negatives more weight, which helps where a batch holds
+    several frames of one clip."""
 
     positives: PositiveSettings = PositiveSettings()
     negatives: NegativeSettings = NegativeSettings()
 
     max_logits_rows: int | None = Field(default=None, ge=1)
-    """Anchors (two a frame) whose similarities are held in memory at a time; none holds all. Worth setting above some
-    16,000 views."""
+    """For how many anchors (each frame has two) the similarities are held in memory at a time; none holds all. Worth
+    setting above some 16,000 views."""
 
     @property
     def contrasts(self) -> bool:

@@ -39,22 +39,25 @@ class InputSettings(Settings):
     detector: DetectorSettings = DetectorSettings()
     """Finds the hands in images and video; detector.model is MediaPipe's hand_landmarker.task (equihand[detect])."""
     boxes: Uri | None = None
-    """Images only, instead of a detector: URI of a JSON list of {"file", "boxes_xyxy", "hands"}, files relative to input."""
+    """Images only, instead of a detector: URI of a JSON list of {"file", "boxes_xyxy", "hands"}, with files relative to
+    `input`."""
     default_hand: Literal["right", "left"] = "right"
-    """The hand where the boxes file does not say which."""
+    """Which hand it is where the boxes file does not say so."""
     track: TrackSettings = TrackSettings()
     """Video with a detector only: how detections become tracks."""
     fps: float | None = Field(default=None, gt=0)
-    """Video only: frames a second to take, at most; none takes them all. Not together with stride."""
+    """Video only: largest number of frames to take from a second. none takes all. Not together with `stride`."""
     stride: int = Field(default=1, ge=1)
     """Video only: take every n-th frame."""
     split: str | None = None
-    """Frame sets only: the split to predict; none takes all."""
+    """Frame sets only: the split to predict. none takes all."""
     cameras: Uri | None = None
-    """URI of a JSON file with one camera matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] (pixels of the image) for all, or
-    {name of the image or video: matrix}. Where it gives none, and the labels neither, the camera is assumed."""
+    """URI of a JSON file with one camera matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] (pixels of the image) for all
+    files, or {name of the image or video: matrix}. Where neither this file nor the labels give a camera, one is
+    assumed."""
     focal_factor: float = Field(default=FOCAL_FACTOR, gt=0.1, le=10)
-    """Focal length of an assumed camera, in longer sides of the image: 1.2 is COLMAP's default, webcams have 0.7 to 0.9."""
+    """Focal length of an assumed camera, as a multiple of the longer side of the image. 1.2 is COLMAP's default;
+    webcams have 0.7 to 0.9."""
 
     def video_source(self) -> SourceSettings:
         """The source that finds the hands of videos: a detector, or the labels beside them."""

@@ -52,21 +52,22 @@ class PredictSettings(InputSettings):
     output: Uri
     """URI of the folder for the results."""
     passes: Literal[1, 2] = 1
-    """2 looks again at the box of the joints found first. For loose boxes: a detector's are tight, and a model's own are
-    better only where the model is good (see docs/predict.md)."""
+    """2 predicts again in the box of the joints found first. It is meant for loose boxes: those of a detector are
+    tight, and those of a model are better only where the model is good (see docs/predict.md)."""
     scale: Literal["none", "mean-bone", "labels"] = "none"
-    """Unit of joints_3d where bone_length_mm is not given. none: lengths of the reference bone; mean-bone: metres for a
-    hand of the training set's mean size; labels: metres by each hand's own labels, where it has some."""
+    """Unit of joints_3d where `bone_length_mm` is not given. none: lengths of the reference bone. mean-bone: metres,
+    for a hand of the training set's mean size. labels: metres by the labels of each hand, where it has some."""
     bone_length_mm: float | None = Field(default=None, gt=1, lt=200)
-    """Measured length of the hands' reference bone (the model card names it): joints_3d in metres, scale_source "given"."""
+    """Length of the hands' reference bone that you measured (the model card names the bone). joints_3d is then in
+    metres."""
     smooth: bool = False
-    """Video only: steady each track with the one-euro filter."""
+    """Video only: whether to steady each track with the one-euro filter."""
     smoothing: SmoothSettings = SmoothSettings()
     """That filter."""
     overlay: bool = False
-    """Also write the images or videos with the hands drawn over them."""
+    """Whether to write the images or videos with the hands drawn over them, too."""
     batch_size: int = Field(default=64, ge=1)
-    """Hands that the model sees at a time."""
+    """Number of hands that the model sees at a time."""
     num_actors: int = Field(default=1, ge=1)
     """Processes that hold the model, one GPU each where GPUs are used."""
     use_gpu: bool | None = None

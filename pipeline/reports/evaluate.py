@@ -50,30 +50,33 @@ class EvaluateSettings(Settings):
     """What is evaluated, on what."""
 
     models: dict[str, Uri] = {}
-    """Pose models by the name they get in tables: {name: URI of a checkpoint, a run, or a released file}."""
+    """Pose models to evaluate, by the name they get in tables: {name: URI of a checkpoint, a run, or a released
+    file}."""
     encoders: dict[str, Uri] = {}
-    """Encoders without a pose head, by name: {name: URI of a pretraining run or a weights file}; they are only probed."""
+    """Encoders without a pose head, by name: {name: URI of a pretraining run or a weights file}. They are only
+    probed."""
     frame_set: Uri
     """URI of a frame set with joints and cameras, or with joints in the image."""
     split: str = "test"
     """Split to evaluate on."""
     max_frames: int | None = Field(default=None, ge=1)
-    """Evaluate on at most this many frames; none takes the whole split (it is held in memory)."""
+    """Evaluate on at most this many frames. none takes the whole split, which is held in memory."""
     scale: Literal["given", "mean"] = "given"
-    """Length of each hand's reference bone: from its labels, as FreiHAND gives it, or the training set's mean."""
+    """Where the length of each hand's reference bone comes from. given: from its labels, as in FreiHAND. mean: the mean
+    of the training set."""
     protocol: Protocol = "freihand"
-    """Whose metrics: the official FreiHAND scorer's, or those of PeCLR's code."""
+    """Which metrics: those of the official FreiHAND scorer, or those of PeCLR's code."""
     baseline: str | None = None
-    """Name of the model that the others are compared with in the report; none: no comparison."""
+    """Name of the model with which the report compares the others. none: no comparison."""
     probe: ModelProbeSettings = ModelProbeSettings()
     num_cases: int = Field(default=6, ge=1, le=24)
-    """Frames shown of each kind: good, median, worst."""
+    """How many frames the report shows of each kind: good, median, worst."""
     save_predictions: bool = False
     """Also write every model's joints, as Parquet."""
     use_gpu: bool | None = None
-    """Run on a GPU; none: if there is one."""
+    """Whether to run on a GPU. none uses one if there is one."""
     output: Uri | None = None
-    """URI of a folder for report.html, metrics.json, the pictures and the predictions; none writes nothing."""
+    """URI of a folder for report.html, metrics.json, the pictures and the predictions. none writes nothing."""
     pretrain_run: Uri | None = None
     """URI of the pretraining run that the report also shows: its views, curves and neighbours."""
     search_run: Uri | None = None
@@ -83,7 +86,7 @@ class EvaluateSettings(Settings):
     track: bool = True
     """Also record the metrics as a run of MLflow."""
     tracking: TrackingSettings = TrackingSettings()
-    """Where that run goes, and where the curves of pretrain_run are."""
+    """Where MLflow records this run, and where it has the curves of `pretrain_run`."""
 
     @field_validator("models", "encoders", mode="before")
     @classmethod

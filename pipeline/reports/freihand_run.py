@@ -33,19 +33,19 @@ class FreiHandSettings(Settings):
     """URI of the set's folder: evaluation_K.json, evaluation_scale.json and evaluation/rgb for predicting; evaluation_xyz.json
     (and evaluation_verts.json) for scoring; training_xyz.json for a constant pose where the model brings none."""
     predictions: Uri
-    """URI of the prediction file, .json or .zip: written where a model is given, else read."""
+    """URI of the prediction file, .json or .zip. It is written if a model is given, and read otherwise."""
     model: Uri | None = None
-    """URI of a pose model to predict with; none scores a file that is there."""
+    """URI of a pose model to predict with. none scores an existing file."""
     scores: Uri | None = None
-    """URI of a JSON file for the scores; none writes none."""
+    """URI of a JSON file for the scores. none writes no file."""
     passes: Literal[1, 2] = 2
-    """2 looks again at the box of the joints found first, as the published script does."""
+    """2 predicts again in the box of the joints found first, as the published script does."""
     first_box: float = Field(default=FIRST_BOX, gt=0.05, le=1)
-    """Side of the first box, in sides of the image."""
+    """Side of the first box, as a fraction of the image's side."""
     batch_size: int = Field(default=64, ge=1)
     """Images that the model sees at a time."""
     use_gpu: bool | None = None
-    """Run on a GPU; none: if there is one."""
+    """Whether to run on a GPU. none uses one if there is one."""
 
 
 def run_freihand(settings: FreiHandSettings, progress: Progress = SILENT) -> dict[str, Any]:

@@ -70,17 +70,17 @@ class SearchSettings(Settings):
     """Settings of every trial, apart from what the space varies."""
     space: SearchSpace = SearchSpace()
     num_trials: int = Field(default=16, ge=1)
-    """Trials in all."""
+    """Number of trials in all."""
     max_concurrent: int | None = Field(default=None, ge=1)
-    """Trials at a time; none: as many as the cluster's CPUs and GPUs hold."""
+    """Largest number of trials at a time. none: as many as the CPUs and GPUs of the cluster hold."""
     cpus_per_trial: int = Field(default=1, ge=1)
-    """Logical CPUs, and torch threads, of a trial."""
+    """Logical CPUs, and torch threads, of one trial."""
     gpus_per_trial: float | None = Field(default=None, ge=0)
-    """GPUs of a trial, also fractions; none: 1 where the cluster has GPUs, else 0."""
+    """GPUs of one trial; fractions are possible. none: 1 where the cluster has GPUs, else 0."""
     grace_epochs: int | None = Field(default=None, ge=1)
-    """Epochs before a trial may be stopped; none: a quarter of all."""
+    """Epochs before a trial may be stopped. none: a quarter of all epochs."""
     reduction_factor: int = Field(default=3, ge=2)
-    """ASHA goes on with the best 1 / reduction_factor of the trials at each rung."""
+    """At each of its rungs ASHA continues only the best trials: one in this many."""
     seed: int = Field(default=5, ge=0)
     """Seed of Optuna's sampler."""
     run: RunSettings = RunSettings()

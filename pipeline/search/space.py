@@ -18,15 +18,16 @@ class SearchSpace(Settings):
     """Ranges [smallest, largest] and choices; none keeps the value of the fine-tuning settings."""
 
     learning_rate: Range | None = (3e-4, 1e-2)
-    """Of the head; logarithmic."""
+    """Smallest and largest learning rate of the head, drawn on a logarithmic scale."""
     encoder_lr_factor: Range | None = (0.1, 1.0)
-    """Learning rate of the encoder as a multiple of the head's; logarithmic."""
+    """Smallest and largest learning rate of the encoder as a multiple of the head's, drawn on a logarithmic scale."""
     weight_decay: Range | None = (1e-4, 1e-1)
-    """Logarithmic."""
+    """Smallest and largest weight decay, drawn on a logarithmic scale."""
     batch_size: tuple[int, ...] | None = (16, 32, 64, 128)
-    """Choices."""
+    """Batch sizes to choose from."""
     augmentation: Range | None = (0.25, 1.0)
-    """Strength of the random views: 0 = always the plain view, 1 = the ranges of the fine-tuning settings; linear."""
+    """Smallest and largest strength of the random views, drawn on a linear scale. 0 is always the plain view, 1 the
+    ranges of the fine-tuning settings."""
 
     @model_validator(mode="after")
     def _check(self) -> "SearchSpace":

@@ -40,7 +40,8 @@ class StudyPretrain(PretrainRecipe):
     """Pretraining of every arm, where its method says nothing else."""
 
     frame_set: FrameSets = ""
-    """URI of the unlabelled frames, or several with weights; empty takes the training frames of finetune.frame_set."""
+    """URI of the unlabelled frames, or several with weights. Empty takes the training frames of
+    `finetune.frame_set`."""
 
 
 class StudyFinetune(FinetuneSettings):
@@ -49,16 +50,16 @@ class StudyFinetune(FinetuneSettings):
     frame_set: str = ""
     """URI of the labelled frame set, with clips to train, to validate and to test on."""
     frames: int = Field(default=36_000, ge=1)
-    """Frames seen by every fine-tuning, repeats counted, whether its labels are many or few."""
+    """Frames that every fine-tuning sees, counting repeats, whether it has many labels or few."""
 
 
 class StudyEncoder(EncoderSettings):
     """An encoder, and what it starts from before any pretraining."""
 
     init: str | None = None
-    """URI of a torchvision (ImageNet) file that every arm starts from, also from scratch; none: random weights."""
+    """URI of a torchvision (ImageNet) file that every method starts from, `scratch` too. none: random weights."""
     relative_cost: float = Field(default=1.0, gt=0)
-    """Time for a frame, relative to the one that `speed` is of; for estimates."""
+    """Time for one frame, relative to the encoder that `speed` describes. Used for estimates."""
 
     def plain(self) -> EncoderSettings:
         """The encoder alone."""
@@ -69,21 +70,22 @@ class GridSettings(Settings):
     """Cells: every combination of the values of each axis. Cells that several grids name are run once."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,40}$")
-    """What the report calls it."""
+    """Name of the grid in the report."""
     axis: Literal["methods", "labels", "unlabelled", "length"]
-    """What the report shows: a table of methods, or error against labels, unlabelled frames, or pretraining length."""
+    """What the report shows of the grid: a table of methods, or the error against labels, unlabelled frames, or
+    pretraining length."""
     methods: tuple[str, ...] = Field(min_length=1)
-    """Of `methods`, or scratch."""
+    """Names of the methods to run: those under `methods`, or `scratch`."""
     frames: tuple[int, ...] = Field(min_length=1)
-    """Pretraining length: frames seen, each of them twice (as two views)."""
+    """Pretraining lengths: frames seen, each of them as two views."""
     unlabelled: tuple[float, ...] = (1.0,)
-    """Share of the unlabelled clips; those of a smaller share are among those of a larger one."""
+    """Shares of the unlabelled clips. The clips of a smaller share are among those of a larger one."""
     labels: tuple[float, ...] = Field(min_length=1)
-    """Share of the labelled clips; nested too."""
+    """Shares of the labelled clips, nested in the same way."""
     encoders: tuple[str, ...] = ()
-    """Of `encoders`; empty takes the first."""
+    """Names of the encoders to run, from `encoders`. Empty takes the first."""
     seeds: tuple[int, ...] = Field(min_length=1)
-    """Each draws clips, initial weights, order and views anew, the same for all methods."""
+    """Seeds to run. A seed draws clips, initial weights, order and views, the same for all methods."""
 
     @model_validator(mode="after")
     def _shares(self) -> "GridSettings":
@@ -102,9 +104,9 @@ class FindingsSettings(Settings):
     claims: bool = True
     """Whether the study is large enough to claim anything; if not, its report says so in place of verdicts."""
     ours: str = "peclr"
-    """The equivariant method."""
+    """Name of the equivariant method."""
     invariant: tuple[str, ...] = ("simclr",)
-    """The invariant ones; the best of them is the one to beat."""
+    """Names of the invariant methods. The best of them is the one to beat."""
     labels: float = Field(default=0.1, gt=0, le=1)
     """Share of the labels at which methods are compared."""
 
@@ -113,22 +115,22 @@ class CellSettings(Settings):
     """What one cell takes of the cluster."""
 
     cpus: int = Field(default=1, ge=1)
-    """Logical CPUs and torch threads; one more is left free for reading."""
+    """Logical CPUs and torch threads of a cell. One more CPU is left free for reading."""
     gpus: float | None = Field(default=None, ge=0, le=1)
-    """GPUs, also fractions; none: 1 where the cluster has GPUs, else 0."""
+    """GPUs of a cell; fractions are possible. none: 1 where the cluster has GPUs, else 0."""
 
 
 class SpeedSettings(Settings):
     """What one cell does alone, for the estimate that is printed before a study starts."""
 
     pretrain: float = Field(default=75.0, gt=0)
-    """Frames a second in pretraining."""
+    """Frames that one cell processes in a second of pretraining."""
     finetune: float = Field(default=200.0, gt=0)
-    """Frames a second in fine-tuning."""
+    """Frames that one cell processes in a second of fine-tuning."""
     cell_s: float = Field(default=6.0, ge=0)
-    """Seconds of each cell besides: start, loading, testing."""
+    """Seconds that each cell needs besides, to start, load and test."""
     at_a_time: float = Field(default=2.0, gt=0)
-    """Cells that run at a time at that speed."""
+    """Number of cells that run at the same time at that speed."""
 
 
 class StudySettings(Settings):
@@ -140,10 +142,10 @@ class StudySettings(Settings):
     """Title of the report."""
 
     methods: dict[str, dict[str, Any]] = {}
-    """What is compared, by name: settings of jobs.pretrain that differ from `pretrain`, nested as there. `scratch` is
-    always there."""
+    """The methods to compare, by name: for each the settings of jobs.pretrain that differ from `pretrain`, nested as
+    there. The method `scratch` always exists."""
     encoders: dict[str, StudyEncoder] = {"resnet18": StudyEncoder()}
-    """By name."""
+    """The encoders to train, by name."""
     grids: tuple[GridSettings, ...]
     """Which combinations are run, the most important ones first."""
     findings: FindingsSettings = FindingsSettings()
@@ -151,23 +153,24 @@ class StudySettings(Settings):
     pretrain: StudyPretrain = StudyPretrain()
     finetune: StudyFinetune = StudyFinetune()
     validations: int = Field(default=10, ge=1)
-    """Validations, each with a checkpoint, of every fine-tuning; the best one is tested."""
+    """How often every fine-tuning is validated. Each validation writes a checkpoint, and the best one is tested."""
     test_split: str = "test"
     """Split whose errors are the results."""
     probe_frames: int = Field(default=4000, ge=2)
-    """Labelled frames, of those that a cell may use, that its ridge probe is fitted on, at most."""
+    """Largest number of a cell's labelled frames on which its ridge probe is fitted."""
     similar_keypoints: Literal["labels", "detector"] = "labels"
-    """Where the 2D joints come from by which pairs for positives.kind 'similar' are mined."""
+    """Where the 2D joints come from when pairs are mined for positives.kind `similar`."""
     detector: DetectorSettings = DetectorSettings()
-    """The detector, where it is used for that."""
+    """The hand detector, where `similar_keypoints` is `detector`."""
 
     pretrain_cell: CellSettings = CellSettings()
     finetune_cell: CellSettings = CellSettings()
     max_concurrent: int | None = Field(default=None, ge=1)
-    """Cells at a time; none: as many as the cluster's CPUs and GPUs hold."""
+    """Largest number of cells at a time. none: as many as the CPUs and GPUs of the cluster hold."""
     speed: SpeedSettings = SpeedSettings()
     max_minutes: float | None = Field(default=None, gt=0)
-    """Stop after so long, at the next checkpoints; the same command goes on. Exit code 3 says that cells are left."""
+    """Stop after this many minutes, at the next checkpoints. The same command continues later. Exit code 3 says that
+    cells are left."""
 
     @model_validator(mode="after")
     def _axes_are_axes(self) -> "StudySettings":

@@ -83,51 +83,57 @@ class FinetuneSettings(Settings):
     split: str = "train"
     """Split to train on."""
     validation_split: str = "val"
-    """Split that decides on early stopping and on the best checkpoint."""
+    """Split that decides when to stop early and which checkpoint is best."""
     max_validation_frames: int = Field(default=1000, ge=2)
     """Validate on at most this many frames."""
     labels: LabelSettings = LabelSettings()
     memory_limit_mb: int = Field(default=500, ge=1)
-    """Training frames are held in memory (uint8) up to this many MB per worker, and streamed with Ray Data above it."""
+    """MB per worker up to which the training frames are held in memory (uint8). Larger sets are streamed with Ray
+    Data."""
 
     init: Uri | None = None
-    """Encoder to start from: URI of a checkpoint, a run, a torchvision or a PeCLR file; none starts from scratch. A pose model
-    (equihand-small, which comes with the package, or one of your own) brings its head too, where `head` is the same."""
+    """Encoder to start from: URI of a checkpoint, a run, a torchvision file or a PeCLR file; none starts from scratch.
+    A pose model (equihand-small, which comes with the package, or your own) also brings its head, if the settings under
+    `head` are the same."""
     new_head: bool = False
-    """Whether to start with a new head although `init` brings one."""
+    """Whether to start with a new head even if `init` brings one."""
     encoder: EncoderSettings = EncoderSettings()
     head: PoseSettings = PoseSettings()
 
     train_mode: Literal["end-to-end", "frozen", "staged"] = "end-to-end"
-    """Train everything; the head only (the encoder's batch statistics stay too); or the head first, then everything."""
+    """What is trained. `end-to-end`: everything. `frozen`: the head only (the encoder's batch statistics stay as they
+    are, too). `staged`: the head first, then everything."""
     head_epochs: int = Field(default=5, ge=1)
-    """Epochs with a frozen encoder at the start of train_mode "staged"."""
+    """Epochs with a frozen encoder at the start of `train_mode` staged."""
     encoder_lr_factor: float = Field(default=1.0, gt=0, le=10)
-    """Learning rate of the encoder as a multiple of the head's."""
+    """Learning rate of the encoder, as a multiple of the head's."""
     layer_lr_decay: float = Field(default=1.0, gt=0, le=1)
-    """Factor on the learning rate from each stage of the encoder to the one before it; 1 treats all stages alike."""
+    """Factor on the learning rate from each stage of the encoder to the stage before it. 1 treats all stages alike."""
 
     epochs: int = Field(default=100, ge=1)
-    """Passes over the chosen labels (parent repository of PeCLR: 50 frozen, 100 end-to-end)."""
+    """Passes over the chosen labels (the parent repository of PeCLR has 50 frozen, 100 end-to-end)."""
     frames: int | None = Field(default=None, ge=1)
-    """Frames to train on in all, repeats counted, so that few labels are given as many steps as many; sets epochs, to the
-    nearest whole one. None leaves it to epochs."""
+    """Number of frames to train on in all, counting repeats. So a small set of labels gets as many steps as a large
+    one. It replaces `epochs`, rounded to whole epochs; none leaves it to `epochs`."""
     batch_size: int = Field(default=128, ge=2)
-    """Frames per worker and step."""
+    """Frames that each worker takes in one step."""
     seed: int = Field(default=5, ge=0)
     """Seed of initial weights, order and views."""
     precision: Precision = "auto"
-    """Autocast of the encoder; auto: bf16 where the device is faster with it. Head and losses are always float32."""
+    """Number format of the encoder. auto: bf16 where the device is faster with it. Head and losses are always
+    float32."""
     validate_every: int | None = Field(default=None, ge=1)
-    """Epochs between validations, each with a checkpoint; the last epoch is always validated. None: about 20 in all."""
+    """Epochs between validations, each of which writes a checkpoint. The last epoch is always validated. none makes
+    about 20 in all."""
     patience: int | None = Field(default=None, ge=1)
-    """Stop after this many validations in a row without a better score; none trains for all epochs."""
+    """Stop after this many validations in a row without a better score. none trains for all epochs."""
     log_every: int = Field(default=50, ge=1)
-    """Steps between logged metrics; also at every epoch's end."""
+    """Steps between logged metrics. They are also logged at the end of every epoch."""
 
     views: ViewSettings = FINETUNE_VIEWS
     tight_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of frames shown as a tight photograph is: black beyond a box around the joints, up to 0.3 of its side away."""
+    """Share of frames that are shown like tightly cut photographs: black outside a box around the joints. The black
+    begins at most 0.3 of the box's side away from it."""
     loss: PoseLossSettings = PoseLossSettings()
     optimiser: OptimiserSettings = OptimiserSettings(weight_decay=0.01, warmup_fraction=0.05, gradient_clip=10.0)
 

@@ -35,15 +35,16 @@ class WorkerSettings(Settings):
     """The workers of a training run."""
 
     num_workers: int = Field(default=1, ge=1)
-    """Training processes: one per GPU, or per few CPU cores."""
+    """Number of training processes: one for each GPU, or for every few CPU cores."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """Logical CPUs that each worker reserves."""
     use_gpu: bool | None = None
-    """Train on GPUs; none: if the cluster has one for each worker."""
+    """Whether to train on GPUs. none uses them if the cluster has one for each worker."""
     threads: int | None = Field(default=None, ge=1)
-    """torch CPU threads per worker; none: the node's cores shared between its workers (1 with a GPU)."""
+    """CPU threads of torch in each worker. none divides the cores of a node between its workers (1 thread with a
+    GPU)."""
     max_failures: int = Field(default=3, ge=0)
-    """How often a run restarts from its last checkpoint after a worker was lost, before it gives up."""
+    """How often a run restarts from its last checkpoint after losing a worker, before it gives up."""
 
 
 class LaunchSettings(Settings):

@@ -23,20 +23,20 @@ class ProbeSettings(Settings):
     joints, retrieval of similar poses, and whether the projection turns with the image."""
 
     enabled: bool = False
-    """Whether to probe; needs a frame set with joints."""
+    """Whether to measure what the features know while training runs. Needs a frame set with joints."""
     frame_set: Uri | None = None
-    """Labelled frame set; none takes the one that is pretrained on, of several the first. Result, checkpoints and MLflow's tags
-    name it (probe_frame_set)."""
+    """Labelled frame set of the probe. none takes the one that pretraining uses (the first, where there are several).
+    Result, checkpoints and MLflow's tags name it (`probe_frame_set`)."""
     every_epochs: int = Field(default=5, ge=1)
-    """Epochs between probes; the last epoch is always probed. Each probed epoch gets a checkpoint."""
+    """Epochs between probes. The last epoch is always probed, and each probed epoch gets a checkpoint."""
     train_split: str = "train"
-    """Split that the regression is fitted on, and poses are retrieved from."""
+    """Split on which the regression is fitted, and from which poses are retrieved."""
     test_split: str = "val"
-    """Split that it is measured on."""
+    """Split on which the probe is measured."""
     num_train: int = Field(default=2000, ge=50)
-    """Frames to fit on, at most."""
+    """Largest number of frames to fit on."""
     num_test: int = Field(default=1000, ge=10)
-    """Frames to measure on, at most."""
+    """Largest number of frames to measure on."""
 
     def due(self, epochs_done: int, last: bool) -> bool:
         """Whether this epoch is probed."""

@@ -20,23 +20,24 @@ class OptimiserSettings(Settings):
     """Optimiser and schedule: warm-up, then cosine to zero, by optimiser step."""
 
     name: Literal["adamw", "sgd", "lars", "lamb", "adam-in-lars"] = "adamw"
-    """Which optimiser. `lars` (SGD) and `lamb` (Adam) scale each tensor's step by its norm, for very large batches;
+    """The optimiser. `lars` (SGD) and `lamb` (Adam) scale the step of each tensor by its norm, for very large batches.
     `adam-in-lars` is what PeCLR's published code uses."""
     learning_rate: float = Field(default=1e-3, gt=0, le=100)
     """Peak learning rate, for a global batch of `reference_batch` frames."""
     scale_by_batch: Literal["none", "linear", "sqrt"] = "none"
-    """How the learning rate grows with the global batch: none, linear, or with its square root (as PeCLR does)."""
+    """How the learning rate grows with the global batch: not at all, linearly, or with its square root (as in
+    PeCLR)."""
     reference_batch: int = Field(default=256, ge=1)
-    """Global batch in frames for which learning_rate is meant."""
+    """Global batch, in frames, at which `learning_rate` is used as given."""
     weight_decay: float = Field(default=0.05, ge=0, le=10)
-    """Weight decay, never applied to biases and norm layers: decoupled in `adamw` and `lamb`, added to the gradient in
-    the others."""
+    """Weight decay: decoupled in `adamw` and `lamb`, added to the gradient in the others. It is never applied to biases
+    and norm layers."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of `sgd` and `lars`."""
     trust_coefficient: float = Field(default=1e-3, gt=0)
-    """Of `lars` and `adam-in-lars`: how large a step may be, relative to the norm of the tensor (PeCLR: 0.02)."""
+    """For `lars` and `adam-in-lars`: how large a step may be, relative to the norm of the tensor (PeCLR: 0.02)."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of all steps in which the learning rate climbs from 0 to its peak (PeCLR: 10 of 100 epochs)."""
+    """Share of all steps in which the learning rate rises from 0 to its peak (PeCLR: 10 of 100 epochs)."""
     gradient_clip: float | None = Field(default=None, gt=0)
     """Largest gradient norm; none leaves gradients as they are."""
 

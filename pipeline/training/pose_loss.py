@@ -22,15 +22,18 @@ class PoseLossSettings(Settings):
     """Weights of the losses. Those on 2D, depth and root are as published (parent repository of PeCLR)."""
 
     weight_2d: float = Field(default=1.0, ge=0)
-    """On u, v, in pixels of a 128 px view (other view sizes are scaled to it)."""
+    """Weight of the loss on u, v, in pixels of a 128 px view (other view sizes are scaled to it)."""
     weight_depth: float = Field(default=5.0, ge=0)
-    """On the depth relative to the root, in bone lengths."""
+    """Weight of the loss on the depth relative to the root, in bone lengths."""
     weight_root: float = Field(default=1.0, ge=0)
-    """On the root's depth, in bone lengths; trains the refinement only, and is unused without it."""
+    """Weight of the loss on the depth of the root, in bone lengths. It trains only the network of `head.refine_root`,
+    and is unused without it."""
     weight_3d: float = Field(default=5.0, ge=0)
-    """On 3D joints relative to the root, in bone lengths; 0, with weight_aligned 0, leaves the published losses."""
+    """Weight of the loss on 3D joints relative to the root, in bone lengths. With this and `weight_aligned` at 0, the
+    published losses remain."""
     weight_aligned: float = Field(default=10.0, ge=0)
-    """On 3D joints after Procrustes alignment, in bone lengths: the shape of the hand whatever its place and direction."""
+    """Weight of the loss on 3D joints after Procrustes alignment, in bone lengths: the shape of the hand, whatever its
+    place and direction."""
 
 
 class PoseLosses(NamedTuple):

@@ -23,49 +23,52 @@ class CheckpointSettings(Settings):
     """When checkpoints are written and which are kept."""
 
     every_epochs: int = Field(default=1, ge=1)
-    """Epochs between checkpoints; the last epoch always gets one, and each that is probed."""
+    """Epochs between checkpoints. The last epoch and each probed epoch always get one."""
     every_steps: int | None = Field(default=None, ge=1)
-    """Also a checkpoint every so many steps within an epoch, for epochs that take long."""
+    """Also write a checkpoint every so many steps within an epoch, for long epochs; none writes none."""
     keep: int = Field(default=3, ge=1)
-    """How many of the best checkpoints are kept: by the probe's PA-EPE, without a probe by the loss. The newest two always are."""
+    """How many of the best checkpoints are kept, by the PA-EPE of the probe, or by the loss without a probe. The newest
+    two are always kept."""
 
 
 class PretrainRecipe(Settings):
     """What is pretrained, on what, and how."""
 
     frame_set: FrameSets
-    """URI of the frame set to learn from, or a list of several with weights, [{uri: A, weight: 3}, {uri: B, weight: 1}]: their
-    parts of every batch, each as large as the set where no weights are given. Labels are not used."""
+    """URI of the frame set to learn from, or a list of several with weights: [{uri: A, weight: 3}, {uri: B, weight:
+    1}]. The weights say how much of every batch comes from each set; without weights each set counts by its size.
+    Labels are not used."""
     split: str = "train"
-    """Split of the frame set."""
+    """Split of the frame set to train on."""
     epochs: int = Field(default=100, ge=1)
-    """Passes over the split (PeCLR: 100); of several sets, an epoch has as many frames as they have together."""
+    """Passes over the split (PeCLR: 100). An epoch of several sets has as many frames as they have together."""
     batch_size: int = Field(default=128, ge=2)
-    """Frames per worker and step; every frame gives two views."""
+    """Frames that each worker takes in one step; every frame gives two views."""
     micro_batch: int | None = Field(default=None, ge=2)
-    """Frames that pass through the network at a time (gradient caching); none takes the whole batch at once. Memory then
-    follows micro_batch, not batch_size, for one more forward pass; BatchNorm sees each micro-batch for itself."""
+    """Frames that pass through the network at a time (gradient caching); none takes the whole batch at once. Memory
+    then depends on `micro_batch` instead of `batch_size`, at the cost of one more forward pass. BatchNorm treats each
+    micro-batch on its own."""
     seed: int = Field(default=5, ge=0)
     """Seed of initial weights, order and views."""
     precision: Precision = "auto"
-    """Autocast of encoder and head; auto: bf16 where the device is faster with it. The loss is always float32."""
+    """Number format of encoder and head. auto: bf16 where the device is faster with it. The loss is always float32."""
     compile: bool = False
-    """torch.compile the network: slower start, faster steps on GPUs."""
+    """Whether to compile the network with torch.compile: a slower start, and faster steps on GPUs."""
     sync_batch_norm: bool = False
-    """Batch statistics over all workers instead of each worker's own."""
+    """Whether BatchNorm takes its statistics over all workers instead of each worker's own batch."""
     log_every: int = Field(default=10, ge=1)
     """Steps between logged metrics."""
     num_readers: int | None = Field(default=None, ge=1)
-    """Reading and decoding tasks at a time per worker; none leaves it to Ray Data."""
+    """How many tasks read and decode for each worker at a time; none leaves it to Ray Data."""
     window_mb: int = Field(default=192, ge=16)
-    """Decoded frames that Ray Data reads at a time, MiB; each worker holds three such windows in the object store."""
+    """MiB of decoded frames that Ray Data reads at a time. Each worker holds three such windows in the object store."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Share of unusable frames in an epoch above which the run stops; until then others take their places."""
+    """Largest share of unusable frames in an epoch. Above it the run stops; below it other frames take their places."""
     views: ViewSettings = ViewSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     init: Uri | None = None
-    """Encoder to start from: URI of a checkpoint, a run, a torchvision (ImageNet) or a PeCLR file, which brings its own
-    architecture; none starts from random weights."""
+    """Encoder to start from: URI of a checkpoint, a run, a torchvision (ImageNet) file or a PeCLR file. It brings its
+    own architecture. none starts from random weights."""
     encoder: EncoderSettings = EncoderSettings()
     projection: ProjectionSettings = ProjectionSettings()
     optimiser: OptimiserSettings = OptimiserSettings()

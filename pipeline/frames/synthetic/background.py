@@ -22,11 +22,11 @@ class BackgroundSettings(Settings):
     """What is behind the hand."""
 
     photographs: Uri | None = None
-    """Folder of photographs (URI) to take backgrounds from, best without hands in them; none draws all of them."""
+    """URI of a folder of photographs to use as backgrounds, best without hands in them. none draws every background."""
     photograph_share: float = Field(default=1.0, ge=0, le=1)
-    """Share of clips before a photograph, where there is a folder of them."""
+    """Share of clips that have a photograph as background, where `photographs` is given."""
     collage: float = Field(default=0.0, ge=0, le=1)
-    """Share of the drawn backgrounds that are pieced together from several, as behind a hand in a furnished room."""
+    """Share of the drawn backgrounds that are put together from several, like a furnished room behind a hand."""
 
     @pydantic.field_validator("photographs")
     @classmethod

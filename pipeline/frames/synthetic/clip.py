@@ -53,31 +53,35 @@ class ClipSettings(Settings):
     """What the clips are like. Equal settings give equal clips, one by one, whatever is rendered beside them."""
 
     frames_per_clip: int = Field(default=24, ge=1, le=2000)
-    """Frames of each clip."""
+    """Number of frames in each clip."""
     fps: float = Field(default=15.0, gt=0, le=240)
-    """Frames a second. Few frames at a low rate (4 at 2 a second) give varied poses of one hand at little cost."""
+    """Frames in a second of video. Few frames at a low rate (4 frames at 2 a second) give varied poses of one hand at
+    little cost."""
     image_size: int = Field(default=128, ge=32, le=1024, multiple_of=2)
-    """Side of the square frames, pixels; even, as the video format wants."""
+    """Side of the square frames in pixels. It must be even for the video format."""
     seed: int = Field(default=0, ge=0)
     """Random seed of the whole set."""
     supersample: int = Field(default=1, ge=1, le=4)
-    """Samples along each side of a pixel; 2 gives smooth outlines at about three times the cost."""
+    """Samples along each side of a pixel. 2 gives smooth outlines at about three times the cost."""
     shadows: bool = True
-    """Whether the key light casts shadows; about a fifth of the cost."""
+    """Whether the main light casts shadows, which is about a fifth of the cost."""
     left_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of clips that show a left hand: the mirror image of a right one."""
     look: Literal["plain", "varied"] = "plain"
-    """Preset of all settings below: `varied` turns a mixture of them on; those that are given win."""
+    """Preset of all the settings that follow. `varied` turns on a mixture of them. Settings that you give win."""
     viewpoint: ViewpointName = "anywhere"
-    """`desk`: a camera before or above a person at a table; `egocentric`: the hand's owner's own eyes."""
+    """Where the camera is. `anywhere`: every direction alike. `desk`: before or above a person at a table.
+    `egocentric`: at the eyes of the hand's owner."""
     fill: tuple[Share, Share] = (0.52, 0.80)
-    """Range of the share of the picture that the joints fill; crops of ingest reach beyond pictures that are filled."""
+    """Smallest and largest share of the picture that the joints span. Where the share is large, the crops of an ingest
+    reach beyond the picture."""
     off_centre: float = Field(default=0.0, ge=0, le=0.3)
-    """How far from the picture's middle the hand is: standard deviation, as a fraction of the picture's side."""
+    """How far the hand is from the middle of the picture: standard deviation, as a fraction of the picture's side."""
     poses: Variety = "gestures"
-    """`varied` has more gestures (counting, finger-spelling, grasps) and fingers that bend each on its own."""
+    """Which poses occur. `varied` has more gestures (counting, finger-spelling, grasps), and each finger bends on its
+    own."""
     skin: SkinRange = "usual"
-    """`wide` has skin from very light to very dark, smooth and wrinkled."""
+    """Which skin occurs. `wide` reaches from very light to very dark, smooth to wrinkled."""
     light: LightSettings = LightSettings()
     background: BackgroundSettings = BackgroundSettings()
     occluders: OccluderSettings = OccluderSettings()

@@ -30,21 +30,21 @@ class ImagingSettings(Settings):
     """The camera's faults."""
 
     motion_blur: float = Field(default=0.0, ge=0, le=1)
-    """Share of clips in which the hand's motion blurs."""
+    """Share of clips with motion blur."""
     shutter_s: float = Field(default=0.05, gt=0, le=0.5)
-    """Longest time for which the shutter is open where motion blurs, seconds."""
+    """Longest exposure in seconds, in clips with motion blur."""
     defocus: float = Field(default=0.0, ge=0, le=1)
     """Share of clips that are out of focus."""
     defocus_radius: float = Field(default=0.012, gt=0, le=0.05)
     """Largest standard deviation of the blur out of focus, as a fraction of the picture's side."""
     noise: float = Field(default=0.02, ge=0, le=0.3)
-    """Largest standard deviation of the sensor's noise, of a picture in 0..1."""
+    """Largest standard deviation of the sensor's noise, for colour values between 0 and 1."""
     tone: float = Field(default=0.0, ge=0, le=1)
     """How much contrast and saturation vary: standard deviation of their logarithms."""
     jpeg: float = Field(default=0.0, ge=0, le=1)
-    """Share of clips whose frames have been JPEG files before."""
+    """Share of clips whose frames were JPEG files before they became a video."""
     jpeg_quality: tuple[Quality, Quality] = (25, 95)
-    """Range of the quality of those files."""
+    """Smallest and largest quality of these JPEG files."""
 
     @pydantic.field_validator("jpeg_quality")
     @classmethod

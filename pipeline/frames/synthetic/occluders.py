@@ -46,7 +46,7 @@ class OccluderSettings(Settings):
     """Shares of clips with something beside, behind or before the hand; where nothing fits, there is none."""
 
     second_hand: float = Field(default=0.0, ge=0, le=1)
-    """Share of clips with a second hand, mostly the same person's other one."""
+    """Share of clips with a second hand, mostly the other hand of the same person."""
     held_object: float = Field(default=0.0, ge=0, le=1)
     """Share of clips in which the hand holds a box, a ball or a rod."""
     obstacle: float = Field(default=0.0, ge=0, le=1)
