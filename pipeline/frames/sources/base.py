@@ -42,13 +42,14 @@ class SourceSettings(Settings):
 
     kind: str
     uri: Uri
-    """The folder (searched recursively), or one video file."""
+    """URI of the folder with the source's files (searched recursively), or of one video."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of this source inside the frame set; none takes the last part of `uri`."""
+    """Name of this source inside the frame set. none takes the last part of `uri`."""
     max_reject_fraction: float | None = Field(default=None, ge=0, le=1)
-    """Stop, without publishing anything, when a larger fraction of the clips or of the frames had to be left out. None:
-    0.1 for given labels and boxes, 0.9 for a detector, whose hands may be seen too briefly to be trusted, and 0.5 or 0.9 for
-    published sets in which much is known to be missing. Frames in which a detector finds no hand do not count."""
+    """Largest fraction of the clips or of the frames that may be left out. Above it the job stops and publishes
+    nothing. none takes 0.1 for given labels and boxes; 0.9 for a detector, whose hands may be seen too briefly to be
+    trusted; and 0.5 or 0.9 for published sets in which much is known to be missing. Frames in which a detector finds no
+    hand do not count."""
 
     @abstractmethod
     def reader(self) -> "Reader":
@@ -85,7 +86,7 @@ class SampledSettings(Settings):
     """Of kinds whose frames have times, or at least an order."""
 
     fps: float | None = Field(default=None, gt=0)
-    """Frames a second to take, at most; none takes them all. Not together with `stride`."""
+    """Largest number of frames to take from a second. none takes all. Not together with `stride`."""
     stride: int = Field(default=1, ge=1)
     """Take every n-th frame."""
 

@@ -37,10 +37,10 @@ class CocoSection(Settings):
     """source.coco."""
 
     clips: Literal["image", "folder"] = "image"
-    """What stays together in a split, and which frames are neighbours: image, for unrelated photographs; folder, for
-    frames of video in a folder each."""
+    """What stays together in a split, and which frames are neighbours. image: each image alone, for unrelated
+    photographs. folder: each folder, where it holds the frames of a video."""
     categories: tuple[str, ...] | None = None
-    """Names of the categories that are hands. None takes those called hand, left hand, right_hand and the like."""
+    """Names of the categories that are hands. none takes those called hand, left hand, right_hand and the like."""
 
 
 class CocoSettings(DefaultHandSettings, SourceSettings):

@@ -47,8 +47,9 @@ class DexYcbSection(Settings):
     """source.dexycb."""
 
     split_by: Literal["subject", "session"] = "subject"
-    """What a split takes whole. subject: nobody is in two splits (the authors' setup s1). session: for lists of splits after
-    their setups s0 and s3. A session's cameras are never shared out (as in s2)."""
+    """What always stays in one split. subject: all of a person (the authors' setup s1). session: all of a session, for
+    lists of splits that follow their setups s0 and s3. The cameras of a session are never spread over splits (as in
+    s2)."""
 
 
 class DexYcbSettings(StillsSettings, SourceSettings):

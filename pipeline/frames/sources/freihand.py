@@ -37,8 +37,8 @@ class FreiHandSection(Settings):
     """source.freihand."""
 
     versions: tuple[Version, ...] | None = None
-    """Backgrounds of the training images to take: green screen, harmonised, coloured with and without sample points. None
-    takes those that are there."""
+    """Which backgrounds of the training images to take: green screen, harmonised, coloured with and without sample
+    points. none takes all that exist."""
 
     @field_validator("versions")
     @classmethod

@@ -53,11 +53,11 @@ class ImageFolderSection(Settings):
     """source.image_folder."""
 
     hands: Literal["detector", "whole_image"] = "detector"
-    """detector: MediaPipe finds the hands, as in video (needs detector.model). whole_image: each image is a hand already; it
-    becomes the crop as it is, with black bars where it is not square."""
+    """How hands are found. detector: MediaPipe finds them, as in video (needs `detector.model`). whole_image: each
+    image shows one hand and becomes the crop as it is, with black bars where it is not square."""
     clips: Literal["folder", "image"] = "folder"
-    """What stays together in a split, and which images are neighbours: folder, for frames of video in a folder each; image,
-    for unrelated photographs."""
+    """What stays together in a split, and which images are neighbours. folder: each folder, where it holds the frames
+    of a video. image: each image alone, for unrelated photographs."""
 
 
 class ImageFolderSettings(DetectorKindSettings, DefaultHandSettings, StillsSettings, SourceSettings):

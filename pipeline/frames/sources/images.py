@@ -25,7 +25,7 @@ class StillsSettings(SampledSettings):
     """Of kinds whose images may be frames in their order."""
 
     image_rate: float | None = Field(default=None, gt=0)
-    """Images a second in a folder; none leaves timestamps empty."""
+    """Rate at which the images of a folder were taken, in images a second. none leaves timestamps empty."""
 
     @field_validator("image_rate")
     @classmethod
@@ -44,7 +44,7 @@ class DefaultHandSettings(Settings):
     """Of kinds whose labels need not say which hand it is."""
 
     default_hand: Literal["right", "left"] = "right"
-    """The hand where nothing says which. Left hands are stored mirrored."""
+    """Which hand it is where nothing says so. Left hands are stored mirrored."""
 
 
 def folder_units(uri: str, entries: Iterable[dict[str, Any]]) -> list[Unit]:

@@ -46,14 +46,16 @@ class LabelledImagesSection(Settings):
     """source.labelled_images."""
 
     clips: Literal["folder", "image"] = "folder"
-    """What stays together in a split, of images whose entry names no clip: folder, for frames of video in a folder each; image,
-    for unrelated photographs."""
+    """What stays together in a split, where the entry of an image names no clip. folder: each folder, where it holds
+    the frames of a video. image: each image alone, for unrelated photographs."""
     joint_order: Literal["freihand", "ait", "mano", "interhand"] = "freihand"
-    """Order of the 21 joints (pipeline/hands.py): freihand (also OpenPose, MediaPipe, COCO-WholeBody, DexYCB), mano, ..."""
+    """Order of the 21 joints in the labels (pipeline/hands.py has all orders). freihand is also that of OpenPose,
+    MediaPipe, COCO-WholeBody and DexYCB."""
     unit: Literal["m", "mm"] = "m"
-    """Of joints_3d: metres or millimetres."""
+    """Unit of `joints_3d`: metres or millimetres."""
     first_pixel: Literal["corner", "centre"] = "corner"
-    """What (0, 0) is for joints_2d and camera: the image's corner, or the centre of its first pixel, as OpenCV calibrates."""
+    """Which point is (0, 0) for `joints_2d` and the camera: the corner of the image, or the centre of its first pixel,
+    as in OpenCV's calibration."""
 
 
 class LabelledImagesSettings(DefaultHandSettings, StillsSettings, SourceSettings):

@@ -44,8 +44,9 @@ class YouTube3dSection(Settings):
     """source.youtube3d."""
 
     regressor: Uri | None = None
-    """URI of MANO's joint regressor, a (16, 778) array as .npy or JSON (part of MANO, under its licence). With it boxes are
-    tight around the joints and rows have joints in the image (joints_2d). None takes boxes around the mesh, and no joints."""
+    """URI of MANO's joint regressor, a (16, 778) array as .npy or JSON (part of MANO, under its licence). With it,
+    boxes are tight around the joints, and rows have joints in the image (joints_2d). none takes boxes around the mesh
+    and gives no joints."""
 
 
 class YouTube3dSettings(SourceSettings):
