@@ -367,9 +367,9 @@ def markdown() -> list[str]:
     return [
         "## At the start",
         "",
-        "What is wrong around a job ends it with one line. The exit code is 2 where a setting is wrong and 1 where what it names is;",
-        "where there is more to know, the line names a log file with the whole story (`EQUIHAND_DEBUG=1` shows it in the terminal).",
-        "Each of them is tried by `tests/test_start_errors.py`.",
+        "If something around a job is wrong, the job ends with one line. The exit code is 2 if a setting is wrong, and 1 if the",
+        "thing that it names is. Where there is more to know, the line names a log file with the details (`EQUIHAND_DEBUG=1` shows",
+        "them in the terminal). `tests/test_start_errors.py` tries each case.",
         "",
         "| what is wrong | exit code | part of the line |",
         "| --- | --- | --- |",
