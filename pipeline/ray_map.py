@@ -32,8 +32,8 @@ def ray_map(
     lasting: workers are processes of their own, each with one copy of `work` for all its items, so what that loads and keeps
     (a detector) is loaded once. num_workers: so many at a time; none takes all CPUs, also those of nodes that come later.
 
-    Raises an EquihandError of `work` as it is, DataError where workers die over the same item again and again, and what Ray
-    makes of any other error.
+    Raises an EquihandError of `work` as it is, DataError where workers die over the same item again and again, any other
+    error as the cause of Ray's.
     """
     rows = [{"item": pickle.dumps(item)} for item in items]
     if not rows:
@@ -70,12 +70,14 @@ def ray_map(
                 max_retries=MAX_RETRIES,
             )
     results.context.execution_options.preserve_order = ordered
+    results.context.raise_original_map_exception = True  # else it comes as "UDF failed", without what failed
     try:
-        for row in results.iter_rows():
-            result = pickle.loads(row["result"])
-            if isinstance(result, EquihandError):
-                raise result
-            yield result
+        # Nothing is fetched ahead: a result would come only with the one after it.
+        for block in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for result in map(pickle.loads, block["result"].to_pylist()):
+                if isinstance(result, EquihandError):
+                    raise result
+                yield result
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.RayActorError):
         raise DataError(
             f"a worker died {MAX_RETRIES + 1} times over the same input: out of memory (have fewer workers: num_workers, or "
