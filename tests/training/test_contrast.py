@@ -188,19 +188,19 @@ def test_losses_are_those_of_the_objectives():
     }
     pairs = pairs_of("peclr", range(6))
     z_1, z_2 = (latent(outputs["projections"][:, v], pairs.views[v], ObjectiveSettings()) for v in range(2))
-    loss, _ = step_loss(outputs, pairs, ObjectiveSettings(), [6])
+    loss, _ = step_loss(outputs, pairs, ObjectiveSettings())
     torch.testing.assert_close(loss, nt_xent(z_1, z_2))
 
     sizes = {"rotation": 1, "translation": 2, "scale": 1, "colour": 4}
     predictions = dict(zip(sizes, outputs["transform"].split(list(sizes.values()), 1), strict=True))
     scales = dict(zip(sizes, outputs["log_scales"][0], strict=True))
-    loss, _ = step_loss(outputs, pairs, ObjectiveSettings(name="pairwise"), [6])
+    loss, _ = step_loss(outputs, pairs, ObjectiveSettings(name="pairwise"))
     torch.testing.assert_close(loss, pairwise_loss(predictions, relative_transform(*pairs.views), scales))
 
     pairs = pairs_of("hybrid", range(6))
     geometry = {name: predictions[name] for name in ("rotation", "translation", "scale")}
     outputs |= {"transform": outputs["transform"][:, :4], "log_scales": outputs["log_scales"][:, :3]}
-    loss, done = step_loss(outputs, pairs, ObjectiveSettings(name="hybrid"), [6])
+    loss, done = step_loss(outputs, pairs, ObjectiveSettings(name="hybrid"))
     targets = relative_transform(pairs.views[0], pairs.views[2])
     z_1, z_2 = outputs["projections"].unbind(1)
     expected = hybrid_loss(z_1, z_2, geometry, targets, scales, 0.5)
@@ -219,7 +219,7 @@ def test_temporal_pairs_join_two_frames_of_a_clip():
     assert torch.equal(one.frame[pairs.second], other.frame)
     # What is contrasted with a first view is the second view of the partner, its own transform undone.
     outputs = {"projections": torch.randn(12, 2, 8)}
-    _, done = step_loss(outputs, pairs, objective_of("temporal"), [12])
+    _, done = step_loss(outputs, pairs, objective_of("temporal"))
     expected = latent(outputs["projections"][:, 1], pairs.views[1], ObjectiveSettings())[pairs.second]
     assert done.latents is not None
     torch.testing.assert_close(done.latents[:, 1], expected)
@@ -242,7 +242,7 @@ def test_running_statistics_move_once_a_step():
     """The pass without gradients leaves them alone."""
     pairs = pairs_of("peclr", range(8))
     model = model_for(ObjectiveSettings()).train()
-    run(model, pairs, "peclr", [8], 4)
+    run(model, pairs, "peclr", 4)
     assert model.state_dict()["encoder.bn1.num_batches_tracked"] == 2
 
 
