@@ -73,6 +73,7 @@ def ray_map(
     results.context.raise_original_map_exception = True  # else it comes as "UDF failed", without what failed
     try:
         # Nothing is fetched ahead: a result would come only with the one after it.
+        block: Any
         for block in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for result in map(pickle.loads, block["result"].to_pylist()):
                 if isinstance(result, EquihandError):

@@ -277,9 +277,9 @@ def without_date(manifest):
 JOB = """
 from pipeline.frames import plan
 plan.MIN_FRAMES_PER_TASK = 30
-from jobs.ingest import IngestJob, run
+from jobs.ingest import JOB
 from jobs.runtime import run_job
-run_job(IngestJob, run, "jobs.ingest", None)
+run_job(JOB)
 """
 
 

@@ -16,14 +16,13 @@ def test_object_storage_is_compared_with_disk_in_turns(tmp_path, monkeypatch):
     uris: list[str] = []
 
     class Opened:
+        def __init__(self, uri):
+            uris.append(uri)
+
         def stream(self, plan):
             return range(3)
 
-    def open_set(uri):
-        uris.append(uri)
-        return Opened()
-
-    monkeypatch.setattr(FrameSet, "open", open_set)
+    monkeypatch.setattr(FrameSet, "open", Opened)
     alone, first = _storage(BenchStreamJob(rounds=2), "disk", "s3://b/frames")
     assert uris == ["disk", "s3://b/frames"] * 3
     assert alone["unit"] == "frames/s"

@@ -25,7 +25,7 @@ def test_rows_and_ratios_to_the_bare_network(monkeypatch):
     monkeypatch.setattr(bench_train, "PEERS", {"gone": (absent, "no-such-package")} | {
         name: bench_peers.PEERS[name] for name in ("torchvision v2",)
     })  # fmt: skip
-    monkeypatch.setattr(bench_train, "_job", lambda settings: 50.0)
+    monkeypatch.setattr(bench_train, "_job", lambda settings, session: 50.0)
     bare, steps, job, gone, peer = bench_train.run(TINY)["rows"]
     assert bare["value"] > 0
     assert steps["ratio"] == pytest.approx(steps["value"] / bare["value"])

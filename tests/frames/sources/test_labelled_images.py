@@ -367,7 +367,7 @@ def test_settings_that_make_no_sense(tmp_path):
     root = write_photographs(tmp_path, FILES[:1], "joints_3d")
     with pytest.raises(SettingsError, match=r"source\.image_rate"):
         settings(root, image_rate=10, labelled_images={"clips": "image"}).reader()
-    with pytest.raises(ValueError, match="needs the URI of an annotations file"):
+    with pytest.raises(ValueError, match="annotations\n  Input should be a valid string"):
         settings(root, annotations=None)
     with pytest.raises(DataError, match="a file; labelled_images needs the folder"):
         read(settings(root, uri=str(root / "images" / FILES[0])))
