@@ -140,8 +140,8 @@ def test_every_flipped_bit_of_a_shard_as_ingest_writes_it_is_named(tmp_path):
     writer = PartWriter(str(tmp_path / "part"))
     writer.add(("train", 0), rows.to_pylist())
     writer.close()
-    pieces = [(str(tmp_path / "part"), start, size, count) for _, start, size, count in writer.extents]
-    shard = write_shard(str(tmp_path), FIRST, str(tmp_path / "work"), "tiny", ("train", 0), pieces, 0, 16)
+    extents = [(str(tmp_path / "part"), start, size, count) for _, start, size, count in writer.extents]
+    shard = write_shard(str(tmp_path), FIRST, str(tmp_path / "work"), "tiny", ("train", 0), extents, 0, 16)
     publish(tmp_path, shard)
     assert check(tmp_path).is_sound
     good = (tmp_path / FIRST).read_bytes()
