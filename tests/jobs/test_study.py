@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.study import StudyJob
-from pipeline.config import load
+from jobs.study import JOB, StudyJob
 from pipeline.errors import SettingsError
 from pipeline.models.kept import read_history
 from pipeline.study.grid import cells_of
@@ -25,7 +24,7 @@ PRESETS = sorted(StudyJob.presets)
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_load_and_the_decisive_cells_come_first(name):
-    settings = load(StudyJob, ["--preset", name])
+    settings = JOB.load(["--preset", name])
     text = StudyJob.presets[name].read_text()
     assert f"--preset {name}" in text
     judged = settings.findings
@@ -52,7 +51,7 @@ def test_presets_load_and_the_decisive_cells_come_first(name):
 
 @pytest.mark.parametrize(("name", "most"), [("laptop", 170), ("gpu", 24)])
 def test_presets_keep_to_their_time_by_their_own_estimate(name, most):
-    settings = load(StudyJob, ["--preset", name])
+    settings = JOB.load(["--preset", name])
     assert minutes(settings, works_of(settings, "", "")) <= most
 
 
@@ -63,13 +62,13 @@ def test_settings_win_over_files_and_files_over_presets(tmp_path):
             {"preset": "smoke", "finetune": {"frames": 99}, "pretrain": {"batch_size": 8}, "methods": {"new": {}}}
         )
     )
-    settings = load(StudyJob, ["--config", str(path), "--finetune.frames", "55"])
+    settings = JOB.load(["--config", str(path), "--finetune.frames", "55"])
     assert (settings.preset, settings.finetune.frames, settings.pretrain.batch_size) == ("smoke", 55, 8)
     assert settings.pretrain.views.size == 32  # of the preset
     assert {"new", "peclr"} <= set(settings.methods)
-    assert load(StudyJob, ["--config", str(path), "--preset", "laptop"]).pretrain.views.size == 64
+    assert JOB.load(["--config", str(path), "--preset", "laptop"]).pretrain.views.size == 64
     with pytest.raises(SettingsError, match="'preset' = 'lap': input should be 'smoke', 'laptop', 'gpu' or 'paper'"):
-        load(StudyJob, ["--preset", "lap", "--grids", "[]"])
+        JOB.load(["--preset", "lap", "--grids", "[]"])
 
 
 def run(folder: Path, *arguments: str) -> subprocess.Popen:
