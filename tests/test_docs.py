@@ -1,9 +1,13 @@
-"""Links between the pages: each file is there, and each heading that a link names."""
+"""The pages: every link leads somewhere, and the settings of every command are those of its job."""
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from jobs.main import JOBS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "pipeline").rglob("*.md")])
@@ -42,3 +46,24 @@ def test_every_page_can_be_reached_from_the_readme():
         }
         new = {page for page in links if page.is_file()} - reached
     assert not set((ROOT / "docs").glob("*.md")) - reached
+
+
+def commands(page: Path) -> list[str]:
+    """`python -m jobs.NAME ...` as a reader would copy it; not those that leave something to the reader."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    found = re.findall(r"^ *(?:\$ )?python -m (jobs\..+)$", text, flags=re.M)
+    return [
+        command
+        for command in found
+        if command.split()[0].removeprefix("jobs.") in JOBS and "..." not in command and "my.yaml" not in command
+    ]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if commands(page)], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_commands_have_settings_of_their_jobs(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for command in commands(page):
+        module, *arguments = shlex.split(command, comments=True)
+        importlib.import_module(module).JOB.load(arguments)
