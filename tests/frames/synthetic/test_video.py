@@ -33,6 +33,15 @@ def test_frames_come_back_close_to_what_was_written(num_frames, fps):
     assert num_frames == 1 or error.max() < other  # each frame is nearer to itself than to another one
 
 
+def test_the_same_frames_have_the_same_bytes():
+    frames = render_clip(sample_clip(ClipSettings(frames_per_clip=8, fps=15.0, image_size=64), 2))
+    first = encode_mp4(frames, 15.0)
+    other_memory = []
+    for number in range(25):  # of ten, about four were different
+        other_memory.append(bytes(1000 * number**2))
+        assert encode_mp4(frames, 15.0) == first
+
+
 def test_files_and_labels_belong_together(tmp_path):
     settings = ClipSettings(frames_per_clip=3, image_size=64, left_fraction=1)
     assert synthesize_clips(settings, [5], str(tmp_path)) == 1
