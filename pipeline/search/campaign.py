@@ -49,14 +49,9 @@ from pipeline.storage import (
 )
 from pipeline.tracking import TrackingSettings, start_run
 from pipeline.training.background import BackgroundCall
-from pipeline.training.finetune import (
-    FinetuneSettings,
-    check_settings,
-    finetune,
-    in_memory,
-    load_validation,
-    with_epochs,
-)
+from pipeline.training.finetune import finetune
+from pipeline.training.finetune_data import in_memory, load_validation
+from pipeline.training.finetune_recipe import FinetuneSettings, check_settings, with_epochs
 from pipeline.training.worker import Worker
 
 _VALUES = "values.json"

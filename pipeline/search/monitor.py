@@ -9,7 +9,8 @@ from pipeline.errors import warn
 from pipeline.progress import Progress
 from pipeline.search.space import trial_settings
 from pipeline.tracking import Run, TrackingSettings, start_run
-from pipeline.training.finetune import FinetuneSettings, score_figures
+from pipeline.training.finetune_recipe import FinetuneSettings
+from pipeline.training.validation import score_figures
 
 _OPEN: dict[str, "SearchMonitor"] = {}
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import model_validator
 
 from pipeline.config import Settings
-from pipeline.training.finetune import FinetuneSettings
+from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.views import CROP_MARGIN, VIEW_MARGIN, ViewSettings
 
 Range = tuple[float, float]

@@ -32,7 +32,8 @@ from pipeline.run_log import log
 from pipeline.storage import delete, join, write_json
 from pipeline.study.grid import for_labels
 from pipeline.training import finetune, pretrain
-from pipeline.training.finetune import FinetuneSettings
+from pipeline.training.finetune_data import worker_data
+from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe, steps_of_epoch
 from pipeline.training.worker import Report, Worker
 from pipeline.views import ViewSettings
@@ -149,7 +150,7 @@ def finetune_cell(
     frame_set = FrameSet.open(settings.frame_set)
     selection = select_labels(frame_set, settings.split, settings.labels)
     settings = for_labels(settings, validations, selection.num_frames)
-    data = finetune.worker_data(settings, frame_set, selection, 0, 1)
+    data = worker_data(settings, frame_set, selection, 0, 1)
     kept = Kept(place.work, deadline=place.deadline)
 
     def report(metrics: dict[str, float], save: SaveCheckpoint | None) -> None:

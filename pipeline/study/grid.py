@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import SettingsError
 from pipeline.frames.mixing import Mixture
 from pipeline.study.settings import SCRATCH, StudySettings, recipe_of
-from pipeline.training.finetune import FinetuneSettings, with_epochs
+from pipeline.training.finetune_recipe import FinetuneSettings, with_epochs
 from pipeline.training.pretrain_recipe import PretrainRecipe, steps_of_epoch
 
 VERSION = 1

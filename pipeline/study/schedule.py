@@ -16,7 +16,7 @@ from pipeline.study.plan import Work
 from pipeline.study.settings import CellSettings
 from pipeline.tracking import Run, start_run
 from pipeline.training.board import BoardHandle
-from pipeline.training.finetune import FinetuneSettings
+from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.pretrain_recipe import PretrainRecipe
 
 if TYPE_CHECKING:

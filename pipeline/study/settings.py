@@ -13,7 +13,7 @@ from pipeline.frames.mixing import FrameSets
 from pipeline.models.encoder import EncoderSettings
 from pipeline.runs import RunSettings
 from pipeline.tracking import TrackingSettings
-from pipeline.training.finetune import FinetuneSettings
+from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.pretrain_recipe import PretrainRecipe
 
 SCRATCH = "scratch"

@@ -5,161 +5,37 @@ as they are -> 2.5D joints -> losses in 2D, depth and 3D. The loop is the same f
 and for the workers of a Ray Train run (finetune_run.py).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.config import Settings, Uri
-from pipeline.errors import DataError, SettingsError
-from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
-from pipeline.evaluation.metrics import pose_metrics
-from pipeline.evaluation.yardsticks import Constant, skills
-from pipeline.frames.epoch_plan import StreamPlan
-from pipeline.frames.frame_set import FrameSet
+from pipeline.evaluation.yardsticks import Constant
 from pipeline.frames.labelled import (
     LabelledFrames,
-    LabelSelection,
-    LabelSettings,
     PoseBatch,
-    decoded_megabytes,
-    load_labelled,
     memory_epoch,
-    select_labels,
-    stream_forever,
 )
 from pipeline.geometry import project, transform_camera
 from pipeline.models.checkpoints import META, SaveCheckpoint, read_part, read_trainer_state, save_checkpoint
-from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
-from pipeline.models.pose import PoseModel, PoseSettings
-from pipeline.models.predict import bone_lengths, predict
+from pipeline.models.encoder import Encoder, build_encoder
+from pipeline.models.pose import PoseModel
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
-from pipeline.training.distributed import gather_values, share_buffers
+from pipeline.training.finetune_data import FinetuneData
+from pipeline.training.finetune_recipe import FinetuneSettings, batch_and_steps, with_epochs
 from pipeline.training.optim import (
-    OptimiserSettings,
     build_optimiser,
     learning_rate_at,
     parameter_groups,
     peak_learning_rate,
     set_learning_rate,
 )
-from pipeline.training.pose_loss import PoseLosses, PoseLossSettings, pose_losses
-from pipeline.training.worker import LossLog, Precision, Worker
-from pipeline.views import ViewSettings, apply_views, generator_for, sample_views, view_matrix
-
-SCORE, SCORE_2D = "val_pa_epe_mm", "val_epe_2d"
-"""What early stopping and the choice of the best checkpoint look at; lower is better. The second (sizes of the hand) where no
-validation frame has joints in 3D."""
-
-FINETUNE_VIEWS = ViewSettings(
-    rotation_deg=45.0,
-    translation=0.05,
-    scale=(1.0, 1.45),
-    brightness=(0.7, 1.3),
-    contrast=(0.8, 1.2),
-    saturation=(0.7, 1.3),
-    hue=0.02,
-    offset=(0.0, 0.0),
-)
-"""Rotation and shift as published; scale about that of the plain view (1.2) and mild colour changes are ours."""
-
-_VALIDATIONS = 20  # where their number is not given
-
-_VALIDATED = ("pa_epe_mm", "epe_mm", "mpjpe_mm", "auc", "pa_auc", "constant_pa_epe_mm", "constant_mpjpe_mm")
-_VALIDATED_2D = ("epe_2d", "epe_2d_crop_px", "pck_2d_10", "constant_epe_2d")
-
-
-class FinetuneSettings(Settings):
-    """What is trained, on what, and how."""
-
-    frame_set: Uri
-    """URI of a frame set with joints and cameras."""
-    split: str = "train"
-    """Split to train on."""
-    validation_split: str = "val"
-    """Split that decides when to stop early and which checkpoint is best."""
-    max_validation_frames: int = Field(default=1000, ge=2)
-    """Validate on at most this many frames."""
-    labels: LabelSettings = LabelSettings()
-    memory_limit_mb: int = Field(default=500, ge=1)
-    """MB per worker up to which the training frames are held in memory (uint8). Larger sets are streamed with Ray
-    Data."""
-
-    init: Uri | None = None
-    """Encoder to start from: URI of a checkpoint, a run, a torchvision file or a PeCLR file; none starts from scratch.
-    A pose model (equihand-small, which comes with the package, or your own) also brings its head, if the settings under
-    `head` are the same."""
-    new_head: bool = False
-    """Whether to start with a new head even if `init` brings one."""
-    encoder: EncoderSettings = EncoderSettings()
-    head: PoseSettings = PoseSettings()
-
-    train_mode: Literal["end-to-end", "frozen", "staged"] = "end-to-end"
-    """What is trained. `end-to-end`: everything. `frozen`: the head only (the encoder's batch statistics stay as they
-    are, too). `staged`: the head first, then everything."""
-    head_epochs: int = Field(default=5, ge=1)
-    """Epochs with a frozen encoder at the start of `train_mode` staged."""
-    encoder_lr_factor: float = Field(default=1.0, gt=0, le=10)
-    """Learning rate of the encoder, as a multiple of the head's."""
-    layer_lr_decay: float = Field(default=1.0, gt=0, le=1)
-    """Factor on the learning rate from each stage of the encoder to the stage before it. 1 treats all stages alike."""
-
-    epochs: int = Field(default=100, ge=1)
-    """Passes over the chosen labels (the parent repository of PeCLR has 50 frozen, 100 end-to-end)."""
-    frames: int | None = Field(default=None, ge=1)
-    """Number of frames to train on in all, counting repeats. So a small set of labels gets as many steps as a large
-    one. It replaces `epochs`, rounded to whole epochs; none leaves it to `epochs`."""
-    batch_size: int = Field(default=128, ge=2)
-    """Frames that each worker takes in one step."""
-    seed: int = Field(default=5, ge=0)
-    """Seed of initial weights, order and views."""
-    precision: Precision = "auto"
-    """Number format of the encoder. auto: bf16 where the device is faster with it. Head and losses are always
-    float32."""
-    validate_every: int | None = Field(default=None, ge=1)
-    """Epochs between validations, each of which writes a checkpoint. The last epoch is always validated. none makes
-    about 20 in all."""
-    patience: int | None = Field(default=None, ge=1)
-    """Stop after this many validations in a row without a better score. none trains for all epochs."""
-    log_every: int = Field(default=50, ge=1)
-    """Steps between logged metrics. They are also logged at the end of every epoch."""
-
-    views: ViewSettings = FINETUNE_VIEWS
-    tight_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of frames that are shown like tightly cut photographs: black outside a box around the joints. The black
-    begins at most 0.3 of the box's side away from it."""
-    loss: PoseLossSettings = PoseLossSettings()
-    optimiser: OptimiserSettings = OptimiserSettings(weight_decay=0.01, warmup_fraction=0.05, gradient_clip=10.0)
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> "FinetuneSettings":
-        if self.train_mode == "staged" and self.frames is None and self.head_epochs >= self.epochs:
-            raise ValueError(f"setting 'head_epochs' = {self.head_epochs}: must be less than epochs = {self.epochs}")
-        if self.views.size < 32:
-            raise ValueError(f"setting 'views.size' = {self.views.size}: must be at least 32 for a ResNet")
-        return self
-
-
-@dataclass(frozen=True)
-class FinetuneData:
-    """One worker's data."""
-
-    batches: Callable[[int], Iterator[PoseBatch]]
-    """Epoch -> its `steps_per_epoch` batches."""
-    steps_per_epoch: int
-    batch_size: int
-    """Frames per step; less than the setting where there are fewer labels."""
-    validation: LabelledFrames
-    mean_bone_length: dict[str, float]
-    constant: Constant | None
-    constant_2d: np.ndarray | None
-    frame_set_digest: str
+from pipeline.training.pose_loss import PoseLosses, pose_losses
+from pipeline.training.validation import SCORE, SCORE_2D, score_figures, validate
+from pipeline.training.worker import LossLog, Worker
+from pipeline.views import apply_views, generator_for, sample_views, view_matrix
 
 
 def finetune(
@@ -190,96 +66,6 @@ def finetune(
         frame_set_digest=frame_set_digest,
     )
     return run_epochs(settings, data, worker)
-
-
-def check_settings(settings: FinetuneSettings) -> tuple[FrameSet, LabelSelection]:
-    """Find out before any long work whether the labels and the initial weights are there."""
-    if settings.init is not None:
-        load_encoder(settings.init)
-    frame_set = FrameSet.open(settings.frame_set)
-    selection = select_labels(frame_set, settings.split, settings.labels)
-    if frame_set.manifest.rows_in(settings.validation_split) == 0:
-        raise DataError(
-            f"{settings.frame_set}: validation_split '{settings.validation_split}' is empty; the set has "
-            f"{frame_set.manifest.counts_text()}"
-        )
-    return frame_set, selection
-
-
-def in_memory(settings: FinetuneSettings, frame_set: FrameSet, selection: LabelSelection) -> bool:
-    """Whether the chosen frames stay below the memory limit once decoded."""
-    return decoded_megabytes(selection.num_frames, frame_set.manifest.image_size) <= settings.memory_limit_mb
-
-
-def load_validation(settings: FinetuneSettings, frame_set: FrameSet) -> LabelledFrames:
-    """The frames to validate on."""
-    return load_labelled(frame_set, settings.validation_split, limit=settings.max_validation_frames)
-
-
-def worker_data(
-    settings: FinetuneSettings, frame_set: FrameSet, selection: LabelSelection, rank: int, world_size: int
-) -> FinetuneData:
-    """The data of one worker, from memory where the chosen frames fit, else streamed (needs a running Ray)."""
-    batch_size, steps = batch_and_steps(settings, selection.num_frames, world_size)
-    if in_memory(settings, frame_set, selection):
-        train = load_labelled(frame_set, settings.split, clips=selection.clips)
-        share = train.share(rank, world_size)
-
-        def batches(epoch: int) -> Iterator[PoseBatch]:
-            return memory_epoch(share, batch_size, steps, settings.seed, epoch, rank)
-    else:
-        stream: Iterator[PoseBatch] | None = None
-        plan = StreamPlan(
-            split=settings.split,
-            batch_size=batch_size,
-            epochs=settings.epochs,
-            rank=rank,
-            world_size=world_size,
-            seed=settings.seed,
-            clips=selection.clips,
-        )
-
-        def batches(epoch: int) -> Iterator[PoseBatch]:
-            nonlocal stream
-            if stream is None:  # one stream from the first epoch asked for, which a resumed run decides
-                stream = stream_forever(frame_set, plan, epoch)
-            return islice(stream, steps)
-
-    validation = load_validation(settings, frame_set).share(rank, world_size)
-    return FinetuneData(
-        batches=batches,
-        steps_per_epoch=steps,
-        batch_size=batch_size,
-        validation=validation,
-        mean_bone_length=selection.mean_bone_length,
-        constant=selection.constant,
-        constant_2d=selection.constant_2d,
-        frame_set_digest=frame_set.manifest.digest,
-    )
-
-
-def with_epochs(settings: FinetuneSettings, num_frames: int, world_size: int) -> FinetuneSettings:
-    """The settings with `epochs` and `validate_every` as numbers, for so many labelled frames in all."""
-    epochs = settings.epochs
-    if settings.frames is not None:
-        batch_size, steps = batch_and_steps(settings, num_frames, world_size)
-        epochs = max(1, round(settings.frames / (steps * batch_size * world_size)))
-    if settings.train_mode == "staged" and settings.head_epochs >= epochs:
-        raise SettingsError(
-            f"setting 'head_epochs' = {settings.head_epochs}: must be less than the {epochs} epochs that frames = "
-            f"{settings.frames} are of {num_frames} labels"
-        )
-    validate_every = settings.validate_every or max(1, round(epochs / _VALIDATIONS))
-    return settings.model_copy(update={"epochs": epochs, "frames": None, "validate_every": validate_every})
-
-
-def batch_and_steps(settings: FinetuneSettings, num_frames: int, world_size: int) -> tuple[int, int]:
-    """Frames per worker and step, and steps per epoch. Few labels make one small batch."""
-    per_worker = num_frames // world_size
-    if per_worker < 2:
-        raise SettingsError(f"{world_size} workers need 2 labelled frames each, but {num_frames} were chosen")
-    batch_size = min(settings.batch_size, per_worker)
-    return batch_size, per_worker // batch_size
 
 
 def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -> dict[str, Any]:
@@ -380,60 +166,6 @@ def learning_rate_groups(model: PoseModel, settings: FinetuneSettings) -> list[d
 def trains_encoder(settings: FinetuneSettings, epoch: int) -> bool:
     """Whether the encoder learns in this epoch."""
     return settings.train_mode == "end-to-end" or (settings.train_mode == "staged" and epoch >= settings.head_epochs)
-
-
-def validate(
-    model: PoseModel,
-    data: LabelledFrames,
-    view_size: int,
-    constant: Constant | None,
-    constant_2d: np.ndarray | None = None,
-) -> dict[str, float]:
-    """ "val_*" metrics on plain views, each hand's bone length given; averages over all workers' frames.
-
-    Beside the model's errors are those of the constants, and the skill over the one in 3D (see yardsticks.skills). Metrics in
-    3D are of the frames with joints in 3D, and left out where there are none; those in the image are of all frames.
-    """
-    share_buffers(model)
-    batch = data.batch(slice(None))
-    lengths = bone_lengths(model, batch.joints_3d, batch.has_3d)
-    predictions = predict(model, batch.frames, batch.camera, view_size, lengths)
-    target_2d = project(batch.joints_3d, batch.camera)
-    metrics = image_metrics(predictions.joints_2d, target_2d, torch.from_numpy(data.pixel_size))
-    if constant_2d is not None:
-        answer = torch.from_numpy(constant_2d * batch.frames.shape[-1]).expand(target_2d.shape)
-        metrics["constant_epe_2d"] = float(frame_errors_2d(answer, target_2d).mean())
-    if batch.has_3d.any():
-        target = batch.joints_3d[batch.has_3d]
-        metrics |= pose_metrics(predictions.joints_3d[batch.has_3d], target)
-        metrics |= {} if constant is None else constant.errors_mm(target)
-    device = model.mean_bone_length.device
-    means = _over_workers(metrics, _VALIDATED, int(batch.has_3d.sum()), device)
-    if "constant_pa_epe_mm" in means:
-        means |= skills(means)
-    means |= _over_workers(metrics, _VALIDATED_2D, len(target_2d), device)
-    return {f"val_{name}": value for name, value in means.items()}
-
-
-def score_figures(metrics: Mapping[str, float], score: float, which: str = "") -> dict[str, float]:
-    """For people: a score, and what a constant reaches on the same frames. metrics: of a validation. which: such as "best "."""
-    if SCORE in metrics:
-        label, unit, factor, constant = "PA-EPE", "mm", 1, "val_constant_pa_epe_mm"
-    else:
-        label, unit, factor, constant = "2D EPE", "% of the hand", 100, "val_constant_epe_2d"
-    figures = {f"{which}{label} {unit}": round(factor * score, 1)}
-    if constant in metrics:
-        figures[f"constant pose {unit}"] = round(factor * metrics[constant], 1)
-    return figures
-
-
-def _over_workers(
-    metrics: Mapping[str, float], names: Sequence[str], num: int, device: torch.device
-) -> dict[str, float]:
-    """Means of those metrics that are known over the `num` frames of each worker. The same on all workers."""
-    values = [(num * metrics[name], num) if num and name in metrics else (0.0, 0) for name in names]
-    totals, counts = gather_values(torch.tensor(values, dtype=torch.float64, device=device)).sum(0).T.tolist()
-    return {name: total / count for name, total, count in zip(names, totals, counts, strict=True) if count}
 
 
 class _Trainer:

@@ -8,14 +8,9 @@ from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
 from pipeline.runs import new_run_id, open_run
 from pipeline.storage import preflight
-from pipeline.training.finetune import (
-    FinetuneSettings,
-    batch_and_steps,
-    check_settings,
-    run_epochs,
-    with_epochs,
-    worker_data,
-)
+from pipeline.training.finetune import run_epochs
+from pipeline.training.finetune_data import worker_data
+from pipeline.training.finetune_recipe import FinetuneSettings, batch_and_steps, check_settings, with_epochs
 from pipeline.training.launch import LaunchSettings, train_on_workers
 from pipeline.training.worker import Worker
 

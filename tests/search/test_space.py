@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.search.space import SearchSpace, augmented, first_guess, sampled, trial_settings
-from pipeline.training.finetune import FINETUNE_VIEWS, FinetuneSettings
+from pipeline.training.finetune_recipe import FINETUNE_VIEWS, FinetuneSettings
 
 BASE = FinetuneSettings(frame_set="labelled")
 

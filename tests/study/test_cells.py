@@ -12,7 +12,7 @@ from pipeline.config import merged
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import load_labelled, select_labels
 from pipeline.study.cells import Place, finetune_cell, pretrain_cell
-from pipeline.training.finetune import FinetuneSettings
+from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.pretrain import PretrainRecipe
 from tests.tiny_sets import write_tiny_set
 

@@ -20,7 +20,7 @@ from pipeline.study.grid import (
 )
 from pipeline.study.plan import minutes, plan_table, works_of
 from pipeline.study.settings import StudySettings
-from pipeline.training.finetune import FinetuneSettings
+from pipeline.training.finetune_recipe import FinetuneSettings
 from tests.tiny_sets import write_tiny_set
 
 METHODS = {"simclr": {"objective": {"name": "simclr"}, "views": {"rotation_deg": 0}}, "peclr": {}}

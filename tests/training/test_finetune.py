@@ -15,23 +15,11 @@ from pipeline.frames.manifest import read_manifest
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.weights import load_encoder, load_pose_model
-from pipeline.training.finetune import (
-    FinetuneSettings,
-    batch_and_steps,
-    build_model,
-    check_settings,
-    cut_tight,
-    finetune,
-    in_memory,
-    learning_rate_groups,
-    load_validation,
-    score_figures,
-    trains_encoder,
-    validate,
-    with_epochs,
-    worker_data,
-)
+from pipeline.training.finetune import build_model, cut_tight, finetune, learning_rate_groups, trains_encoder
+from pipeline.training.finetune_data import in_memory, load_validation, worker_data
+from pipeline.training.finetune_recipe import FinetuneSettings, batch_and_steps, check_settings, with_epochs
 from pipeline.training.pose_loss import PoseLossSettings, pose_losses
+from pipeline.training.validation import score_figures, validate
 from pipeline.training.worker import Worker
 from tests.tiny_sets import write_tiny_set
 from tests.training.gloo import process_group

@@ -36,7 +36,10 @@ def encode_mp4(frames: Tensor, fps: float) -> bytes:
             "libx264",
             rate=Fraction(fps).limit_denominator(1001),
             options={
-                **{"crf": str(_CRF), "preset": "veryfast", "g": str(_KEYFRAME_INTERVAL), "threads": "1"},
+                "crf": str(_CRF),
+                "preset": "veryfast",
+                "g": str(_KEYFRAME_INTERVAL),
+                "threads": "1",
                 # Without it the same frames give other bytes on another CPU, and sometimes in the next call.
                 "x264-params": "cpu-independent=1",
             },
