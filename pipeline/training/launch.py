@@ -205,7 +205,7 @@ def _run_worker(
             size = context.get_world_size()
             node = {"node": ray.util.get_node_ip_address(), "device": str(device), "threads": torch.get_num_threads()}
             log("placed", rank=rank, world_size=size, **node, going_on_from=chosen)
-            worker = Worker(rank, size, device, folder, resume, report, notice, startup.mark)
+            worker = Worker(rank, size, device, folder, resume, report, notice, board.warn, startup.mark)
             return loop(settings, data, worker)
     except TrainingError as error:
         return {"error": str(error)}

@@ -48,13 +48,14 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
     rank, device = worker.rank, worker.device
     epoch_steps = steps_of_epoch(settings, mixture, worker.world_size)
     saved = _saved_state(worker.resume)
+    place = _place(saved, epoch_steps, worker)
     # The first batch is read, and Ray Data started, while the network is built.
-    with one_ahead(iter(_stream(settings, mixture, worker, saved.step, epoch_steps)), device) as batches:
+    with one_ahead(iter(_stream(settings, mixture, worker, place)), device) as batches:
         settings, model, optimiser = _built(settings, saved, device)
         steps = Steps(_network(model, settings, worker), optimiser, settings, worker, epoch_steps)
         probe = OnlineProbe(settings.probe, mixture.uris[0], settings.views, device) if rank == 0 else None
         worker.mark("model")
-        metrics: dict[str, Any] = saved.metrics or {"step": saved.step, "epoch": saved.step / epoch_steps}
+        metrics: dict[str, Any] = saved.metrics or {"step": 0, "epoch": 0.0}
         probed = saved.probed
         bad = BadFrames(worker.folder, rank)
         for batch, waited in _timed(batches):
@@ -227,6 +228,7 @@ class _Saved:
     """What the run's newest checkpoint holds; of a new run, nothing."""
 
     step: int = 0
+    epoch: float = 0.0
     probed: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     weights: dict[str, Tensor] | None = None
@@ -239,10 +241,8 @@ def _saved_state(directory: Path | None) -> _Saved:
     if directory is None:
         return _Saved()
     state = read_trainer_state(directory)
-    metrics = read_part(str(directory), META).get("metrics", {})
-    return _Saved(
-        state["step"], state["probed"], metrics, load_file(directory / "model.safetensors"), state["optimiser"]
-    )
+    meta, weights = read_part(str(directory), META), load_file(directory / "model.safetensors")
+    return _Saved(state["step"], meta["epoch"], state["probed"], meta.get("metrics", {}), weights, state["optimiser"])
 
 
 def _built(
@@ -263,8 +263,23 @@ def _built(
     return settings, model, optimiser
 
 
-def _stream(settings: PretrainRecipe, mixture: Mixture, worker: Worker, step: int, epoch_steps: int) -> Stream:
-    """This worker's batches from a step of the run on; none where it was the last."""
+def _place(saved: _Saved, epoch_steps: int, worker: Worker) -> dict[str, int]:
+    """Where in the data the run goes on, as Stream.load_state_dict takes it. The stream itself is some batches ahead of what
+    was trained on, so a checkpoint holds the steps of the run."""
+    epoch, step = divmod(saved.step, epoch_steps)
+    if saved.step and round(saved.step / saved.epoch) != epoch_steps:
+        before = round(saved.step / saved.epoch)
+        epoch, step = divmod(int(saved.epoch * epoch_steps + 1e-6), epoch_steps)
+        if step and worker.rank == 0:
+            worker.say(
+                f"{worker.folder}: goes on in epoch {saved.epoch:.2f} with {epoch_steps} steps an epoch, {before} before, because "
+                "the number of workers has changed: until the end of this epoch some frames may come twice and others not"
+            )
+    return {"epoch": epoch, "step": step}
+
+
+def _stream(settings: PretrainRecipe, mixture: Mixture, worker: Worker, place: dict[str, int]) -> Stream:
+    """This worker's batches from a place on; none where it is the end."""
     positives = settings.objective.positives
     stream = mixture.stream(
         StreamPlan(
@@ -281,9 +296,7 @@ def _stream(settings: PretrainRecipe, mixture: Mixture, worker: Worker, step: in
             pairs=positives.pairs if positives.kind == "similar" else None,
         )
     )
-    # A checkpoint holds the place as the steps of the run: the stream itself is some batches ahead.
-    epoch, step_of_epoch = divmod(step, epoch_steps)
-    stream.load_state_dict({"epoch": epoch, "step": step_of_epoch})
+    stream.load_state_dict(place)
     return stream
 
 

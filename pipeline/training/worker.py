@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import TrainingError
+from pipeline.errors import TrainingError, warn
 from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.training.distributed import bf16_pays, gather_values
 
@@ -45,6 +45,8 @@ class Worker:
     """Checkpoint directory of this same run to go on from."""
     report: Report = _nothing
     notice: Notice = _nothing
+    say: Callable[[str], None] = warn
+    """Receives what the user should know."""
     mark: Callable[[str], None] = _nothing
     """Called with the name of each part of the start as it is done."""
 
