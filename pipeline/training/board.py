@@ -3,6 +3,9 @@
 Workers post their progress to a small actor; a thread of the driver reads it and feeds the driver's `Progress`. Posts are
 not waited for. What they warn of reaches the driver the same way. The same actor holds the run's MLflow handle, what MLflow
 did not take, and the reason why the run must stop, if there is one.
+
+The actor lives on the driver's node where it can. Ray starts it again if it dies, empty; the driver tells it the MLflow handle
+again, and the workers' next posts bring the progress back.
 """
 
 import threading
@@ -35,7 +38,8 @@ class _Board:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def read(self) -> tuple[dict[str, tuple[int, dict[str, Any]]], list[str]]:
+    def read(self, run: "Run | None") -> tuple[dict[str, tuple[int, dict[str, Any]]], list[str]]:
+        self.run = run
         return self.posts, self.warnings
 
     def stop(self, reason: str) -> None:
@@ -43,9 +47,6 @@ class _Board:
 
     def stopped(self) -> str:
         return self.reason
-
-    def track(self, run: "Run") -> None:
-        self.run = run
 
     def tracked(self) -> "tuple[Run | None, str]":
         return self.run, self.reason
@@ -62,6 +63,8 @@ class BoardHandle:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self.run: Run | None = None
+        """Set by the driver: which MLflow run this is."""
 
     def post(self, key: str, done: int, **figures: Any) -> None:
         """Say how far `key` (a worker's or a trial's name) is, with figures worth showing."""
@@ -85,10 +88,6 @@ class BoardHandle:
 
         reason: str = ray.get(self._actor.stopped.remote())
         return reason
-
-    def track(self, run: "Run") -> None:
-        """Say which MLflow run this is."""
-        self._actor.track.remote(run)
 
     def tracked(self) -> "Run":
         """The MLflow run, waited for. Raises TrainingError where the run was stopped instead."""
@@ -118,8 +117,12 @@ class BoardHandle:
 def progress_board(progress: Progress, label: str, total: int | None, unit: str) -> Iterator[BoardHandle]:
     """A board whose posts move `progress`: the sum over keys of what is done, with the newest figures."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    actor: Any = ray.remote(_Board).options(num_cpus=0).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    actor: Any = ray.remote(_Board).options(**options).remote()
+    handle = BoardHandle(actor)
     stop = threading.Event()
     progress.start(label, total, unit)
 
@@ -128,12 +131,12 @@ def progress_board(progress: Progress, label: str, total: int | None, unit: str)
         while not ended:
             ended = stop.wait(_POLL_SECONDS)  # and a last look, at what came just before the end
             try:
-                posts, warnings = ray.get(actor.read.remote(), timeout=_ANSWER_SECONDS)
+                posts, warnings = ray.get(actor.read.remote(handle.run), timeout=_ANSWER_SECONDS)
             except ray.exceptions.GetTimeoutError:  # a busy machine
                 continue
             except Exception:  # the cluster is going away; the driver's main thread knows why
                 return
-            for text in warnings[num_shown:]:
+            for text in warnings[num_shown if num_shown <= len(warnings) else 0 :]:
                 warn(text)
             num_shown = len(warnings)
             if posts:
@@ -143,7 +146,7 @@ def progress_board(progress: Progress, label: str, total: int | None, unit: str)
     follower = threading.Thread(target=follow, daemon=True, name="progress-board")
     follower.start()
     try:
-        yield BoardHandle(actor)
+        yield handle
     finally:
         stop.set()
         follower.join(timeout=_ANSWER_SECONDS + 1)

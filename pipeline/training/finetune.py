@@ -34,7 +34,7 @@ from pipeline.training.optim import (
 )
 from pipeline.training.pose_loss import PoseLosses, pose_losses
 from pipeline.training.validation import SCORE, SCORE_2D, score_figures, validate
-from pipeline.training.worker import LossLog, Worker
+from pipeline.training.worker import LossLog, Worker, check_finite
 from pipeline.views import apply_views, generator_for, sample_views, view_matrix
 
 
@@ -106,6 +106,7 @@ def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -
         if state["epoch"] % (settings.validate_every or 1) and state["epoch"] < settings.epochs:
             worker.report(metrics, None)
             continue
+        check_finite(model, trainer.number)
         metrics |= validate(model, data.validation, settings.views.size, data.constant, data.constant_2d)
         metrics["score"] = metrics.get(SCORE, metrics[SCORE_2D])
         gained = metrics["score"] < state["best"]

@@ -119,7 +119,7 @@ def train_on_workers(
             raise
         deliver = Delivery()
         stack.enter_context(ending(mlflow_run.finish, deliver=deliver))
-        board.track(mlflow_run)
+        board.run = mlflow_run
         log("tracked", mlflow_run_id=mlflow_run.mlflow_run_id)
         returned = _outcome(fit).return_value or {}
         if "error" in returned:

@@ -32,7 +32,7 @@ from pipeline.training.optim import build_optimiser, learning_rate_at, peak_lear
 from pipeline.training.pretrain_recipe import PretrainRecipe, probed_set, steps_of_epoch
 from pipeline.training.supply import BadFrames, one_ahead
 from pipeline.training.sync_norm import synchronise_batch_norm
-from pipeline.training.worker import LossLog, Worker
+from pipeline.training.worker import LossLog, Worker, check_finite
 from pipeline.views import generator_for
 
 
@@ -93,6 +93,7 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
                 best_by = "probe_pa_epe_mm" if settings.probe.enabled else "loss"
                 if best_by in metrics:
                     metrics["score"] = metrics[best_by]
+                check_finite(model, steps.number)
                 save = _saver(metrics, model, optimiser, settings, mixture, probed)
             worker.report(metrics, save)
     return {

@@ -23,6 +23,7 @@ Report = Callable[[dict[str, Any], SaveCheckpoint | None], None]
 Notice = Callable[[int, dict[str, float]], None]
 """Receives, after every step, the frames that all workers have seen so far, and the newest figures."""
 
+REMEDY = "Lower optimiser.learning_rate, raise optimiser.warmup_fraction or set optimiser.gradient_clip"
 Precision = Literal["auto", "bf16", "float32"]
 
 
@@ -65,6 +66,15 @@ class Worker:
             device_ids=[self.device] if self.device.type == "cuda" else None,
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
+        )
+
+
+def check_finite(model: nn.Module, step: int) -> None:
+    """For the weights before they are saved; every worker calls it, and has the same ones. Raises TrainingError."""
+    bad = [name for name, values in model.state_dict().items() if not torch.isfinite(values).all()]
+    if bad:
+        raise TrainingError(
+            f"'{bad[0]}' is no longer finite after step {step}, though the losses were; the last good checkpoint is kept. {REMEDY}"
         )
 
 
@@ -111,8 +121,7 @@ class LossLog:
             worker, first = bad[bad[:, 1].argmin()].tolist()
             raise TrainingError(
                 f"the loss is {losses[worker, first, 0].item()} at step {step - len(mine) + first + 1} on worker {worker}; "
-                "the last good checkpoint is kept. Lower optimiser.learning_rate, raise optimiser.warmup_fraction or set "
-                "optimiser.gradient_clip"
+                f"the last good checkpoint is kept. {REMEDY}"
             )
         interval = Interval(losses.mean(dim=(0, 1)).tolist(), len(mine), time.perf_counter() - self._started)
         self.restart()

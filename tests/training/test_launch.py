@@ -2,9 +2,13 @@
 
 import json
 import os
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 from torch import nn
 
 from pipeline.errors import DataError, EquihandError, TrainingError
@@ -14,6 +18,8 @@ from pipeline.progress import SILENT
 from pipeline.runs import RunSettings
 from pipeline.storage import read_json
 from pipeline.tracking import TrackingSettings
+from pipeline.training import launch
+from pipeline.training.board import progress_board
 from pipeline.training.launch import LaunchSettings, train_on_workers
 from tests.training.damage import damage
 
@@ -78,6 +84,47 @@ def test_training_that_cannot_go_on_is_not_tried_again(ray_cluster, tmp_path):
     with pytest.raises(TrainingError, match=r"^run 'broken': the loss is nan at step 7 on worker 0$"):
         train(loop, tmp_path, tracking)
     assert (tmp_path / "runs/broken/tries").read_text() == "once\n"
+
+
+def test_a_run_outlives_its_board(ray_cluster, tmp_path, monkeypatch, caplog):
+    """The actor that knows the progress dies, then a worker: the run starts again and goes on."""
+    boards = []
+
+    @contextmanager
+    def seen(*arguments):
+        with progress_board(*arguments) as board:
+            boards.append(board)
+            yield board
+
+    def loop(settings, data, worker):
+        worker.report({"step": 1, "epoch": 0.5}, None)
+        begun = Path(worker.folder, "begun")
+        if not begun.exists():
+            begun.touch()
+            wait_for(Path(worker.folder, "board-killed").exists)
+            raise RuntimeError("lost")
+        worker.notice(7, {"loss": 1.0})
+        worker.say("still heard")
+        return {"tries": 2}
+
+    def kill():
+        wait_for((tmp_path / "runs/broken/begun").exists)
+        ray.kill(boards[0]._actor, no_restart=False)
+        (tmp_path / "runs/broken/board-killed").touch()
+
+    monkeypatch.setattr(launch, "progress_board", seen)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    tracking = TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    result = train(loop, tmp_path, tracking)
+    killer.join()
+    assert result["tries"] == 2
+    assert "still heard" in caplog.text
+
+
+def wait_for(condition):
+    while not condition():
+        time.sleep(0.05)
 
 
 def save_step(step):
