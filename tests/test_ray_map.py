@@ -129,13 +129,12 @@ def count(folder: Path, item: int) -> int:
 
 @both
 def test_the_work_ends_where_nobody_asks_for_more(tmp_path, lasting):
-    import ray
-
     results = ray_map(partial(count, tmp_path), range(20), lasting=lasting)
     assert next(results) == 0
     wait_for(lambda: len(list(tmp_path.glob("begun-*"))) > 1)
     results.close()  # type: ignore[attr-defined]
-    wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
     (tmp_path / "go").touch()
-    assert [path.name for path in tmp_path.glob("done-*")] == ["done-0"]
-    assert list(ray_map(partial(count, tmp_path), [7])) == [7]
+    assert list(ray_map(partial(count, tmp_path), [99])) == [
+        99
+    ]  # by the same CPUs, so the others would have had their turn
+    assert len(list(tmp_path.glob("begun-*"))) < 12
