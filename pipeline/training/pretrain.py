@@ -58,6 +58,7 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
         metrics: dict[str, Any] = saved.metrics or {"step": 0, "epoch": 0.0}
         probed = saved.probed
         bad = BadFrames(worker.folder, rank)
+        saved_at = time.monotonic()
         for batch, waited in _timed(batches):
             worker.mark("first_batch")
             steps.run(batch, waited)
@@ -87,7 +88,8 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
                 metrics["pictures"] = sorted(pictures)
             is_due = last_of_epoch and (epochs_done % settings.checkpoint.every_epochs == 0 or last)
             save = None
-            if is_due or is_probed or _due(settings, steps.number):
+            if is_due or is_probed or _due(settings, steps.number) or _late(settings, saved_at, device):
+                saved_at = time.monotonic()
                 # The best checkpoint is the one with the best probe; without a probe, the one with the lowest loss. An earlier
                 # probe says nothing of this one, nor does a loss beside errors in mm.
                 best_by = "probe_pa_epe_mm" if settings.probe.enabled else "loss"
@@ -211,6 +213,14 @@ def _timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 def _due(settings: PretrainRecipe, step: int) -> bool:
     every = settings.checkpoint.every_steps
     return every is not None and step % every == 0
+
+
+def _late(settings: PretrainRecipe, saved_at: float, device: torch.device) -> bool:
+    """Whether a checkpoint is due by the first worker's clock. Every worker must call it."""
+    minutes = settings.checkpoint.every_minutes
+    if minutes is None:
+        return False
+    return gather_values(torch.tensor([time.monotonic() - saved_at], device=device))[0].item() >= 60 * minutes
 
 
 def _network(model: PretrainModel, settings: PretrainRecipe, worker: Worker) -> nn.Module:

@@ -26,6 +26,9 @@ class CheckpointSettings(Settings):
     """Epochs between checkpoints. The last epoch and each probed epoch always get one."""
     every_steps: int | None = Field(default=None, ge=1)
     """Also write a checkpoint every so many steps within an epoch, for long epochs; none writes none."""
+    every_minutes: float | None = Field(default=None, gt=0)
+    """Minutes after which a checkpoint is written at the next logged step (`log_every`), too. It bounds what a lost machine
+    costs, whatever an epoch takes."""
     keep: int = Field(default=3, ge=1)
     """How many of the best checkpoints are kept, by the PA-EPE of the probe, or by the loss without a probe. The newest
     two are always kept."""

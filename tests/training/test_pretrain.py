@@ -191,6 +191,36 @@ def test_with_other_workers_a_run_ends_after_as_many_epochs(tmp_path, caplog, be
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(("minutes", "steps"), [(1e-9, [3, 4, 6, 8]), (60, [8]), (None, [8])])
+def test_a_checkpoint_is_due_after_some_minutes(tmp_path, minutes, steps):
+    write_tiny_set(str(tmp_path / "set"), splits={"train": 64}, labelled=False)
+    due = {"every_epochs": 9, "every_minutes": minutes}
+    run = Training(small(str(tmp_path / "set"), epochs=2, log_every=3, checkpoint=due), tmp_path / "run")
+    assert [metrics["step"] for metrics in run.checkpoints] == steps
+
+
+@pytest.mark.usefixtures("in_process")
+def test_weights_that_overflow_are_not_saved(tmp_path, monkeypatch):
+    """The loss of every step is finite; it is the update of the third that is not."""
+    write_tiny_set(str(tmp_path / "set"), splits={"train": 64}, labelled=False)
+    settings = small(str(tmp_path / "set"), epochs=2, checkpoint={"every_steps": 1})
+    run = Steps.run
+
+    def overflow(steps, batch, waited):
+        run(steps, batch, waited)
+        if steps.number == 3:
+            next(steps.network.parameters()).data[0] = float("inf")
+
+    monkeypatch.setattr(Steps, "run", overflow)
+    with pytest.raises(
+        TrainingError, match=r"'encoder\.conv1\.weight' is no longer finite after step 3, though the losses"
+    ):
+        Training(settings, tmp_path / "run")
+    kept = sorted(tmp_path.glob("run/checkpoint_*/meta.json"))
+    assert [json.loads(path.read_text())["step"] for path in kept] == [1, 2]
+
+
+@pytest.mark.usefixtures("in_process")
 def test_a_checkpoint_is_not_scored_by_an_earlier_probe(tmp_path):
     write_tiny_set(str(tmp_path / "set"), splits={"train": 64, "val": 16})
     write_tiny_set(str(tmp_path / "other"), splits={"train": 64, "val": 16}, source="other")
