@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipeline.models.checkpoints import read_trainer_state
 from pipeline.models.weights import load_pose_model
 from pipeline.tracking import Run
@@ -16,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 14
 
 
+@pytest.mark.timeout(600)
 def test_two_workers_lose_one_and_finish(tmp_path):
     """The whole job; a worker is killed by force in mid-run, and the run goes on by itself from its last checkpoint."""
     frame_set, runs = str(tmp_path / "set"), tmp_path / "runs"
