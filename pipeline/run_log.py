@@ -45,7 +45,8 @@ def run_log(folder: str, run_id: str, process: str, say: Callable[[str], None] |
         yield
         log("ended", seconds=round(time.monotonic() - started, 1))
     except BaseException as error:
-        logger.error("failed", extra={"fields": {"error": type(error).__name__, "what": one_line(error)}})
+        # Not as an error: the terminal shows it in words of its own.
+        log("failed", level="error", error=type(error).__name__, what=one_line(error))
         raise
     finally:
         logger.removeHandler(handler)
