@@ -31,12 +31,12 @@ def log(message: str, **fields: Any) -> None:
 
 
 @contextmanager
-def run_log(folder: str, run_id: str, process: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
+def run_log(folder: str, process: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Keep the log of this process while the block runs, how it ended too.
 
-    folder: URI of the run. process: such as "worker-0". say: receives, at the end, why the log could not be written.
+    folder: URI of the run, named by its id. process: such as "worker-0". say: receives, at the end, why the log could not be written.
     """
-    logger, handler = logging.getLogger(_LOGGER), _StoredLines(folder, run_id, process)
+    logger, handler = logging.getLogger(_LOGGER), _StoredLines(folder, process)
     level, started = logger.level, time.monotonic()
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -67,11 +67,11 @@ def _versions() -> dict[str, str]:
 
 
 class _StoredLines(logging.Handler):
-    def __init__(self, folder: str, run_id: str, process: str) -> None:
+    def __init__(self, folder: str, process: str) -> None:
         super().__init__()
         # Processes of one start would overwrite each other's only with the same name, and those of another start earlier ones.
         self.uri = join(folder, "logs", f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{process}.jsonl")
-        self._about = {"run": run_id, "process": process}
+        self._about = {"run": folder.rstrip("/").rsplit("/", 1)[-1], "process": process}
         self._lines: list[str] = []
         self._num_written, self._written_at = 0, time.monotonic()
 

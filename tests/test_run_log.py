@@ -17,11 +17,11 @@ def lines(folder: Path) -> list[dict]:
 
 def test_what_happens_is_kept_as_lines_of_json(tmp_path):
     log("before")
-    with run_log(str(tmp_path), "run-1", "worker-0"):
+    with run_log(str(tmp_path / "run-1"), "worker-0"):
         log("epoch", metrics={"loss": 1.5, "where": Path("a")})
         warn("s3://a/b: cut off, seen by the log's test")
     log("after")
-    found = lines(tmp_path)
+    found = lines(tmp_path / "run-1")
     assert [line["message"] for line in found] == [
         "started",
         "epoch",
@@ -37,16 +37,18 @@ def test_what_happens_is_kept_as_lines_of_json(tmp_path):
 
 
 def test_how_it_failed_is_the_last_line(tmp_path):
-    with pytest.raises(ValueError, match="no such\nframe"), run_log(str(tmp_path), "run-1", "worker-0"):
+    with pytest.raises(ValueError, match="no such\nframe"), run_log(str(tmp_path / "run-1"), "worker-0"):
         raise ValueError("no such\nframe")
-    assert {"message": "failed", "level": "error", "what": "no such frame"}.items() <= lines(tmp_path)[-1].items()
+    assert {"message": "failed", "level": "error", "what": "no such frame"}.items() <= lines(tmp_path / "run-1")[
+        -1
+    ].items()
 
 
 def test_the_file_is_there_while_the_process_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_EVERY_S", 0.0)
-    with run_log(str(tmp_path), "run-1", "worker-0"):
+    with run_log(str(tmp_path / "run-1"), "worker-0"):
         log("placed")
-        assert [line["message"] for line in lines(tmp_path)][-1] == "placed"
+        assert [line["message"] for line in lines(tmp_path / "run-1")][-1] == "placed"
 
 
 def test_a_storage_that_refuses_it_does_not_disturb_the_run(tmp_path, monkeypatch):
@@ -56,7 +58,7 @@ def test_a_storage_that_refuses_it_does_not_disturb_the_run(tmp_path, monkeypatc
     monkeypatch.setattr(module, "write_bytes", refuse)
     monkeypatch.setattr(module, "_EVERY_S", 0.0)
     said: list[str] = []
-    with run_log(str(tmp_path), "run-1", "worker-0", said.append):
+    with run_log(str(tmp_path / "run-1"), "worker-0", said.append):
         log("placed")
     assert len(said) == 1
     assert said[0].endswith("no permission)")

@@ -29,6 +29,7 @@ from pipeline.models.checkpoints import (
     read_part,
     seal,
 )
+from pipeline.run_log import log
 from pipeline.storage import (
     copy_from_local,
     copy_to_local,
@@ -111,6 +112,7 @@ class Kept:
             seal(directory, HISTORY)
             with_patience(lambda: _upload(Path(directory), uri))
         self.newest = uri
+        log("checkpoint", uri=uri, metrics=self.history[-1])
         self._scores[uri] = metrics.get("score")
         self._delete_others()
         if self.deadline is not None and time.time() > self.deadline and not last:

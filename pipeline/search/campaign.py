@@ -107,7 +107,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     started = time.monotonic()
     _quiet_tune()
     progress.start("search", settings.num_trials * base.epochs, "epochs")
-    with run_log(folder, run_id, "driver", warn), ending(monitor.close, parent.finish, deliver=monitor.deliver):
+    with run_log(folder, "driver", warn), ending(monitor.close, parent.finish, deliver=monitor.deliver):
         log("settings", settings=flatten(settings), **frame_set.describe())
         grid = _run_trials(settings, folder, frame_set, selection, monitor)
         result = {
@@ -156,11 +156,9 @@ def trial(
     def report(metrics: dict[str, float], save: SaveCheckpoint | None) -> None:
         if save is not None:
             kept.keep(save, metrics)
-            log("checkpoint", metrics=metrics, uri=kept.newest)
             tell(metrics)
 
-    name = own.rsplit("/", 1)[-1]
-    with tempfile.TemporaryDirectory() as directory, run_log(folder, folder.rsplit("/", 1)[-1], f"trial-{name}"):
+    with tempfile.TemporaryDirectory() as directory, run_log(folder, f"trial-{tune.get_context().get_trial_id()}"):
         log("settings", settings=values)
         try:
             resume = kept.resume(directory, warnings.append)

@@ -28,7 +28,6 @@ from pipeline.models.encoder import build_encoder
 from pipeline.models.kept import Kept, OutOfTime, read_best
 from pipeline.models.predict import predict
 from pipeline.models.weights import load_encoder, load_pose_model
-from pipeline.run_log import log
 from pipeline.storage import delete, join, write_json
 from pipeline.study.grid import for_labels
 from pipeline.training import finetune, pretrain
@@ -110,7 +109,6 @@ def pretrain_cell(
 
     def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
         if save is not None:
-            log("checkpoint", metrics=metrics)
             kept.keep(save, metrics, last=metrics["epoch"] >= recipe.epochs)
 
     try:
@@ -155,7 +153,6 @@ def finetune_cell(
 
     def report(metrics: dict[str, float], save: SaveCheckpoint | None) -> None:
         if save is not None:
-            log("checkpoint", metrics=metrics)
             kept.keep(save, metrics, last=metrics["epoch"] >= settings.epochs)
 
     try:

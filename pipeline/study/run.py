@@ -63,7 +63,7 @@ def run_study(
     show(*plan_table(settings, study.works, study.results))
     write_bytes(join(study.folder, "settings.yaml"), to_yaml(settings).encode())
     parent = start_run(settings.tracking, run_id, "study", settings, {"frame_set": settings.finetune.frame_set})
-    with run_log(study.folder, run_id, "driver", warn), ending(parent.finish):
+    with run_log(study.folder, "driver", warn), ending(parent.finish):
         log("settings", settings=flatten(settings))
         study.prepare(progress)
         total = sum(work.frames for work in study.works)

@@ -152,7 +152,7 @@ class Schedule:
 
 
 def _pretrain(place: Place, recipe: PretrainRecipe, board: BoardHandle) -> dict[str, Any]:
-    with run_log(place.folder, place.folder.rsplit("/", 1)[-1], place.key, board.warn):
+    with run_log(place.folder, place.key, board.warn):
         return pretrain_cell(place, recipe, lambda frames: board.post(place.key, frames), board.warn)
 
 
@@ -164,7 +164,7 @@ def _finetune(
     probe_frames: int,
     board: BoardHandle,
 ) -> dict[str, Any]:
-    with run_log(place.folder, place.folder.rsplit("/", 1)[-1], place.key, board.warn):
+    with run_log(place.folder, place.key, board.warn):
         return finetune_cell(
             place,
             settings,

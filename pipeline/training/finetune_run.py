@@ -6,7 +6,6 @@ from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSelection
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
-from pipeline.runs import new_run_id, open_run
 from pipeline.storage import preflight
 from pipeline.training.finetune import run_epochs
 from pipeline.training.finetune_data import worker_data
@@ -26,15 +25,10 @@ def run_finetune(settings: FinetuneRunSettings, progress: Progress = SILENT) -> 
     world_size = settings.workers.num_workers
     batch_size, steps = batch_and_steps(settings, selection.num_frames, world_size)
     planned = with_epochs(settings, selection.num_frames, world_size)
-    run_id = settings.run.run_id or new_run_id("finetune")
-    _, finished = open_run(settings, settings.run, run_id)
-    if finished is not None:
-        return finished
     return train_on_workers(
         finetune_worker,
         settings,
         (frame_set, selection),
-        run_id=run_id,
         kind="finetune",
         num_best=1,
         total=planned.epochs * steps * batch_size * world_size,

@@ -17,12 +17,12 @@ from pydantic import Field
 
 from pipeline.config import Settings, flatten
 from pipeline.delivery import Delivery, ending, with_untracked
-from pipeline.errors import DamagedError, DataError, EquihandError, SettingsError, TrainingError, warn
+from pipeline.errors import DamagedError, DataError, EquihandError, SettingsError, TrainingError, causes, warn
 from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.kept import Kept, checkpoints_in, fetch, read_best
 from pipeline.progress import Progress
 from pipeline.run_log import log, run_log
-from pipeline.runs import RunSettings
+from pipeline.runs import RunSettings, new_run_id, open_run
 from pipeline.storage import absolute, delete, exists, join, read_bytes, read_json, write_json
 from pipeline.tracking import Run, TrackingSettings, start_run
 from pipeline.training.background import BackgroundCall
@@ -69,7 +69,6 @@ def train_on_workers(
     settings: SettingsT,
     data: DataT,
     *,
-    run_id: str,
     kind: str,
     num_best: int,
     total: int,
@@ -78,6 +77,7 @@ def train_on_workers(
 ) -> dict[str, Any]:
     """Run `loop(settings, data, worker)` on every worker, and return the run's result: what the loop of the first worker
     returned, and where the run is (also written to result.json). Where MLflow does not have all of it, "untracked" says why.
+    A run of this id that has finished is not run again: its result is returned.
 
     num_best: checkpoints that are kept besides the newest two. total: frames that all workers see together. A TrainingError of
     the loop, which must be the same on all workers, ends the run; so does a DataError or SettingsError of any.
@@ -87,12 +87,15 @@ def train_on_workers(
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
     run, workers = settings.run, settings.workers
-    folder = join(absolute(run.storage), run_id)
+    run_id = run.run_id or new_run_id(kind)
+    folder, finished = open_run(settings, run, run_id)
+    if finished is not None:
+        return finished
     use_gpu = check_resources(workers)
     _forget_ray_snapshot(folder)
     started, started_at = time.monotonic(), time.time()
     with ExitStack() as stack:
-        stack.enter_context(run_log(folder, run_id, "driver", warn))
+        stack.enter_context(run_log(folder, "driver", warn))
         log("settings", settings=flatten(settings), tags=tags)
         board = stack.enter_context(progress_board(progress, kind, total, "frames"))
         trainer = TorchTrainer(
@@ -182,8 +185,8 @@ def _run_worker(
     def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
         if save is not None and rank == 0:
             kept.keep(save, metrics)
-        if save is not None or float(metrics["epoch"]).is_integer():
-            log("checkpoint" if save is not None else "epoch", metrics=metrics, uri=kept.newest)
+        elif float(metrics["epoch"]).is_integer():
+            log("epoch", metrics=metrics)
         ray.train.report(metrics)
 
     def notice(num_frames: int, figures: dict[str, float]) -> None:
@@ -193,7 +196,7 @@ def _run_worker(
     try:
         with (
             tempfile.TemporaryDirectory() as directory,
-            run_log(folder, context.get_experiment_name(), f"worker-{rank}", board.warn),
+            run_log(folder, f"worker-{rank}", board.warn),
         ):
             # The first worker chooses, for all: what is damaged for one might be whole for another.
             resume = kept.resume(directory, board.warn) if rank == 0 else None
@@ -205,7 +208,17 @@ def _run_worker(
             size = context.get_world_size()
             node = {"node": ray.util.get_node_ip_address(), "device": str(device), "threads": torch.get_num_threads()}
             log("placed", rank=rank, world_size=size, **node, going_on_from=chosen)
-            worker = Worker(rank, size, device, folder, resume, report, notice, board.warn, startup.mark)
+            worker = Worker(
+                rank=rank,
+                world_size=size,
+                device=device,
+                folder=folder,
+                resume=resume,
+                report=report,
+                notice=notice,
+                say=board.warn,
+                mark=startup.mark,
+            )
             return loop(settings, data, worker)
     except TrainingError as error:
         return {"error": str(error)}
@@ -247,12 +260,8 @@ def _outcome(fit: "BackgroundCall") -> Any:
 def _reason(error: BaseException) -> str:
     """The innermost cause of Ray Train's error, in one line, preferring one of our own errors."""
     failures = getattr(error, "worker_failures", None) or {}
-    causes: list[BaseException] = [*failures.values()] or [error]
-    for number, cause in enumerate(causes):
-        while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
-            cause = inner
-        causes[number] = cause
-    own = next((cause for cause in causes if isinstance(cause, EquihandError)), causes[0])
+    innermost = [[*causes(each)][-1] for each in failures.values() or [error]]
+    own = next((cause for cause in innermost if isinstance(cause, EquihandError)), innermost[0])
     rank = next((rank for rank, _ in failures.items()), None)
     at = f"worker {rank}: " if rank is not None else ""
     lines = [line for line in str(own).strip().splitlines() if line.strip()]

@@ -278,8 +278,8 @@ def _place(saved: _Saved, epoch_steps: int, worker: Worker) -> dict[str, int]:
     """Where in the data the run goes on, as Stream.load_state_dict takes it. The stream itself is some batches ahead of what
     was trained on, so a checkpoint holds the steps of the run."""
     epoch, step = divmod(saved.step, epoch_steps)
-    if saved.step and round(saved.step / saved.epoch) != epoch_steps:
-        before = round(saved.step / saved.epoch)
+    before = round(saved.step / saved.epoch) if saved.step else epoch_steps
+    if before != epoch_steps:
         epoch, step = divmod(int(saved.epoch * epoch_steps + 1e-6), epoch_steps)
         if step and worker.rank == 0:
             worker.say(

@@ -4,7 +4,6 @@ from typing import Any
 
 from pipeline.frames.mixing import uris_of
 from pipeline.progress import SILENT, Progress
-from pipeline.runs import new_run_id, open_run
 from pipeline.storage import preflight
 from pipeline.training.launch import LaunchSettings, train_on_workers
 from pipeline.training.pretrain import run_epochs
@@ -20,15 +19,10 @@ def run_pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dic
     world_size = settings.workers.num_workers
     preflight(*uris_of(settings.frame_set))
     mixture = check_recipe(settings, world_size)
-    run_id = settings.run.run_id or new_run_id("pretrain")
-    _, finished = open_run(settings, settings.run, run_id)
-    if finished is not None:
-        return finished
     return train_on_workers(
         run_epochs,
         settings,
         mixture,
-        run_id=run_id,
         kind="pretrain",
         num_best=settings.checkpoint.keep,
         total=settings.epochs * steps_of_epoch(settings, mixture, world_size) * settings.batch_size * world_size,

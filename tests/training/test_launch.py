@@ -26,12 +26,11 @@ from tests.training.damage import damage
 
 def train(loop, tmp_path, tracking):
     Path(tmp_path, "runs", "broken").mkdir(parents=True, exist_ok=True)
-    settings = LaunchSettings(run=RunSettings(storage=str(tmp_path / "runs")), tracking=tracking)
+    settings = LaunchSettings(run=RunSettings(storage=str(tmp_path / "runs"), run_id="broken"), tracking=tracking)
     return train_on_workers(
         loop,
         settings,
         None,
-        run_id="broken",
         kind="pretrain",
         num_best=1,
         total=1,
