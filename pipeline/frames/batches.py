@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.frames.epoch_plan import Item, Position, StreamPlan, rows_after
+from pipeline.frames.epoch_plan import Item, Position, StreamPlan
 from pipeline.frames.read_items import OPTIONAL_COLUMNS, TENSOR_COLUMNS, BadFrame, Block, bad_frame
 
 if TYPE_CHECKING:
@@ -36,27 +36,28 @@ class Batch:
 
 
 def cut_batches(
-    blocks: Iterator[tuple[Item, Block]], rows: tuple[int, ...], steps: int, start: Position, plan: StreamPlan
+    blocks: Iterator[tuple[Item, Block]], rows: np.ndarray, steps: int, start: Position, plan: StreamPlan
 ) -> Iterator[Batch]:
     """Batches start.step to steps of start.epoch, and 0 to steps of those after it.
 
-    rows: of each set in an epoch. Blocks of start.epoch, where any are left of it, begin with the rows that start.step takes.
+    rows: (batches, sources) of each source that a batch takes. Blocks of start.epoch, where any are left of it, begin with the
+    rows that start.step takes.
     """
-    taken = rows_after(rows, plan.batch_size)
     coming = next(blocks, None)
     while coming is not None:
-        epoch, pending = coming[0].epoch, [_Pending() for _ in rows]
-        for step in range(start.step if epoch == start.epoch else 0, min(steps, len(taken) - 1)):
-            counts = taken[step + 1] - taken[step]
+        epoch, pending = coming[0].epoch, [_Pending() for _ in rows[0]]
+        for step in range(start.step if epoch == start.epoch else 0, min(steps, len(rows))):
+            counts = rows[step].tolist()
             # Only what this batch needs: the first one comes before Ray Data has read anything.
             while any(of.num_rows < count for of, count in zip(pending, counts, strict=True)):
                 coming = coming or next(blocks, None)
                 if coming is None:
                     return
-                pending[coming[0].of_set].add(coming[1])
+                pending[coming[0].source].add(coming[1])
                 coming = None
-            parts = [of.take(count) for of, count in zip(pending, counts, strict=True) if count]
-            yield to_batch(_joined(parts), epoch, step, plan.columns)
+            if any(counts):
+                parts = [of.take(count) for of, count in zip(pending, counts, strict=True) if count]
+                yield to_batch(_joined(parts), epoch, step, plan.columns)
         coming = coming or next(blocks, None)
         while coming is not None and coming[0].epoch == epoch:  # the rows that make no full batch
             coming = next(blocks, None)
@@ -77,15 +78,6 @@ def cut_as_they_come(blocks: Iterator[tuple[Item, Block]], plan: StreamPlan) -> 
             step += 1
     if epoch is not None and pending.num_rows and not plan.drop_last:
         yield to_batch(pending.take(pending.num_rows), epoch, step, plan.columns)
-
-
-def without_first(blocks: Iterator[tuple[Item, Block]], num_rows: list[int]) -> Iterator[tuple[Item, Block]]:
-    """The blocks without the first rows, so many of each set."""
-    left = list(num_rows)
-    for item, block in blocks:
-        out = min(left[item.of_set], len(block["problem"]))
-        left[item.of_set] -= out
-        yield item, {name: values[out:] for name, values in block.items()} if out else block
 
 
 class _Pending:

@@ -1,25 +1,29 @@
 """What each worker reads in an epoch, decided before anything is read.
 
-The row groups of a set are permuted by (seed, pass over the set, set), laid end to end, and cut into one stretch a worker.
-So every row is read by the same worker at the same place of the order whenever seed, epoch and number of workers are the
-same, whatever machine is fast or slow. Row groups were shuffled across clips when the set was written (see ingest.py); a
-few of them together make one work item, inside which whole frame groups are permuted again. No shuffle buffer is needed.
+The row groups of a set are permuted by (seed, pass over the set, set), laid end to end, and cut into one stretch a share of the
+batch (see shares.py): usually one a worker. So every row comes at the same place of the order whenever seed, epoch and number of
+shares are the same, whatever machine is fast or slow, and however many workers there are. Row groups were shuffled across clips
+when the set was written (see ingest.py); a few of them together make one work item, inside which whole frame groups are permuted
+again. No shuffle buffer is needed.
 
-Of a set an epoch takes a quota of rows, all that it has or more or fewer where sets are mixed. Of several sets (see mixing.py) every worker gets its stretch of each. Its batches take rows from all of them, evenly
-through the epoch: after any number of batches each set has given its part of the rows, to one row.
+Of a set an epoch takes a quota of rows, all that it has or more or fewer where sets are mixed. Of several sets (see mixing.py)
+every share gets its stretch of each. Its batches take rows from all of them, evenly through the epoch: after any number of
+batches each set has given its part of the rows, to one row. A worker reads from one or more such sources: a set for a share.
 
-Remainder rule: worker r of W gets rows floor(r q / W) to floor((r + 1) q / W) of the q rows that an epoch takes of a set, so
-counts differ by one a set at most. With drop_last every worker yields as many full batches as the one with the fewest rows
+Remainder rule: share s of S gets rows floor(s q / S) to floor((s + 1) q / S) of the q rows that an epoch takes of a set, so
+counts differ by one a set at most. With drop_last every share makes as many full batches as the one with the fewest rows
 holds, and the epoch's last few rows (others every epoch) are left out; without it the last batch is smaller.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from pipeline.frames.shares import Part, parts_of
 
 if TYPE_CHECKING:
     from pipeline.frames.frame_set import FrameSet
@@ -43,11 +47,13 @@ class StreamPlan:
 
     split: str
     batch_size: int
-    """Frames per worker and step."""
+    """Frames of a share in each step: of a worker, where shares are not counted otherwise."""
     epochs: int = 1
     """Of the whole run: the stream ends before this one."""
     rank: int = 0
     world_size: int = 1
+    num_shares: int | None = None
+    """Shares of which the batch of all workers consists; None: one for each worker."""
     seed: int = 0
     """Of the order."""
     shuffle: bool = True
@@ -65,6 +71,16 @@ class StreamPlan:
     """Reading tasks at a time for this worker; None lets Ray Data decide."""
     window_mb: int = 192
     """Decoded frames of one Ray Data execution, MiB; three windows are held for each worker."""
+
+    @property
+    def shares(self) -> int:
+        """Shares of which the batch of all workers consists."""
+        return self.num_shares or self.world_size
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What this worker takes of every batch."""
+        return parts_of(self.rank, self.world_size, self.shares, self.batch_size)
 
 
 class RowRange(NamedTuple):
@@ -88,52 +104,114 @@ class Item:
 
     epoch: int
     number: int
-    """Of the set's items of this worker in this epoch."""
+    """Of the items of this set for this share in this epoch."""
     of_set: int
     """Its place among the sets."""
+    source: int
+    """Its place among what this worker reads: of the first share each set, then of the next."""
     uri: str
     """Of the set."""
     group_size: int
     ranges: tuple[RowRange, ...]
     spares: tuple[RowRange, ...] = ()
     """Row groups of other shards, to replace the rows of an item none of which can be used."""
+    wanted: tuple[int, ...] | None = None
+    """Which of the rows, in the order that they come in; None: all of them."""
 
     @property
     def num_rows(self) -> int:
         """Rows, if none of them is left out by their clip."""
         return sum(each.num_rows for each in self.ranges)
 
+    @property
+    def num_wanted(self) -> int:
+        """Those of them that are wanted."""
+        return self.num_rows if self.wanted is None else len(self.wanted)
 
-def worker_rows(quotas: Sequence[int], rank: int, world_size: int) -> tuple[int, ...]:
-    """Rows of each set that a worker gets in every epoch."""
-    return tuple((rank + 1) * quota // world_size - rank * quota // world_size for quota in quotas)
+
+def share_rows(quotas: Sequence[int], share: int, num_shares: int) -> tuple[int, ...]:
+    """Rows of each set that a share gets in every epoch."""
+    return tuple((share + 1) * quota // num_shares - share * quota // num_shares for quota in quotas)
 
 
-def steps_per_epoch(quotas: Sequence[int], batch_size: int, world_size: int, drop_last: bool) -> int:
-    """Batches each worker yields in an epoch (a worker whose last batch is empty yields one fewer without drop_last)."""
-    rows = [sum(worker_rows(quotas, rank, world_size)) for rank in range(world_size)]
+def steps_per_epoch(quotas: Sequence[int], batch_size: int, num_shares: int, drop_last: bool) -> int:
+    """Batches of an epoch (a worker whose last batch is empty yields one fewer without drop_last)."""
+    rows = [sum(share_rows(quotas, share, num_shares)) for share in range(num_shares)]
     return min(rows) // batch_size if drop_last else math.ceil(max(rows) / batch_size)
 
 
-def plan_epoch(sets: "Sequence[FrameSet]", quotas: Sequence[int], plan: StreamPlan, epoch: int) -> list[Item]:
-    """One worker's work items of an epoch, in the order in which their rows are needed."""
+def plan_epoch(
+    sets: "Sequence[FrameSet]", quotas: Sequence[int], plan: StreamPlan, epoch: int, step: int = 0
+) -> list[Item]:
+    """One worker's work items of an epoch from a step on, in the order in which their rows are needed."""
     needed: list[tuple[float, int, Item]] = []
-    for index, (each, quota) in enumerate(zip(sets, quotas, strict=True)):
-        first = epoch * quota + plan.rank * quota // plan.world_size
-        end = epoch * quota + (plan.rank + 1) * quota // plan.world_size
-        rng = np.random.default_rng([plan.seed, epoch, index, plan.rank, 3])
-        groups = [
-            (shard.path, number, rows)
-            for shard in each.shards(plan.split)
-            for number, rows in enumerate(shard.row_groups)
-        ]
-        begun = 0
-        for number, ranges in enumerate(_of_items(_stretch(groups, first, end, index, plan))):
-            spares = _spares(groups, ranges, rng)
-            item = Item(epoch, number, index, each.uri, each.manifest.group_size, ranges, spares)
-            needed.append((begun / (end - first), index, item))
-            begun += item.num_rows
+    for place, part in enumerate(plan.parts):
+        rows = share_rows(quotas, part.share, plan.shares)
+        before = rows_before(rows, plan.batch_size, step)
+        for index, each in enumerate(sets):
+            source = place * len(sets) + index
+            cut = None if part.num_rows == plan.batch_size else _in_part(rows, index, part, plan.batch_size)
+            begun = 0
+            for item in _share_items(each, index, source, quotas[index], part.share, plan, epoch):
+                start, begun = begun, begun + item.num_rows
+                if begun <= before[index]:
+                    continue  # left out unread
+                wanted = range(max(0, before[index] - start), item.num_rows)
+                if cut is not None:
+                    item = replace(item, wanted=tuple(row for row in wanted if cut[start + row]))
+                elif len(wanted) < item.num_rows:
+                    item = replace(item, wanted=tuple(wanted))
+                if item.wanted != ():
+                    needed.append((start / rows[index], source, item))
     return [item for *_, item in sorted(needed, key=lambda each: each[:2])]
+
+
+def _share_items(
+    frames: "FrameSet", index: int, source: int, quota: int, share: int, plan: StreamPlan, epoch: int
+) -> Iterator[Item]:
+    """All items of a share's stretch of one set. index: the set's place."""
+    first = epoch * quota + share * quota // plan.shares
+    end = epoch * quota + (share + 1) * quota // plan.shares
+    rng = np.random.default_rng([plan.seed, epoch, index, share, 3])
+    groups = [
+        (shard.path, number, rows)
+        for shard in frames.shards(plan.split)
+        for number, rows in enumerate(shard.row_groups)
+    ]
+    for number, ranges in enumerate(_of_items(_stretch(groups, first, end, index, plan))):
+        spares = _spares(groups, ranges, rng)
+        yield Item(epoch, number, index, source, frames.uri, frames.manifest.group_size, ranges, spares)
+
+
+def rows_of_steps(quotas: Sequence[int], plan: StreamPlan) -> np.ndarray:
+    """(batches, sources) how many rows this worker's batches of an epoch take of each of its sources."""
+    columns = []
+    for part in plan.parts:
+        rows = share_rows(quotas, part.share, plan.shares)
+        counts = np.diff(rows_after(rows, plan.batch_size), axis=0)
+        if part.num_rows < plan.batch_size:
+            ends = counts.cumsum(1).clip(part.start, part.stop)
+            counts = np.diff(ends, axis=1, prepend=part.start)
+        columns.append(counts)
+    longest = max(len(counts) for counts in columns)
+    padded = [np.pad(counts, ((0, longest - len(counts)), (0, 0))) for counts in columns]
+    return np.concatenate(padded, axis=1)
+
+
+def rows_before(rows: tuple[int, ...], batch_size: int, step: int) -> list[int]:
+    """Rows of each set that the batches of a share before a step take; rows: of each set in an epoch."""
+    after = rows_after(rows, batch_size)
+    taken: list[int] = after[min(step, len(after) - 1)].tolist()  # its epoch may be a batch shorter than that of others
+    return taken
+
+
+def _in_part(rows: tuple[int, ...], index: int, part: Part, batch_size: int) -> np.ndarray:
+    """(rows of the set,) whether each row of a share's stretch of one set lies in the part of the share's batches."""
+    after = rows_after(rows, batch_size)
+    counts = np.diff(after, axis=0)
+    batch = np.repeat(np.arange(len(counts)), counts[:, index])
+    place = np.arange(rows[index]) - after[batch, index] + counts[batch, :index].sum(1)
+    return (place >= part.start) & (place < part.stop)
 
 
 @lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -89,6 +90,9 @@ class ItemReader:
         good = block["problem"] == ""
         if good.all():
             return block
+        if item.wanted is not None:  # what takes a row's place does not depend on who reads which rows
+            whole = self.read(replace(item, wanted=None))
+            return {name: values[list(item.wanted)] for name, values in whole.items()}
         donor, donors, bad = block, np.flatnonzero(good), np.flatnonzero(~good)
         for spare in item.spares:
             if len(donors):
@@ -118,8 +122,10 @@ class ItemReader:
             chosen = pa.compute.is_in(table["clip_id"], pa.array(sorted(self.plan.clips), pa.string())).to_numpy()
             table = table.filter(pa.array(chosen))
             shards, problems = shards[chosen], [""] * int(chosen.sum())
-        if rng is not None:
-            order = _permuted_groups(table["clip_id"].to_pylist(), item.group_size, rng)
+        if rng is not None or item.wanted is not None:
+            clips = table["clip_id"].to_pylist()
+            order = np.arange(len(clips)) if rng is None else _permuted_groups(clips, item.group_size, rng)
+            order = order if item.wanted is None else order[list(item.wanted)]
             table, shards, problems = table.take(order), shards[order], [problems[row] for row in order]
         frames, wrong = decode_frames(table["jpeg"], self.image_size)
         problems = [problem or text for problem, text in zip(problems, wrong, strict=True)]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import DataError
 from pipeline.frames import windows
-from pipeline.frames.batches import Batch, cut_as_they_come, cut_batches, without_first
-from pipeline.frames.epoch_plan import Item, Position, StreamPlan, plan_epoch, rows_after, steps_per_epoch, worker_rows
+from pipeline.frames.batches import Batch, cut_as_they_come, cut_batches
+from pipeline.frames.epoch_plan import Item, Position, StreamPlan, plan_epoch, rows_of_steps, steps_per_epoch
 from pipeline.frames.read_items import BadFrame, ItemReader, bad_frames_text
 
 if TYPE_CHECKING:
@@ -54,14 +54,11 @@ class Stream:
         plan, start = self._plan, self._place
         if start.epoch >= plan.epochs:
             return
-        rows = worker_rows(self._quotas, plan.rank, plan.world_size)
-        seen = rows_after(rows, plan.batch_size)
-        skipped = seen[min(start.step, len(seen) - 1)]  # this worker's epoch may be a batch shorter than the others'
-        items, left_out = self._items(list(skipped))
+        rows = rows_of_steps(self._quotas, plan)
         reader = ItemReader(self._sets[0].manifest.image_size, plan)
-        blocks = without_first(windows.read_items(items, reader), left_out)
+        blocks = windows.read_items(self._items(), reader)
         if plan.clips is None:
-            steps = steps_per_epoch(self._quotas, plan.batch_size, plan.world_size, plan.drop_last)
+            steps = steps_per_epoch(self._quotas, plan.batch_size, plan.shares, plan.drop_last)
             batches = cut_batches(blocks, rows, steps, start, plan)
         else:
             batches = cut_as_they_come(blocks, plan)
@@ -73,7 +70,7 @@ class Stream:
             num_read += batch.num_frames
             bad.extend(batch.problems)
             limit = plan.max_bad_fraction
-            of = sum(rows) if plan.clips is None else max(num_read, round(_HANDFUL / max(limit, 1e-9)))
+            of = int(rows.sum()) if plan.clips is None else max(num_read, round(_HANDFUL / max(limit, 1e-9)))
             if batch.problems and len(bad) > limit * of:
                 raise DataError(
                     f"{', '.join(each.uri for each in self._sets)}: {len(bad)} of {of} frames of an epoch are unusable "
@@ -82,22 +79,10 @@ class Stream:
             self._place = Position(batch.epoch, batch.step + 1)
             yield batch
 
-    def _items(self, skipped: list[int]) -> tuple[Iterator[Item], list[int]]:
-        """All epochs' items, each epoch planned when it is reached, without the whole items among the first rows `skipped`
-        of each set; and how many rows are still to be left out of the items that begin then."""
-        start = self._place.epoch
-        first: list[Item] = []
-        begun: set[int] = set()
-        for item in plan_epoch(self._sets, self._quotas, self._plan, start):
-            if item.of_set not in begun and skipped[item.of_set] >= item.num_rows:
-                skipped[item.of_set] -= item.num_rows  # left out unread
-            else:
-                begun.add(item.of_set)
-                first.append(item)
-
-        def all_items() -> Iterator[Item]:
-            yield from first
-            for epoch in range(start + 1, self._plan.epochs):
-                yield from plan_epoch(self._sets, self._quotas, self._plan, epoch)
-
-        return all_items(), skipped
+    def _items(self) -> Iterator[Item]:
+        """Those from the place on, each epoch planned when it is reached."""
+        start = self._place
+        for epoch in range(start.epoch, self._plan.epochs):
+            yield from plan_epoch(
+                self._sets, self._quotas, self._plan, epoch, start.step if epoch == start.epoch else 0
+            )

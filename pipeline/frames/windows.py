@@ -62,7 +62,7 @@ def _windows(items: Iterator[Item], window_rows: int) -> Iterator[list[Item]]:
     limit = ITEM_ROWS
     window: list[Item] = []
     for item in chain(items, [None]):
-        if window and (item is None or sum(each.num_rows for each in window) + item.num_rows > limit):
+        if window and (item is None or sum(each.num_wanted for each in window) + item.num_wanted > limit):
             yield window
             window, limit = [], min(4 * limit, window_rows)
         if item is not None:

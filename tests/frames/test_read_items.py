@@ -353,7 +353,7 @@ def test_ray_data_goes_on_without_a_shard_and_ends_without_any(frames, monkeypat
     assert [batch.columns for batch in batches] == [batch.columns for batch in here]
 
     good, reader = first_item(uri, manifest, num_readers=1, window_mb=1)
-    gone = Item(0, 1, 0, uri, 4, (RowRange("shards/gone.parquet", 0, 0, 16),))
+    gone = Item(0, 1, 0, 0, uri, 4, (RowRange("shards/gone.parquet", 0, 0, 16),))
     read = windows.read_items(iter([good, gone]), reader)
     assert next(read)[0] == good
     with pytest.raises(DataError, match=r"no usable frame among 16 rows, nor in other shards tried .*has vanished"):

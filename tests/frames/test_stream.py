@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.config import load
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames import windows
-from pipeline.frames.epoch_plan import StreamPlan, plan_epoch, rows_after, steps_per_epoch, worker_rows
+from pipeline.frames.epoch_plan import StreamPlan, plan_epoch, rows_after, steps_per_epoch, share_rows
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.frames.mixing import FrameSetShare, Mixture
@@ -90,6 +90,48 @@ def test_order_depends_on_seed_and_epoch_only(tiny):
 def test_an_epoch_goes_on_in_the_middle(tiny, start_step):
     whole = census(tiny, num_epochs=2, batch_size=16)
     assert census(tiny, (0, start_step), 2, batch_size=16) == whole[start_step:]
+
+
+def together(frames, world_size, **options):
+    """(epoch, step, names) of the batches of all workers together."""
+    of_workers = [census(frames, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    places = sorted({batch[:2] for of_worker in of_workers for batch in of_worker})
+    names = {place: [] for place in places}
+    for of_worker in of_workers:
+        for epoch, step, ids in of_worker:
+            names[epoch, step] += ids
+    return [(*place, ids) for place, ids in names.items()]
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("num_shares", [1, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+def test_batches_do_not_depend_on_the_number_of_workers(tiny, world_size, num_shares):
+    """Also where it changes within an epoch: every remaining row comes once."""
+    options = {"num_shares": num_shares, "batch_size": 12, "num_epochs": 2, "seed": 1}
+    whole = together(tiny, num_shares, **options)
+    assert together(tiny, world_size, **options) == whole
+    assert together(tiny, world_size, start=(0, 3), **options) == whole[3:]
+    last = {"drop_last": False, **options}
+    assert together(tiny, world_size, **last) == together(tiny, num_shares, **last)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("world_size", [1, 3, 5])
+def test_mixed_batches_do_not_depend_on_the_number_of_workers(three_sets, world_size):
+    sets = mixed(*zip(three_sets, (5, 1, 2), strict=True))
+    options = {"num_shares": 2, "batch_size": 16, "start": (1, 4), "seed": 2}
+    assert together(sets, world_size, **options) == together(sets, 2, **options)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_replaces_a_broken_row_does_not_depend_on_the_number_of_workers(tmp_path):
+    write_tiny_set(str(tmp_path), splits={"train": 200}, broken=frozenset({3, 90, 91, 160}))
+    options = {"num_shares": 2, "batch_size": 10, "max_bad_fraction": 0.1}
+    whole = together(str(tmp_path), 2, **options)
+    assert len({name for *_, names in whole for name in names}) == 196
+    for world_size in (1, 3, 4):
+        assert together(str(tmp_path), world_size, **options) == whole
 
 
 @pytest.mark.usefixtures("in_process")
@@ -340,7 +382,7 @@ def test_all_workers_make_as_many_steps_whatever_is_mixed(rows, weights, batch_s
     assert sum(quotas) == sum(rows)
     steps = steps_per_epoch(quotas, batch_size, world_size, drop_last=True)
     for rank in range(world_size):
-        own = worker_rows(quotas, rank, world_size)
+        own = share_rows(quotas, rank, world_size)
         taken = rows_after(own, batch_size)
         assert tuple(taken[-1]) == own
         assert (np.diff(taken, axis=0) >= 0).all()
