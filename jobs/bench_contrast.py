@@ -26,7 +26,7 @@ from pipeline.objectives import ObjectiveSettings
 from pipeline.progress import SILENT, Progress
 from pipeline.training.contrast import make_pairs, step_loss
 from pipeline.training.distributed import bf16_pays
-from pipeline.training.grad_cache import backward
+from pipeline.training.grad_cache import backward, cut
 from pipeline.views import ViewSettings, generator_for
 
 _SAMPLE_S = 0.005
@@ -95,8 +95,7 @@ def measure(
             model,
             pairs.render,
             lambda outputs: step_loss(outputs, pairs, objective),
-            count,
-            micro_batch,
+            cut(count, micro_batch),
             autocast,
         )
         model.zero_grad()

@@ -33,6 +33,13 @@ def new_run_id(kind: str) -> str:
     return f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
+def started_with(run: RunSettings) -> dict[str, Any]:
+    """The settings that the run was started with, by dotted name; none of a new run."""
+    if run.run_id is None:
+        return {}
+    return flatten_values(_saved_settings(join(absolute(run.storage), run.run_id, "settings.yaml")) or {})
+
+
 def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, dict[str, Any] | None]:
     """The run's folder, and its result where it has finished. Saves the settings; refuses other settings for an old id."""
     preflight(run.storage, write=True)

@@ -34,6 +34,12 @@ class Batch:
         """Frames in this batch."""
         return int(self.frames.shape[0])
 
+    def take(self, rows: slice) -> "Batch":
+        """Some of its rows; `problems` stay with the whole."""
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        partners = None if self.partners is None else self.partners[rows]
+        return Batch(self.epoch, self.step, self.frames[rows], columns, [], partners)
+
 
 def cut_batches(
     blocks: Iterator[tuple[Item, Block]], rows: np.ndarray, steps: int, start: Position, plan: StreamPlan

@@ -69,6 +69,8 @@ class StreamPlan:
     """Share of unusable rows in an epoch of a worker above which the stream ends with an error."""
     num_readers: int | None = None
     """Reading tasks at a time for this worker; None lets Ray Data decide."""
+    reader_cpus: float = 1
+    """Logical CPUs that each of them reserves; where it is none and num_readers None, there are two."""
     window_mb: int = 192
     """Decoded frames of one Ray Data execution, MiB; three windows are held for each worker."""
 

@@ -26,8 +26,9 @@ def read_items(items: Iterator[Item], reader: ItemReader) -> Iterator[tuple[Item
     first = next(items, None)
     if first is None:
         return
-    shares = _shares(reader.plan.num_readers)
-    window_rows = max(1, reader.plan.window_mb * 2**20 // (reader.image_size**2 * 3))
+    plan = reader.plan
+    shares = _shares(plan.num_readers if plan.num_readers or plan.reader_cpus else 2)
+    window_rows = max(1, plan.window_mb * 2**20 // (reader.image_size**2 * 3))
     windows = zip(_windows(items, window_rows), cycle(shares))
     ahead = ThreadPoolExecutor(len(shares), thread_name_prefix="stream")
     reading: deque[tuple[list[Item], Future[list[Any]]]] = deque()
@@ -80,7 +81,9 @@ def _read_window(items: list[Item], reader: ItemReader, num_readers: int | None)
         return []
     dataset = ray.data.from_items(
         [{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items)
-    ).map_batches(reader, batch_size=None, batch_format="numpy", concurrency=num_readers)
+    ).map_batches(
+        reader, batch_size=None, batch_format="numpy", concurrency=num_readers, num_cpus=reader.plan.reader_cpus
+    )
     dataset.context.execution_options.preserve_order = True
     return dataset.materialize().to_arrow_refs()
 

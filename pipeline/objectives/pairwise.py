@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pipeline.geometry import at_least_float32
 from pipeline.views import Views
 
 TARGET_SIZES: dict[str, int] = {"rotation": 1, "translation": 2, "scale": 1, "colour": 4}
@@ -77,7 +78,7 @@ def pairwise_loss(
     """
     total = torch.zeros(())
     for name, predicted in predictions.items():
-        scale = log_scales[name].float()
-        error = (predicted.float() - targets[name]).abs().mean(1)
+        scale = at_least_float32(log_scales[name])
+        error = (at_least_float32(predicted) - targets[name]).abs().mean(1)
         total = total + (error * torch.exp(-scale) + scale).mean()
     return total

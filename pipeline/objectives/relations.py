@@ -32,6 +32,11 @@ class Members(NamedTuple):
         return Members(*(field[index] for field in self))
 
 
+def cat_members(parts: Sequence[Members]) -> Members:
+    """The views one after the other."""
+    return Members(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+
+
 def key(name: str) -> int:
     """A 63-bit number for a name, the same on every worker."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1

@@ -18,7 +18,16 @@ VERSION = 1
 
 _BUDGET_TOLERANCE = 0.05
 # Of a recipe, what does not decide its result; data, length and seed enter a key by themselves.
-_NOT_DECIDING_PRETRAIN = {"frame_set", "epochs", "log_every", "num_readers", "window_mb", "checkpoint", "probe"}
+_NOT_DECIDING_PRETRAIN = {
+    "frame_set",
+    "epochs",
+    "log_every",
+    "num_readers",
+    "window_mb",
+    "checkpoint",
+    "probe",
+    "shares",
+}
 _NOT_DECIDING_FINETUNE = {"frame_set", "epochs", "log_every", "memory_limit_mb"}
 
 

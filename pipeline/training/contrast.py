@@ -1,5 +1,6 @@
 """One step's pairs and their loss: where objective, positives, negatives, workers and views meet."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.frames.batches import Batch
-from pipeline.geometry import transform_points
+from pipeline.geometry import at_least_float32, transform_points
 from pipeline.objectives import (
     ObjectiveSettings,
     PairWeights,
@@ -19,6 +20,7 @@ from pipeline.objectives import (
 from pipeline.objectives.relations import (
     Members,
     adaptive_factor,
+    cat_members,
     joint_distances,
     key,
     negative_log_weights,
@@ -47,6 +49,8 @@ class Pairs:
     """What the first and the second views show, where the objective asks for it."""
     fallback: float
     """Share of the frames that found no partner and are paired with themselves."""
+    counts: tuple[int, ...] | None = None
+    """n of every worker; None: the same on all."""
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -92,12 +96,22 @@ def columns_for(objective: ObjectiveSettings) -> tuple[str, ...]:
 
 
 def make_pairs(
-    batch: Batch, objective: ObjectiveSettings, views: ViewSettings, generator: torch.Generator, device: torch.device
+    batch: Batch,
+    objective: ObjectiveSettings,
+    views: ViewSettings,
+    generator: torch.Generator,
+    device: torch.device,
+    part: tuple[int, slice] | None = None,
 ) -> Pairs:
-    """Draw the views of a batch, and pair them. generator: on the CPU, for the same views on every kind of device."""
+    """Draw the views of a batch, and pair them. generator: on the CPU, for the same views on every kind of device.
+
+    part: where the batch is only some rows of one for which the views are drawn: the rows of that, and which of them.
+    """
     frames, partners = _to(batch.frames, device), None if batch.partners is None else _to(batch.partners, device)
     count = len(frames)
-    first, second = (sample_views(views, count, generator=generator, device=device) for _ in range(2))
+    drawn_for, own = part or (count, slice(None))
+    both = (sample_views(views, drawn_for, generator=generator, device=device) for _ in range(2))
+    first, second = (Views(*(field[own] for field in each)) for each in both)
     drawn = [first, second]
     if objective.name == "hybrid":
         recoloured = exchange_colour(geometry_of=first, colour_of=second)
@@ -120,11 +134,27 @@ def make_pairs(
     return Pairs(frames, partners, drawn, views, order.to(device), members, fallback)
 
 
+def join_pairs(parts: Sequence[Pairs], counts: tuple[int, ...] | None = None) -> Pairs:
+    """Pairs of several shares of a batch as one. counts: how many every worker has."""
+    first = parts[0]
+    starts = torch.tensor([0, *(len(part) for part in parts[:-1])]).cumsum(0).tolist()
+    members = [part.members for part in parts if part.members is not None]
+    return Pairs(
+        torch.cat([part.frames for part in parts]),
+        None if first.partners is None else torch.cat([part.partners for part in parts if part.partners is not None]),
+        [cat_views(*views) for views in zip(*(part.views for part in parts), strict=True)],
+        first.view_settings,
+        torch.cat([part.second + start for part, start in zip(parts, starts, strict=True)]),
+        (cat_members([one for one, _ in members]), cat_members([other for _, other in members])) if members else None,
+        sum(part.fallback * len(part) for part in parts) / sum(len(part) for part in parts),
+        counts,
+    )
+
+
 def step_loss(outputs: dict[str, Tensor], pairs: Pairs, objective: ObjectiveSettings) -> tuple[Tensor, StepLoss]:
     """The loss to call backward on, and what to report. outputs: the network's, one row a frame (models/pretrain.py).
 
-    Every worker has as many frames, so that DistributedDataParallel's mean over workers gives the gradient of the loss
-    over the global batch.
+    DistributedDataParallel's mean over workers gives the gradient of the loss over the global batch.
     """
     terms: dict[str, Tensor] = {}
     latents = None
@@ -132,6 +162,9 @@ def step_loss(outputs: dict[str, Tensor], pairs: Pairs, objective: ObjectiveSett
         terms["contrast"], latents = _contrast(outputs["projections"], pairs, objective)
     if objective.regresses:
         terms["transform"] = _regression(outputs["transform"], outputs["log_scales"], pairs, objective.regresses)
+    if pairs.counts is not None:
+        weight = len(pairs) * len(pairs.counts) / sum(pairs.counts)
+        terms = {name: weight * value for name, value in terms.items()}
     loss = torch.stack(list(terms.values())).sum()
     return loss, StepLoss(loss.detach(), latents, {name: value.detach() for name, value in terms.items()})
 
@@ -139,20 +172,20 @@ def step_loss(outputs: dict[str, Tensor], pairs: Pairs, objective: ObjectiveSett
 def _contrast(projections: Tensor, pairs: Pairs, objective: ObjectiveSettings) -> tuple[Tensor, Tensor]:
     side, size = pairs.frames.shape[-1], pairs.view_settings.size
     first, second = (
-        latent(projections[:, number].float(), pairs.views[number], objective, crop_side=side, view_size=size)
+        latent(at_least_float32(projections[:, number]), pairs.views[number], objective, crop_side=side, view_size=size)
         for number in range(2)
     )
     second = second[pairs.second]
-    everyone = gather(torch.stack([first, second], dim=1))
+    everyone = gather(torch.stack([first, second], dim=1), pairs.counts)
     weights_of = None
     if pairs.members is not None:
-        weights_of = _Weights(pairs.members, objective)
+        weights_of = _Weights(pairs.members, objective, pairs.counts)
     loss = nt_xent_global(
         first,
         second,
         everyone[:, 0],
         everyone[:, 1],
-        world()[0] * len(pairs),
+        sum(pairs.counts[: world()[0]]) if pairs.counts is not None else world()[0] * len(pairs),
         objective.temperature,
         weights_of=weights_of,
         max_rows=objective.max_logits_rows,
@@ -171,20 +204,22 @@ def _regression(transform: Tensor, log_scales: Tensor, pairs: Pairs, names: tupl
 class _Weights:
     """How the pairs of views count: negatives of the same clip, and SiMHand's adaptive weights."""
 
-    def __init__(self, members: tuple[Members, Members], objective: ObjectiveSettings) -> None:
+    def __init__(
+        self, members: tuple[Members, Members], objective: ObjectiveSettings, counts: tuple[int, ...] | None
+    ) -> None:
         self.objective = objective
-        self.anchors = Members(*(torch.cat(both) for both in zip(*members, strict=True)))
+        self.anchors = cat_members(members)
         self.adaptive = objective.positives.adaptive_weights
         everyone = [
             Members(
-                gather(each.frame),
-                gather(each.clip),
-                gather(each.time_s),
-                gather(each.joints_2d) if self.adaptive else each.joints_2d,
+                gather(each.frame, counts),
+                gather(each.clip, counts),
+                gather(each.time_s, counts),
+                gather(each.joints_2d, counts) if self.adaptive else each.joints_2d,
             )
             for each in members
         ]
-        self.columns = Members(*(torch.cat(both) for both in zip(*everyone, strict=True)))
+        self.columns = cat_members(everyone)
         if self.adaptive:
             own, other = (each.joints_2d for each in members)
             self.positive_distances = (own - other).norm(dim=-1).mean(-1).repeat(2)

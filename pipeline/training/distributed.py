@@ -1,8 +1,8 @@
 """Process-group helpers: gather with exact gradients, device and precision choices.
 
-Each worker holds its own n views and contrasts them with the views of all workers. DistributedDataParallel averages
-parameter gradients over workers, so a loss that is the mean over the local anchors has, after averaging, exactly the
-gradient of the global mean, as long as gradients that reach a view through other workers' losses come back to it: the
+Each worker holds its own n views and contrasts them with the views of all workers, N together. DistributedDataParallel averages
+parameter gradients over W workers, so a loss that is the mean over the local anchors, times n W / N, has after averaging exactly
+the gradient of the global mean, as long as gradients that reach a view through other workers' losses come back to it: the
 backward of the gather sums them.
 
 The gather is written by hand because torch's differentiable all_gather (torch.distributed.nn.functional) is deprecated, and on
@@ -24,25 +24,31 @@ def world() -> tuple[int, int]:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
-        everyone = local.new_empty((world()[1] * len(local), *local.shape[1:]))
+    def forward(ctx: Any, local: torch.Tensor, counts: tuple[int, ...]) -> torch.Tensor:
+        ctx.counts = counts
+        longest = max(counts)
+        if len(local) < longest:  # all send as many rows
+            local = torch.cat([local, local.new_zeros(longest - len(local), *local.shape[1:])])
+        everyone = local.new_empty((len(counts) * longest, *local.shape[1:]))
         dist.all_gather_into_tensor(everyone, local.contiguous())
-        return everyone
+        if min(counts) == longest:
+            return everyone
+        return torch.cat([part[:count] for part, count in zip(everyone.split(longest), counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         grad = grads[0].contiguous()
         dist.all_reduce(grad)  # what every worker's loss says about my views
-        rank, size = world()
-        return grad.chunk(size)[rank]
+        return grad.split(list(ctx.counts))[world()[0]], None
 
 
-def gather(local: torch.Tensor) -> torch.Tensor:
+def gather(local: torch.Tensor, counts: tuple[int, ...] | None = None) -> torch.Tensor:
     """Rows of all workers, in order of rank; gradients from every worker's use of a row reach the row's owner.
 
-    local: (n, ...), the same n on every worker.
+    local: (n, ...). counts: n of every worker; None: the same on all.
     """
-    return local if world()[1] == 1 else _Gather.apply(local)
+    size = world()[1]
+    return local if size == 1 else _Gather.apply(local, counts or (len(local),) * size)
 
 
 def gather_values(values: torch.Tensor) -> torch.Tensor:

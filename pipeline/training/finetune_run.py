@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.errors import SettingsError
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSelection
 from pipeline.models.shipped import model_uri
@@ -23,6 +24,10 @@ def run_finetune(settings: FinetuneRunSettings, progress: Progress = SILENT) -> 
     preflight(settings.frame_set, *([model_uri(settings.init)] if settings.init else []))
     frame_set, selection = check_settings(settings)
     world_size = settings.workers.num_workers
+    if not isinstance(world_size, int):
+        raise SettingsError(
+            f"setting 'workers.num_workers' = {list(world_size)}: fine-tuning takes one number; give one"
+        )
     batch_size, steps = batch_and_steps(settings, selection.num_frames, world_size)
     planned = with_epochs(settings, selection.num_frames, world_size)
     return train_on_workers(

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.config import Settings, flatten
 from pipeline.delivery import Delivery, ending, with_untracked
@@ -34,8 +34,9 @@ from pipeline.training.worker import Worker, use_threads
 class WorkerSettings(Settings):
     """The workers of a training run."""
 
-    num_workers: int = Field(default=1, ge=1)
-    """Number of training processes: one for each GPU, or for every few CPU cores."""
+    num_workers: int | tuple[int, int] = 1
+    """Number of training processes: one for each GPU, or for every few CPU cores. [least, most] takes what the cluster has, and
+    goes on with fewer or more when nodes go or come (pretraining only)."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """Logical CPUs that each worker reserves."""
     use_gpu: bool | None = None
@@ -45,6 +46,27 @@ class WorkerSettings(Settings):
     GPU)."""
     max_failures: int = Field(default=3, ge=0)
     """How often a run restarts from its last checkpoint after losing a worker, before it gives up."""
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _one_number_or_two(cls, value: Any) -> Any:
+        try:
+            numbers = [int(each) for each in value] if isinstance(value, list | tuple) else [int(value)]
+        except (TypeError, ValueError):
+            numbers = []
+        if len(numbers) not in (1, 2) or numbers[0] < 1 or numbers[0] > numbers[-1]:
+            raise ValueError("must be a number of at least 1, or two of them, [least, most]")
+        return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+    @property
+    def least(self) -> int:
+        """Workers without which a run does not train."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most(self) -> int:
+        """Workers that a run has where the cluster has room for them."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class LaunchSettings(Settings):
@@ -101,7 +123,7 @@ def train_on_workers(
         trainer = TorchTrainer(
             partial(_run_worker, loop, settings, data, board, folder, num_best, use_gpu, started_at),  # type: ignore[arg-type]
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers.num_workers,
+                num_workers=workers.num_workers,  # type: ignore[arg-type]
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
             ),
@@ -213,6 +235,8 @@ def _run_worker(
                 world_size=size,
                 device=device,
                 folder=folder,
+                # Where the number of workers is open, they take all CPUs that there are.
+                reader_cpus=1 if use_gpu or settings.workers.least == settings.workers.most else 0,
                 resume=resume,
                 report=report,
                 notice=notice,
@@ -231,18 +255,18 @@ def check_resources(workers: WorkerSettings) -> bool:
     """Whether to use GPUs. Raises SettingsError when the cluster can never hold the workers and a reader beside them."""
     import ray
 
-    total = ray.cluster_resources()
+    total, least = ray.cluster_resources(), workers.least
     cpus, gpus = total.get("CPU", 0), int(total.get("GPU", 0))
-    use_gpu = gpus >= workers.num_workers if workers.use_gpu is None else workers.use_gpu
-    if use_gpu and gpus < workers.num_workers:
+    use_gpu = gpus >= least if workers.use_gpu is None else workers.use_gpu
+    if use_gpu and gpus < least:
         raise SettingsError(
-            f"setting 'workers.num_workers' = {workers.num_workers}: the cluster has {gpus} GPUs; use fewer workers or "
+            f"setting 'workers.num_workers' = {least}: the cluster has {gpus} GPUs; use fewer workers or "
             "workers.use_gpu false"
         )
-    needed = workers.num_workers * workers.cpus_per_worker + 1
+    needed = least * workers.cpus_per_worker + 1
     if cpus < needed:
         raise SettingsError(
-            f"setting 'workers.num_workers' = {workers.num_workers}: {needed:g} logical CPUs are needed (one of them to "
+            f"setting 'workers.num_workers' = {least}: {needed:g} logical CPUs are needed (one of them to "
             f"read data), the cluster has {cpus:g}; use fewer workers, or a larger ray.num_cpus"
         )
     return use_gpu

@@ -5,35 +5,42 @@ pass -> each view's transform undone on its projection -> NT-Xent against the vi
 in contrast.py, how a batch larger than the memory gets through the network in grad_cache.py.
 """
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
 from pipeline.frames.batches import Batch
 from pipeline.frames.epoch_plan import StreamPlan
 from pipeline.frames.mixing import Mixture
+from pipeline.frames.shares import parts_of, rows_of_workers, share_of, workers_of
 from pipeline.frames.stream import Stream
 from pipeline.models.checkpoints import META, SaveCheckpoint, read_part, read_trainer_state, save_checkpoint
 from pipeline.models.pretrain import PretrainModel
 from pipeline.models.weights import load_encoder
 from pipeline.objectives import similarity_stats
 from pipeline.storage import join, write_bytes
-from pipeline.training.contrast import Pairs, columns_for, make_pairs, step_loss
+from pipeline.training.contrast import Pairs, columns_for, join_pairs, make_pairs, step_loss
 from pipeline.training.distributed import gather_values
-from pipeline.training.grad_cache import backward
+from pipeline.training.grad_cache import backward, cut
 from pipeline.training.online import NUM_VIEW_PAIRS, OnlineProbe, view_pairs_picture
 from pipeline.training.optim import build_optimiser, learning_rate_at, peak_learning_rate, set_learning_rate
-from pipeline.training.pretrain_recipe import PretrainRecipe, probed_set, steps_of_epoch
+from pipeline.training.pretrain_recipe import PretrainRecipe, global_batch, probed_set, steps_of_epoch
 from pipeline.training.supply import BadFrames, one_ahead
 from pipeline.training.sync_norm import synchronise_batch_norm
 from pipeline.training.worker import LossLog, Worker, check_finite
 from pipeline.views import generator_for
+
+Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> dict[str, Any]:
@@ -46,11 +53,12 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.benchmark = True
     rank, device = worker.rank, worker.device
+    settings = settings.model_copy(update={"shares": settings.shares or worker.world_size})
     epoch_steps = steps_of_epoch(settings, mixture, worker.world_size)
+    frames_a_step = global_batch(settings, worker.world_size)
     saved = _saved_state(worker.resume)
-    place = _place(saved, epoch_steps, worker)
     # The first batch is read, and Ray Data started, while the network is built.
-    with one_ahead(iter(_stream(settings, mixture, worker, place)), device) as batches:
+    with one_ahead(iter(_stream(settings, mixture, worker, *divmod(saved.step, epoch_steps))), device) as batches:
         settings, model, optimiser = _built(settings, saved, device)
         steps = Steps(_network(model, settings, worker), optimiser, settings, worker, epoch_steps)
         probe = OnlineProbe(settings.probe, mixture.uris[0], settings.views, device) if rank == 0 else None
@@ -65,7 +73,7 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
             worker.mark("first_step")
             bad.add(batch.problems)
             last_of_epoch = batch.step == epoch_steps - 1
-            worker.notice(steps.number * settings.batch_size * worker.world_size, steps.figures())
+            worker.notice(steps.number * frames_a_step, steps.figures())
             if not (last_of_epoch or (steps.number % settings.log_every == 0) or _due(settings, steps.number)):
                 continue
             metrics = {"step": steps.number, "epoch": (steps.number / epoch_steps), **steps.interval_metrics()}
@@ -104,6 +112,7 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
         **mixture.describe(settings.split),
         **probed_set(settings, mixture),
         "world_size": worker.world_size,
+        "global_batch": frames_a_step,
     }
 
 
@@ -121,7 +130,11 @@ class Steps:
         self.network, self.optimiser, self.settings, self.worker = network, optimiser, settings, worker
         self.steps_per_epoch = steps_per_epoch
         self.total = settings.epochs * steps_per_epoch
-        self.peak = peak_learning_rate(settings.optimiser, settings.batch_size * worker.world_size)
+        size, shares = settings.batch_size, settings.shares or worker.world_size
+        self.peak = peak_learning_rate(settings.optimiser, size * shares)
+        self.parts = parts_of(worker.rank, worker.world_size, shares, size)
+        counts = rows_of_workers(worker.world_size, shares, size)
+        self.counts = None if min(counts) == max(counts) else counts
         self.autocast = worker.autocast(settings.precision)
         self.number = 0
         self.learning_rate = 0.0
@@ -134,10 +147,9 @@ class Steps:
 
     def run(self, batch: Batch, waited: float) -> None:
         """One optimiser step."""
-        settings, objective, worker = self.settings, self.settings.objective, self.worker
+        settings, objective = self.settings, self.settings.objective
         step = batch.epoch * self.steps_per_epoch + batch.step
-        generator = generator_for(settings.seed, batch.epoch, batch.step, worker.rank)
-        self._pairs = pairs = make_pairs(batch, objective, settings.views, generator, worker.device)
+        self._pairs = pairs = self._make_pairs(batch)
         self.learning_rate = learning_rate_at(step, self.total, settings.optimiser, self.peak)
         set_learning_rate(self.optimiser, self.learning_rate)
         self.optimiser.zero_grad(set_to_none=True)
@@ -145,9 +157,7 @@ class Steps:
             self.network,
             pairs.render,
             lambda outputs: step_loss(outputs, pairs, objective),
-            len(pairs),
-            settings.micro_batch,
-            self.autocast,
+            *self._passes(len(pairs)),
         )
         if settings.optimiser.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.optimiser.gradient_clip)
@@ -165,6 +175,39 @@ class Steps:
             self._stats = {f"loss_{name}": value for name, value in done.terms.items()} if len(done.terms) > 1 else {}
             if done.latents is not None:
                 self._stats |= similarity_stats(done.latents[:, 0], done.latents[:, 1])
+
+    def _make_pairs(self, batch: Batch) -> Pairs:
+        """The batch's, whose views are drawn share by share."""
+        settings, made, first = self.settings, [], 0
+        for part in self.parts:
+            generator = generator_for(settings.seed, batch.epoch, batch.step, part.share)
+            of = (settings.batch_size, slice(part.start, part.stop)) if part.num_rows < settings.batch_size else None
+            rows = batch if len(self.parts) == 1 else batch.take(slice(first, first + part.num_rows))
+            made.append(make_pairs(rows, settings.objective, settings.views, generator, self.worker.device, of))
+            first += part.num_rows
+        return made[0] if len(made) == 1 and self.counts is None else join_pairs(made, self.counts)
+
+    def _passes(self, num_frames: int) -> tuple[list[slice], Autocast, int | None]:
+        """What goes through the network at a time, and how, as `backward` takes it.
+
+        BatchNorm takes its statistics from each share, so several shares go through it one after the other, and its running
+        statistics are those of the first share, as where another worker has it.
+        """
+        settings = self.settings
+        if settings.sync_batch_norm or self.parts[0].num_rows < settings.batch_size:
+            parts = cut(num_frames, settings.micro_batch)
+            if settings.micro_batch and self.counts is not None:  # each pass is one of all workers together
+                passes = math.ceil(max(self.counts) / settings.micro_batch)
+                ends = [num_frames * number // passes for number in range(passes + 1)]
+                parts = [slice(start, stop) for start, stop in pairwise(ends)]
+            return parts, self.autocast, None
+        of_share = cut(settings.batch_size, settings.micro_batch)
+        parts = [
+            slice(first + part.start, first + part.stop)
+            for first in range(0, num_frames, settings.batch_size)
+            for part in of_share
+        ]
+        return parts, self.autocast, len(of_share) if len(self.parts) > 1 else None
 
     def examples(self) -> tuple[Tensor, Tensor]:
         """Some pairs of the last step as the network saw them, (N, 3, size, size) each."""
@@ -189,7 +232,7 @@ class Steps:
         metrics = {
             "loss": loss,
             "learning_rate": self.learning_rate,
-            "frames_per_second": num_steps * self.settings.batch_size * self.worker.world_size / seconds,
+            "frames_per_second": num_steps * global_batch(self.settings, self.worker.world_size) / seconds,
             "data_wait_fraction": self._waited / seconds,
             **{name: float(value) for name, value in self._stats.items()},
         }
@@ -227,8 +270,14 @@ def _network(model: PretrainModel, settings: PretrainRecipe, worker: Worker) -> 
     """The model as it is trained."""
     model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network: nn.Module = model
+    shares = settings.shares or worker.world_size
     if settings.sync_batch_norm and worker.world_size > 1:
         network = synchronise_batch_norm(network, worker.device)
+    elif worker.world_size > shares:
+        ranks = [workers_of(share, worker.world_size, shares) for share in range(shares)]
+        groups = [dist.new_group(each) for each in ranks]  # every worker has to make all of them
+        own = groups[share_of(worker.rank, worker.world_size, shares)]
+        network = synchronise_batch_norm(network, worker.device, own)  # type: ignore[arg-type]
     if settings.compile:
         network = torch.compile(network)  # type: ignore[assignment]
     return worker.distributed(network).train()
@@ -239,7 +288,6 @@ class _Saved:
     """What the run's newest checkpoint holds; of a new run, nothing."""
 
     step: int = 0
-    epoch: float = 0.0
     probed: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     weights: dict[str, Tensor] | None = None
@@ -253,7 +301,7 @@ def _saved_state(directory: Path | None) -> _Saved:
         return _Saved()
     state = read_trainer_state(directory)
     meta, weights = read_part(str(directory), META), load_file(directory / "model.safetensors")
-    return _Saved(state["step"], meta["epoch"], state["probed"], meta.get("metrics", {}), weights, state["optimiser"])
+    return _Saved(state["step"], state["probed"], meta.get("metrics", {}), weights, state["optimiser"])
 
 
 def _built(
@@ -274,23 +322,9 @@ def _built(
     return settings, model, optimiser
 
 
-def _place(saved: _Saved, epoch_steps: int, worker: Worker) -> dict[str, int]:
-    """Where in the data the run goes on, as Stream.load_state_dict takes it. The stream itself is some batches ahead of what
-    was trained on, so a checkpoint holds the steps of the run."""
-    epoch, step = divmod(saved.step, epoch_steps)
-    before = round(saved.step / saved.epoch) if saved.step else epoch_steps
-    if before != epoch_steps:
-        epoch, step = divmod(int(saved.epoch * epoch_steps + 1e-6), epoch_steps)
-        if step and worker.rank == 0:
-            worker.say(
-                f"{worker.folder}: goes on in epoch {saved.epoch:.2f} with {epoch_steps} steps an epoch, {before} before, because "
-                "the number of workers has changed: until the end of this epoch some frames may come twice and others not"
-            )
-    return {"epoch": epoch, "step": step}
-
-
-def _stream(settings: PretrainRecipe, mixture: Mixture, worker: Worker, place: dict[str, int]) -> Stream:
-    """This worker's batches from a place on; none where it is the end."""
+def _stream(settings: PretrainRecipe, mixture: Mixture, worker: Worker, epoch: int, step: int) -> Stream:
+    """This worker's batches from a place on; none where it is the end. The stream itself is some batches ahead of what is trained
+    on, so a checkpoint holds the steps of the run."""
     positives = settings.objective.positives
     stream = mixture.stream(
         StreamPlan(
@@ -299,15 +333,17 @@ def _stream(settings: PretrainRecipe, mixture: Mixture, worker: Worker, place: d
             epochs=settings.epochs,
             rank=worker.rank,
             world_size=worker.world_size,
+            num_shares=settings.shares,
             seed=settings.seed,
             num_readers=settings.num_readers,
+            reader_cpus=worker.reader_cpus,
             window_mb=settings.window_mb,
             max_bad_fraction=settings.max_bad_fraction,
             columns=columns_for(settings.objective),
             pairs=positives.pairs if positives.kind == "similar" else None,
         )
     )
-    stream.load_state_dict(place)
+    stream.load_state_dict({"epoch": epoch, "step": step})
     return stream
 
 

@@ -46,7 +46,11 @@ class PretrainRecipe(Settings):
     epochs: int = Field(default=100, ge=1)
     """Passes over the split (PeCLR: 100). An epoch of several sets has as many frames as they have together."""
     batch_size: int = Field(default=128, ge=2)
-    """Frames that each worker takes in one step; every frame gives two views."""
+    """Frames of a share of the global batch, which is what each worker takes in one step; every frame gives two views."""
+    shares: int | None = Field(default=None, ge=1)
+    """Shares that the global batch consists of. none: one for each worker that the run starts with (the most of
+    `workers.num_workers`). It decides the order of the frames and what is learnt; with fewer or more workers these stay the same,
+    and each takes several shares of a step, or a part of one."""
     micro_batch: int | None = Field(default=None, ge=2)
     """Frames that pass through the network at a time (gradient caching); none takes the whole batch at once. Memory
     then depends on `micro_batch` instead of `batch_size`, at the cost of one more forward pass. BatchNorm treats each
@@ -93,6 +97,11 @@ def check_recipe(settings: PretrainRecipe, workers: int) -> Mixture:
     """The opened frame sets. Raises an EquihandError before any long work where data, weights or settings do not fit."""
     mixture = Mixture.open(settings.frame_set, settings.split)
     steps_of_epoch(settings, mixture, workers)
+    if workers > (frames := global_batch(settings, workers)):
+        raise SettingsError(
+            f"setting 'workers.num_workers' = {workers}: {settings.shares} shares of batch_size = {settings.batch_size} give only "
+            f"{frames} of them a frame in each step"
+        )
     _check_positives(settings, mixture)
     if settings.init is not None:
         load_encoder(settings.init)
@@ -100,14 +109,19 @@ def check_recipe(settings: PretrainRecipe, workers: int) -> Mixture:
     return mixture
 
 
+def global_batch(settings: PretrainRecipe, workers: int) -> int:
+    """Frames of a step of all workers together."""
+    return (settings.shares or workers) * settings.batch_size
+
+
 def steps_of_epoch(settings: PretrainRecipe, mixture: Mixture, workers: int) -> int:
     """Optimiser steps of an epoch. Raises SettingsError where the frames make not one batch."""
-    quotas = mixture.quotas(settings.split)
-    steps = steps_per_epoch(quotas, settings.batch_size, workers, drop_last=True)
+    quotas, shares = mixture.quotas(settings.split), settings.shares or workers
+    steps = steps_per_epoch(quotas, settings.batch_size, shares, drop_last=True)
     if steps == 0:
         raise SettingsError(
-            f"setting 'batch_size' = {settings.batch_size}: {workers} workers need {workers * settings.batch_size} frames "
-            f"for one step, split '{settings.split}' has {sum(quotas)}"
+            f"setting 'batch_size' = {settings.batch_size}: {shares} {'shares' if settings.shares else 'workers'} need "
+            f"{shares * settings.batch_size} frames for one step, split '{settings.split}' has {sum(quotas)}"
         )
     return steps
 

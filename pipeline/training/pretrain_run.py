@@ -4,10 +4,11 @@ from typing import Any
 
 from pipeline.frames.mixing import uris_of
 from pipeline.progress import SILENT, Progress
+from pipeline.runs import started_with
 from pipeline.storage import preflight
 from pipeline.training.launch import LaunchSettings, train_on_workers
 from pipeline.training.pretrain import run_epochs
-from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe, probed_set, steps_of_epoch
+from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe, global_batch, probed_set, steps_of_epoch
 
 
 class PretrainSettings(LaunchSettings, PretrainRecipe):
@@ -16,16 +17,16 @@ class PretrainSettings(LaunchSettings, PretrainRecipe):
 
 def run_pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dict[str, Any]:
     """Run pretraining on a Ray cluster (needs a running Ray); the result is also in <storage>/<run_id>/result.json."""
-    world_size = settings.workers.num_workers
     preflight(*uris_of(settings.frame_set))
-    mixture = check_recipe(settings, world_size)
+    settings, most = with_shares(settings), settings.workers.most
+    mixture = check_recipe(settings, most)
     return train_on_workers(
         run_epochs,
         settings,
         mixture,
         kind="pretrain",
         num_best=settings.checkpoint.keep,
-        total=settings.epochs * steps_of_epoch(settings, mixture, world_size) * settings.batch_size * world_size,
+        total=settings.epochs * steps_of_epoch(settings, mixture, most) * global_batch(settings, most),
         progress=progress,
         tags={
             "frame_set": ", ".join(mixture.uris),
@@ -33,3 +34,12 @@ def run_pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dic
             **probed_set(settings, mixture),
         },
     )
+
+
+def with_shares(settings: PretrainSettings) -> PretrainSettings:
+    """The settings with `shares` as a number: as many as the run has had from its start."""
+    if settings.shares is not None:
+        return settings
+    before = started_with(settings.run)
+    shares = before.get("shares") or before.get("workers.num_workers") or settings.workers.most
+    return settings.model_copy(update={"shares": max(shares) if isinstance(shares, list) else int(shares)})

@@ -42,6 +42,8 @@ class Worker:
     device: torch.device = _CPU
     folder: str = ""
     """URI of the run's folder, for what the loop writes besides checkpoints."""
+    reader_cpus: float = 1
+    """Logical CPUs that each task which reads frames for this worker reserves."""
     resume: Path | None = None
     """Checkpoint directory of this same run to go on from."""
     report: Report = _nothing

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.config import load
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames import windows
-from pipeline.frames.epoch_plan import StreamPlan, plan_epoch, rows_after, steps_per_epoch, share_rows
+from pipeline.frames.epoch_plan import StreamPlan, plan_epoch, rows_after, share_rows, steps_per_epoch
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.manifest import Manifest, read_manifest
 from pipeline.frames.mixing import FrameSetShare, Mixture
@@ -96,7 +96,7 @@ def together(frames, world_size, **options):
     """(epoch, step, names) of the batches of all workers together."""
     of_workers = [census(frames, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
     places = sorted({batch[:2] for of_worker in of_workers for batch in of_worker})
-    names = {place: [] for place in places}
+    names: dict[tuple[int, int], list[str]] = {place: [] for place in places}
     for of_worker in of_workers:
         for epoch, step, ids in of_worker:
             names[epoch, step] += ids

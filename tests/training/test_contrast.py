@@ -14,7 +14,7 @@ from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 from pipeline.objectives import ObjectiveSettings, latent, nt_xent, pairwise_loss, relative_transform
 from pipeline.training.contrast import Pairs, columns_for, make_pairs, step_loss
 from pipeline.training.distributed import gather_values
-from pipeline.training.grad_cache import backward
+from pipeline.training.grad_cache import backward, cut
 from pipeline.views import ViewSettings, generator_for
 from tests.training.gloo import process_group
 
@@ -123,8 +123,7 @@ def run(network: nn.Module, pairs: Pairs, name: str, micro_batch: int | None) ->
         network,
         lambda part: pairs.render(part).double(),
         lambda outputs: step_loss(outputs, pairs, objective_of(name)),
-        len(pairs),
-        micro_batch,
+        cut(len(pairs), micro_batch),
     )
     return done.loss
 

@@ -173,24 +173,6 @@ def test_going_on_before_a_damaged_checkpoint_ends_with_the_same_weights(tmp_pat
 
 
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize(
-    ("before", "now", "steps"), [(16, 8, range(7, 17)), (8, 16, range(4, 9)), (16, 16, range(4, 9))]
-)
-def test_with_other_workers_a_run_ends_after_as_many_epochs(tmp_path, caplog, before, now, steps):
-    """The frames of a step of all workers are what counts; here those of one worker with another batch."""
-    write_tiny_set(str(tmp_path / "set"), splits={"train": 64}, labelled=False)
-    settings = small(str(tmp_path / "set"), epochs=2, batch_size=before, checkpoint={"every_steps": 48 // before})
-    Training(settings, tmp_path / "run", deadline=1.0)  # three quarters of the first epoch
-    rest = Training(settings.model_copy(update={"batch_size": now}), tmp_path / "run")
-    assert rest.steps == list(steps)
-    assert rest.result["metrics"]["epoch"] == 2
-    assert ("because the number of workers has changed" in caplog.text) == (before != now)
-    again = Training(settings.model_copy(update={"batch_size": before}), tmp_path / "run")
-    assert again.steps == []
-    assert again.result["metrics"]["epoch"] == 2
-
-
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(("minutes", "steps"), [(1e-9, [3, 4, 6, 8]), (60, [8]), (None, [8])])
 def test_a_checkpoint_is_due_after_some_minutes(tmp_path, minutes, steps):
     write_tiny_set(str(tmp_path / "set"), splits={"train": 64}, labelled=False)
