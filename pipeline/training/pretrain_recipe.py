@@ -120,7 +120,7 @@ def steps_of_epoch(settings: PretrainRecipe, mixture: Mixture, workers: int) -> 
     steps = steps_per_epoch(quotas, settings.batch_size, shares, drop_last=True)
     if steps == 0:
         raise SettingsError(
-            f"setting 'batch_size' = {settings.batch_size}: {shares} {'shares' if settings.shares else 'workers'} need "
+            f"setting 'batch_size' = {settings.batch_size}: {shares} {'workers' if shares == workers else 'shares'} need "
             f"{shares * settings.batch_size} frames for one step, split '{settings.split}' has {sum(quotas)}"
         )
     return steps
