@@ -235,8 +235,7 @@ def _run_worker(
                 world_size=size,
                 device=device,
                 folder=folder,
-                # Where the number of workers is open, they take all CPUs that there are.
-                reader_cpus=1 if use_gpu or settings.workers.least == settings.workers.most else 0,
+                reader_cpus=reader_cpus(settings.workers, use_gpu),
                 resume=resume,
                 report=report,
                 notice=notice,
@@ -251,6 +250,11 @@ def _run_worker(
         raise
 
 
+def reader_cpus(workers: WorkerSettings, use_gpu: bool) -> int:
+    """Logical CPUs that a task which reads frames reserves. Where the number of workers is open, they take all that there are."""
+    return 1 if use_gpu or workers.least == workers.most else 0
+
+
 def check_resources(workers: WorkerSettings) -> bool:
     """Whether to use GPUs. Raises SettingsError when the cluster can never hold the workers and a reader beside them."""
     import ray
@@ -263,11 +267,12 @@ def check_resources(workers: WorkerSettings) -> bool:
             f"setting 'workers.num_workers' = {least}: the cluster has {gpus} GPUs; use fewer workers or "
             "workers.use_gpu false"
         )
-    needed = least * workers.cpus_per_worker + 1
+    reserved = reader_cpus(workers, use_gpu)
+    needed = least * workers.cpus_per_worker + reserved
     if cpus < needed:
+        to_read = " (one of them to read data)" if reserved else ""
         raise SettingsError(
-            f"setting 'workers.num_workers' = {least}: {needed:g} logical CPUs are needed (one of them to "
-            f"read data), the cluster has {cpus:g}; use fewer workers, or a larger ray.num_cpus"
+            f"setting 'workers.num_workers' = {least}: {needed:g} logical CPUs are needed{to_read}, the cluster has {cpus:g}; use fewer workers, or a larger ray.num_cpus"
         )
     return use_gpu
 
