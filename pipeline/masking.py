@@ -5,8 +5,8 @@ import re
 
 _MASK = "***"
 _SECRET_VARIABLES = (
-    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
-    *("DATABRICKS_TOKEN", "HF_TOKEN", "RAY_AUTH_TOKEN"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD"),
+    *("MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN", "HF_TOKEN", "RAY_AUTH_TOKEN"),
 )
 _SHORTEST = 8  # letters of a secret of the environment: shorter ones are words that occur by chance
 # A port is no password: after the colon comes more than a number and a slash, and then an @.
