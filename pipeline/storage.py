@@ -31,6 +31,8 @@ from pipeline.text_files import parse_json
 
 ATTEMPTS = 8
 """Of a request to object storage."""
+MAX_JSON_BYTES = 500_000_000
+"""Of a JSON file that is read as a whole; the largest are published meshes. As Python's objects it takes several times as much."""
 _PATIENCE = 4
 _COPY_THREADS = 16
 _LEAST_FREE = 1 << 20  # bytes of a disk; below that nothing of ours fits
@@ -154,11 +156,13 @@ def size(uri: str) -> int:
         return info.size
 
 
-def read_bytes(uri: str) -> bytes:
-    """A whole file, in one request."""
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
+    """A whole file, in one request. Raises DamagedError where it has more bytes than `limit`."""
     with _named_errors(uri):
         filesystem, path = resolve(uri)
         with filesystem.open_input_file(path) as file:
+            if limit is not None and file.size() > limit:
+                raise DamagedError(f"{uri}: {file.size():,} bytes, but no such file has more than {limit:,}; it is not read")
             return read_range(file, uri, 0, file.size())
 
 
@@ -223,10 +227,10 @@ def write_bytes(uri: str, data: bytes) -> None:
                 stream.write(data)
 
 
-def read_json(uri: str) -> Any:
-    """A JSON file. Raises DamagedError, a StorageError that says why, where it is not valid JSON."""
+def read_json(uri: str, limit: int = MAX_JSON_BYTES) -> Any:
+    """A JSON file. Raises DamagedError, a StorageError that says why, where it is not valid JSON, or has more bytes than `limit`."""
     try:
-        return parse_json(read_bytes(uri))
+        return parse_json(read_bytes(uri, limit))
     except ValueError as error:
         raise DamagedError(f"{uri}: not valid JSON ({error})") from None
 

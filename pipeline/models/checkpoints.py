@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import DamagedError, DataError, MissingError, one_line
 from pipeline.storage import exists, join, local_path, read_bytes, write_json
+from pipeline.text_files import parse_json
 
 FORMAT_VERSION = 1
 META, MODEL, TRAINER, HISTORY, CHECKSUMS = (
@@ -148,7 +149,7 @@ def _read_checksums(uri: str) -> dict[str, dict[str, int]] | None:
     """{name: {"bytes", "crc32"}}; None of a checkpoint without them."""
     file = join(uri, CHECKSUMS)
     try:
-        content = json.loads(read_bytes(file))
+        content = parse_json(read_bytes(file))
         files: dict[str, dict[str, int]] = content["files"]
         if content["crc32"] != _crc32_of_files(files):
             raise ValueError("they are not as they were written")
@@ -161,7 +162,7 @@ def _read_checksums(uri: str) -> dict[str, dict[str, int]] | None:
 
 def _parsed(uri: str, name: str, data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        value = parse_json(data)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__}")
         return value

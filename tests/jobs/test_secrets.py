@@ -62,6 +62,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.mark.timeout(600)
 def test_the_whole_pipeline_writes_no_secret(folder, s3):
     places = {"RAY_TMPDIR": str(folder / "ray"), "TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)}
     for name in ("ray", "tmp"):
@@ -74,7 +75,7 @@ def test_the_whole_pipeline_writes_no_secret(folder, s3):
         cwd=ROOT,
         env=environment,
         capture_output=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
