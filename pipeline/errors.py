@@ -50,6 +50,10 @@ class RefusedError(StorageError):
     """This file may not be read or written; its storage answers, so others may be."""
 
 
+class FullError(StorageError):
+    """The disk is full, or the quota is used up. Beginning anew does not help; going on after somebody has made room does."""
+
+
 class DataError(EquihandError):
     """Input data is missing, damaged, or not what it claims to be."""
 

@@ -144,7 +144,9 @@ def settings_file(text: str) -> Callable[[World], None]:
 
 def large_array(world: World) -> None:
     """The header of 800 TB, and nothing behind it."""
-    header = repr({"descr": "<f8", "fortran_order": False, "shape": (100_000_000, 1_000_000)}).encode().ljust(117) + b"\n"
+    header = (
+        repr({"descr": "<f8", "fortran_order": False, "shape": (100_000_000, 1_000_000)}).encode().ljust(117) + b"\n"
+    )
     (world.folder / "j.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
     read_regressor(str(world.folder / "j.npy"))
 

@@ -67,7 +67,9 @@ def read_predictions(uri: str) -> tuple[Tensor, Tensor | None]:
                         f"{uri}: {PREDICTION_NAME} is expected in it, found {', '.join(names) or 'no JSON'}"
                     )
                 if archive.getinfo(names[0]).file_size > MAX_JSON_BYTES:
-                    raise DataError(f"{uri}: {names[0]} in it would have more than {MAX_JSON_BYTES:,} bytes; it is not read")
+                    raise DataError(
+                        f"{uri}: {names[0]} in it would have more than {MAX_JSON_BYTES:,} bytes; it is not read"
+                    )
                 data = archive.read(names[0])
         content = parse_json(data)
     except (ValueError, zipfile.BadZipFile, zlib.error) as error:

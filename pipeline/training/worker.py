@@ -153,7 +153,12 @@ class LossLog:
         for number in bad:
             self.num_bad += 1
             frames, own = self._frames[number], self._own[number]
-            log("bad step", step=first_step + number, loss=str(losses[self._worker.rank, number, 0].item()), frames=[*frames])
+            log(
+                "bad step",
+                step=first_step + number,
+                loss=str(losses[self._worker.rank, number, 0].item()),
+                frames=[*frames],
+            )
             of_step.append((bool(torch.isfinite(own).all()), _some(frames)))
         # By worker, the first step's, or the one that is too many.
         over = self.num_bad > self._max_bad_steps

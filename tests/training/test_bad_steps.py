@@ -77,7 +77,9 @@ def test_good_steps_are_the_same_to_the_bit_and_bad_ones_change_nothing(name, cl
     for step in range(4):
         assert guarded.run(step)
         plain.run(step)
-        if not (without_asking and name == "lamb"):  # it counts its steps by itself, with which its first ones are scaled
+        if not (
+            without_asking and name == "lamb"
+        ):  # it counts its steps by itself, with which its first ones are scaled
             assert same(guarded.state(), plain.state()), step
         before = guarded.state()
         for factor in (NAN, INF, 1e38):  # the last has a finite loss, but no finite gradients
@@ -128,7 +130,9 @@ def test_workers_leave_out_the_same_steps(tmp_path, free_port):
     assert first["took"] == second["took"]
     assert first["weights"] == second["weights"]
     (said,) = first["said"]
-    assert said.startswith("the loss is nan at step 2 on worker 1 (frames w1/1/0, w1/1/1, w1/1/2 and 2 more); this step")
+    assert said.startswith(
+        "the loss is nan at step 2 on worker 1 (frames w1/1/0, w1/1/1, w1/1/2 and 2 more); this step"
+    )
     assert second["said"] == []
     # Both losses of the last step are finite, so it cannot be told whose gradients are not.
     error = first["took"][-1]
