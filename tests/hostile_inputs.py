@@ -95,7 +95,7 @@ def program(world: World, name: str) -> None:
 
 
 def script(world: World) -> None:
-    torch.jit.script(torch.nn.Linear(2, 2)).save(str(world.folder / "x.pth"))  # type: ignore[no-untyped-call]
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(world.folder / "x.pth"))
     load_encoder(str(world.folder / "x.pth"))
 
 

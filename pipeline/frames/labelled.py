@@ -60,8 +60,8 @@ class PoseBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "PoseBatch":
         """The batch on a device."""
-        *tensors, frame_ids = self
-        return PoseBatch(*(tensor.to(device, non_blocking=True) for tensor in tensors), frame_ids)
+        frames, joints_3d, camera, has_3d = (tensor.to(device, non_blocking=True) for tensor in self[:4])
+        return PoseBatch(frames, joints_3d, camera, has_3d, self.frame_ids)
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,11 @@ class LabelledFrames:
     def batch(self, rows: np.ndarray | slice) -> PoseBatch:
         """The rows as tensors of their own."""
         frames = torch.from_numpy(np.array(self.frames[rows])).permute(0, 3, 1, 2)  # channels-last, as decoded
-        labels = (torch.from_numpy(np.array(values[rows])) for values in (self.joints_3d, self.camera, self.has_3d))
+        joints_3d, camera, has_3d = (
+            torch.from_numpy(np.array(values[rows])) for values in (self.joints_3d, self.camera, self.has_3d)
+        )
         numbers = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
-        return PoseBatch(frames, *labels, [self.frame_ids[number] for number in numbers])
+        return PoseBatch(frames, joints_3d, camera, has_3d, [self.frame_ids[number] for number in numbers])
 
     def share(self, rank: int, world_size: int) -> "LabelledFrames":
         """The rows of one worker. Every worker gets as many; up to world_size - 1 rows are left out."""

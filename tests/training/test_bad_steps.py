@@ -103,7 +103,8 @@ def _worker(rank: int, port: int, folder: str) -> None:
         loop, worker = Loop("adamw", None), Worker(rank=rank, world_size=2, say=said.append)
         loop.guard = GuardedStep(loop.optimiser, network := worker.distributed(loop.model), None)
         log = LossLog(worker, max_bad_steps=2)
-        errors, taken = [], []
+        errors: list[str | list[float]] = []
+        taken: list[torch.Tensor] = []
         for step, (losses, gradients) in enumerate([(1.0, 1.0), (1.0, NAN), (1.0, 1.0), (INF, 1.0), (1.0, 1e38)]):
             loop.optimiser.zero_grad(set_to_none=True)
             loop.guard.begin()
@@ -159,16 +160,17 @@ def test_a_pretraining_goes_on_after_bad_steps_and_counts_them(tmp_path, monkeyp
 
     apply_views = contrast.apply_views
 
+    now = False
+
     def broken(frames, views, view_settings):
         images = apply_views(frames, views, view_settings)
-        return images * NAN if broken.now else images
-
-    broken.now = False
+        return images * NAN if now else images
 
     def with_bad(steps, batch, waited):
-        broken.now = batch.epoch * 4 + batch.step + 1 in bad
+        nonlocal now
+        now = batch.epoch * 4 + batch.step + 1 in bad
         run(steps, batch, waited)
-        broken.now = False
+        now = False
 
     monkeypatch.setattr(contrast, "apply_views", broken)
     monkeypatch.setattr(Steps, "run", with_bad)
