@@ -69,7 +69,7 @@ def up(home: Path, num_workers: int = 2, cpus: int = 4, job_port: int = 8265) ->
     ensure_token()
     gcs_port = _free_ports(1)[0]
     # Short, because the path of a Unix socket below it may have some hundred characters at most.
-    folder = Path("/tmp") / f"equihand-{os.getuid()}-{zlib.crc32(str(home.resolve()).encode()):08x}"
+    folder = Path("/tmp") / f"equihand-{os.getuid()}-{zlib.crc32(str(home.resolve()).encode()):08x}"  # noqa: S108 - Ray's own default
     state: State = {
         "address": f"127.0.0.1:{gcs_port}",
         "job_server": f"http://127.0.0.1:{job_port}",
@@ -179,7 +179,7 @@ def _alive_nodes(state: State) -> int:
     # No proxy: the environment's proxy settings are not for loopback.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        request = urllib.request.Request(f"{state['job_server']}/nodes?view=summary", headers=headers())
+        request = urllib.request.Request(f"{state['job_server']}/nodes?view=summary", headers=headers())  # noqa: S310 - http, to this machine
         with opener.open(request, timeout=5) as answer:
             nodes = json.load(answer)["data"]["summary"]
     except (OSError, ValueError, KeyError):

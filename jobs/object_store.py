@@ -226,7 +226,7 @@ def _server(folder: Path, bucket: str, log_file: Path, port: int) -> Iterator[st
 
 
 def _client(endpoint: str) -> Any:
-    session = boto3.session.Session(aws_access_key_id="local", aws_secret_access_key="local", region_name=REGION)
+    session = boto3.session.Session(aws_access_key_id="local", aws_secret_access_key="local", region_name=REGION)  # noqa: S106 - of the store on loopback; no secret
     config = botocore.config.Config(
         max_pool_connections=NUM_THREADS,
         proxies={},

@@ -56,7 +56,7 @@ def lost_in_ray(error: BaseException) -> str | None:
 
 
 def _default(address: str) -> str:
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - Ray's own default, for a message
     if address == "local":
         hint = f"is the machine very busy, or short of memory? Try again; Ray's own logs lie in {folder}/ray/session_latest/logs"
     else:

@@ -23,6 +23,7 @@ from pydantic import Field, create_model
 from jobs.ray_errors import lost_in_ray, ray_start_error
 from pipeline.config import Settings, load, to_yaml
 from pipeline.errors import EquihandError, SettingsError, StorageError, UntrackedError, causes, one_line
+from pipeline.masking import masked
 from pipeline.storage import DISK_TROUBLE
 
 if TYPE_CHECKING:
@@ -244,7 +245,9 @@ def _say(error: BaseException, log_file: Path | None) -> int:
     own, debug = _own_error(error), bool(os.environ.get("EQUIHAND_DEBUG"))
     trace, where = "", ""
     if debug or own is None or own.__cause__ is not None:
-        trace = "".join(traceback.format_exception(own if own is not None and own.__cause__ is not None else error))
+        trace = masked(
+            "".join(traceback.format_exception(own if own is not None and own.__cause__ is not None else error))
+        )
         with suppress(OSError):  # such as a full disk, which may be what there is to tell
             if log_file is not None:
                 with log_file.open("a", encoding="utf-8") as log:

@@ -39,6 +39,7 @@ from jobs.ray_token import headers, token_path
 from jobs.runtime import EXIT_INTERRUPTED, Job
 from pipeline.config import flatten, uris_in
 from pipeline.errors import EquihandError, SettingsError, one_line
+from pipeline.masking import holds_secret
 from pipeline.models.shipped import shipped_models
 from pipeline.storage import is_local
 
@@ -54,7 +55,6 @@ CONNECT_TIMEOUT_S = 8.0
 STOP_GENTLY = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _ONLY_HERE = ("demo",)  # of the table of jobs
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -91,7 +91,7 @@ def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Su
         arguments.append(f"--tracking.uri={server}")
     settings = definition.load(arguments)
     for name, value in flatten(settings).items():
-        if _PASSWORD.search(str(value)):
+        if holds_secret(str(value)):
             raise SettingsError(
                 f"setting '{name}' holds a password, which everybody who sees the cluster's dashboard could read; "
                 "give it to the cluster's nodes instead (docs/cluster.md, Credentials)"
@@ -124,7 +124,7 @@ def forwarded_environment(address: str, environment: Mapping[str, str]) -> dict[
         name: value
         for name, value in values.items()
         # An endpoint on this machine's loopback means nothing to a cluster elsewhere.
-        if not _PASSWORD.search(value) and not (remote and urlsplit(value).hostname in _LOOPBACK)
+        if not holds_secret(value) and not (remote and urlsplit(value).hostname in _LOOPBACK)
     }
 
 
@@ -250,9 +250,9 @@ def job_server(address: str) -> str:
 
 def _version(address: str, sent: Mapping[str, str]) -> tuple[str, bool]:
     """The cluster's Ray version, and whether it lets only those in who have a token, or another one."""
-    request = urllib.request.Request(f"{address}/api/version", headers=dict(sent))
+    request = urllib.request.Request(f"{address}/api/version", headers=dict(sent))  # noqa: S310 - `job_server` lets http and https through only
     try:
-        with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S / 2) as answer:
+        with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S / 2) as answer:  # noqa: S310
             return json.load(answer)["ray_version"], False
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):

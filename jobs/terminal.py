@@ -15,10 +15,11 @@ from typing import Self
 
 import rich.progress
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Column, Table
 from rich.text import Text
 
+from pipeline.masking import printable
 from pipeline.progress import Progress
 
 _RATE_WINDOW_S = 20.0  # rates follow the last seconds, so that a slow start does not spoil the time left
@@ -250,7 +251,12 @@ class _StatusColumn(rich.progress.ProgressColumn):
         self._work = work
 
     def render(self, task: rich.progress.Task) -> Text:
-        return Text(self._work.status(), style="dim", overflow="ellipsis", no_wrap=True)
+        return Text(printable(self._work.status()), style="dim", overflow="ellipsis", no_wrap=True)
+
+
+def escape(text: str) -> str:
+    """For rich, which reads markup, and passes on what steers a terminal, in file names too."""
+    return escape_markup(printable(text))
 
 
 def _console() -> Console:

@@ -23,6 +23,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from pipeline.errors import SettingsError
+from pipeline.masking import holds_secret
 from pipeline.text_files import parse_yaml
 
 
@@ -30,8 +31,18 @@ class _IsUri:
     """Marks a type."""
 
 
-Uri = Annotated[str, _IsUri()]
-"""A setting that names a place in storage: a local path, file:// or s3://."""
+def _without_secrets(uri: str) -> str:
+    if holds_secret(uri):
+        raise ValueError(
+            "holds a password, a key or a signature, and settings are kept with every run, where others read them; leave it "
+            "out, and give it in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or a database's own (PGPASSWORD; docs/security.md)"
+        )
+    return uri
+
+
+Uri = Annotated[str, _IsUri(), pydantic.AfterValidator(_without_secrets)]
+"""A setting that names a place in storage: a local path, file:// or s3://. It never holds a secret."""
 
 
 class Settings(pydantic.BaseModel):
@@ -90,7 +101,7 @@ def load(
     try:
         return settings_type.model_validate(values)
     except pydantic.ValidationError as error:
-        raise SettingsError("\n".join(_describe(settings_type, item) for item in error.errors())) from None
+        raise SettingsError(*(_describe(settings_type, item) for item in error.errors())) from None
 
 
 def to_yaml(settings: pydantic.BaseModel) -> str:

@@ -4,17 +4,26 @@ An error that is raised `from` a library's says less than that one does: the who
 """
 
 import logging
-import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-_PASSWORD = re.compile(r"(://[^/@\s]*):[^/@\s]+@")
+from pipeline.masking import masked, printable
 
 
 class EquihandError(Exception):
-    """Base of all errors whose message is shown to the user without a traceback."""
+    """Base of all errors whose message is shown to the user without a traceback.
+
+    Whatever went into it, it shows no password and no signature, and steers no terminal (masking.py).
+    """
 
     exit_code = 1
+
+    def __init__(self, *lines: object) -> None:
+        """lines: of the message; one, but for errors that list several things."""
+        super().__init__(*(printable(masked(str(line))) for line in lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class SettingsError(EquihandError):
@@ -39,6 +48,10 @@ class MissingError(StorageError):
 
 class RefusedError(StorageError):
     """This file may not be read or written; its storage answers, so others may be."""
+
+
+class FullError(StorageError):
+    """The disk is full, or the quota is used up. Beginning anew does not help; going on after somebody has made room does."""
 
 
 class DataError(EquihandError):
@@ -71,12 +84,12 @@ def warn(text: str) -> None:
 
     It goes to the logger "equihand": without further ado to stderr, in a job to its terminal.
     """
-    logging.getLogger("equihand").warning(text)
+    logging.getLogger("equihand").warning("%s", printable(masked(text)))
 
 
 def one_line(error: object, length: int = 300) -> str:
-    """A library's error in one line: its text without passwords, or its class where it has none."""
-    text = " ".join(_PASSWORD.sub(r"\1:***@", str(error)).split())
+    """A library's error in one line: its text without secrets (masking.py), or its class where it has none."""
+    text = printable(" ".join(masked(str(error)).split()))
     return (text or type(error).__name__)[:length]
 
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import EquihandError, one_line
+from pipeline.masking import masked
 from pipeline.storage import join, write_bytes
 
 _EVERY_S = 10.0
@@ -78,7 +79,7 @@ class _StoredLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {"time": when, "level": record.levelname.lower(), **self._about, "message": record.getMessage()}
-        self._lines.append(json.dumps(line | getattr(record, "fields", {}), default=str))
+        self._lines.append(masked(json.dumps(line | getattr(record, "fields", {}), default=str)))
         if time.monotonic() - self._written_at > _EVERY_S:
             self.write()
 

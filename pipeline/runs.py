@@ -16,7 +16,10 @@ from pipeline.storage import absolute, exists, join, preflight, read_bytes, read
 from pipeline.text_files import parse_yaml
 
 # What may differ when a run goes on: where and how fast it runs, not what it computes.
-_MAY_CHANGE = ("run.", "workers.", "ray.", "tracking.", "num_readers", "window_mb")
+_MAY_CHANGE = (
+    *("run.", "workers.", "ray.", "tracking.", "num_readers", "window_mb", "trust_state"),
+    *("optimiser.max_bad_steps", "finetune.optimiser.max_bad_steps"),
+)
 
 
 class RunSettings(Settings):

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,13 +24,15 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.errors import BadUriError, DamagedError, MissingError, RefusedError, StorageError, one_line
+from pipeline.errors import BadUriError, DamagedError, FullError, MissingError, RefusedError, StorageError, one_line
 from pipeline.local_files import File
 from pipeline.local_files import walk as walk_local
 from pipeline.text_files import parse_json
 
 ATTEMPTS = 8
 """Of a request to object storage."""
+MAX_JSON_BYTES = 500_000_000
+"""Of a JSON file that is read as a whole; the largest are published meshes. As Python's objects it takes several times as much."""
 _PATIENCE = 4
 _COPY_THREADS = 16
 _LEAST_FREE = 1 << 20  # bytes of a disk; below that nothing of ours fits
@@ -97,14 +99,14 @@ def join(uri: str, *parts: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
-    with _named_errors(uri):
+    with named_errors(uri):
         filesystem, path = resolve(uri)
         return filesystem.get_file_info(path).type != pafs.FileType.NotFound
 
 
 def is_file(uri: str) -> bool:
     """Whether the URI names a file (not a folder)."""
-    with _named_errors(uri):
+    with named_errors(uri):
         filesystem, path = resolve(uri)
         return filesystem.get_file_info(path).type == pafs.FileType.File
 
@@ -126,7 +128,7 @@ def walk(uri: str) -> list[File]:
 
     Of object storage every object is a file of its own, with its key as its identity.
     """
-    with _named_errors(uri):
+    with named_errors(uri):
         filesystem, path = resolve(uri)
         if isinstance(filesystem, pafs.LocalFileSystem):
             return list(walk_local(path)) if os.path.lexists(path) else []
@@ -137,7 +139,7 @@ def walk(uri: str) -> list[File]:
 
 def list_folders(uri: str) -> list[str]:
     """The folders directly in a folder, sorted, as URIs. A missing folder gives an empty list."""
-    with _named_errors(uri):
+    with named_errors(uri):
         filesystem, path = resolve(uri)
         found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     prefix = "" if is_local(uri) else "s3://"
@@ -146,7 +148,7 @@ def list_folders(uri: str) -> list[str]:
 
 def size(uri: str) -> int:
     """Bytes of one file."""
-    with _named_errors(uri):
+    with named_errors(uri):
         filesystem, path = resolve(uri)
         info = filesystem.get_file_info(path)
         if info.type != pafs.FileType.File:
@@ -154,11 +156,15 @@ def size(uri: str) -> int:
         return info.size
 
 
-def read_bytes(uri: str) -> bytes:
-    """A whole file, in one request."""
-    with _named_errors(uri):
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
+    """A whole file, in one request. Raises DamagedError where it has more bytes than `limit`."""
+    with named_errors(uri):
         filesystem, path = resolve(uri)
         with filesystem.open_input_file(path) as file:
+            if limit is not None and file.size() > limit:
+                raise DamagedError(
+                    f"{uri}: {file.size():,} bytes, but no such file has more than {limit:,}; it is not read"
+                )
             return read_range(file, uri, 0, file.size())
 
 
@@ -192,7 +198,7 @@ def with_patience(work: Callable[[], T]) -> T:
     for attempt in range(1, _PATIENCE + 1):
         try:
             return work()
-        except (MissingError, RefusedError):
+        except (MissingError, RefusedError, FullError):
             raise
         except (StorageError, OSError) as error:
             if attempt == _PATIENCE:
@@ -203,30 +209,35 @@ def with_patience(work: Callable[[], T]) -> T:
 
 def _backoff_s(attempt: int) -> float:
     """Seconds to wait before another attempt, longer each time, and not the same for all who failed together."""
-    return min(0.2 * 2**attempt, 20.0) * random.uniform(0.5, 1.0)
+    return min(0.2 * 2**attempt, 20.0) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads attempts in time
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole file, atomically: a reader sees the old content or the new, never a part of it."""
-    with _named_errors(uri):
+    with named_errors(uri):
         filesystem, path = resolve(uri)
         if isinstance(filesystem, pafs.LocalFileSystem):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                with suppress(OSError):  # a part of it would take what room there is
+                    os.unlink(temporary)
+                raise
         else:
             with filesystem.open_output_stream(path, compression=None) as stream:  # an S3 object appears on close
                 stream.write(data)
 
 
-def read_json(uri: str) -> Any:
-    """A JSON file. Raises DamagedError, a StorageError that says why, where it is not valid JSON."""
+def read_json(uri: str, limit: int = MAX_JSON_BYTES) -> Any:
+    """A JSON file. Raises DamagedError, a StorageError that says why, where it is not valid JSON, or has more bytes than `limit`."""
     try:
-        return parse_json(read_bytes(uri))
+        return parse_json(read_bytes(uri, limit))
     except ValueError as error:
         raise DamagedError(f"{uri}: not valid JSON ({error})") from None
 
@@ -238,7 +249,7 @@ def write_json(uri: str, value: Any) -> None:
 
 def delete(uri: str) -> None:
     """Remove a file or a whole folder; a missing one is fine."""
-    with _named_errors(uri):
+    with named_errors(uri):
         filesystem, path = resolve(uri)
         kind = filesystem.get_file_info(path).type
         if kind == pafs.FileType.Directory:
@@ -269,7 +280,7 @@ def as_local_file(uri: str) -> Iterator[str]:
     Raises MissingError or RefusedError where there is nothing to be read.
     """
     if is_local(uri):
-        with _named_errors(uri), open(local_path(uri), "rb"):
+        with named_errors(uri), open(local_path(uri), "rb"):
             pass  # a missing or refused file is said here, and not by the library in its words
         yield local_path(uri)
         return
@@ -291,7 +302,7 @@ def preflight(*uris: str, write: bool = False) -> None:
     for uri in uris:
         resolve(uri)
         if is_local(uri):
-            with _named_errors(uri):
+            with named_errors(uri):
                 _preflight_local(uri, write)
         else:
             _preflight_s3(uri, write)
@@ -417,7 +428,7 @@ def _s3(endpoint: str | None) -> pafs.S3FileSystem:
 
 
 def _copy(source: str, target: str) -> None:
-    with _named_errors(f"{source} -> {target}"):
+    with named_errors(f"{source} -> {target}"):
         (source_fs, source_path), (target_fs, target_path) = resolve(source), resolve(target)
         info = source_fs.get_file_info(source_path)
         if info.type == pafs.FileType.NotFound:
@@ -441,7 +452,7 @@ def _copy(source: str, target: str) -> None:
 
 
 @contextmanager
-def _named_errors(uri: str) -> Iterator[None]:
+def named_errors(uri: str) -> Iterator[None]:
     """Turn the file systems' errors into StorageErrors that name the URI."""
     try:
         yield
@@ -457,7 +468,8 @@ def _named_errors(uri: str) -> Iterator[None]:
     except OSError as error:
         if "ACCESS_DENIED" in str(error):  # of one S3 object; pyarrow has no class for it
             raise RefusedError(f"{uri}: no permission") from None
-        raise StorageError(f"{uri}: {_reason(error, uri)}") from error
+        kind = FullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+        raise kind(f"{uri}: {_reason(error, uri)}") from error
 
 
 def _reason(error: OSError, uri: str) -> str:

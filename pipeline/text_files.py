@@ -15,6 +15,7 @@ from pipeline.errors import one_line
 
 NOT_UNICODE = "neither UTF-8 nor UTF-16; save it as UTF-8"
 _AROUND = 30  # signs of the text that an error shows
+_MOST_VALUES = 10_000_000  # of a YAML text, with what its aliases repeat
 
 
 class DuplicateKeyError(Exception):
@@ -85,11 +86,29 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values in a node, where one that has several names counts as often as it is named; infinite where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        inner = [] if isinstance(node, yaml.ScalarNode) else parts
+        known[id(node)] = 1 + sum(_unfolded(part, known) for part in inner)
+    return known[id(node)]
+
+
 def parse_yaml(data: bytes) -> Any:
     """What a YAML text says. Raises ValueError that says in one line what is wrong."""
     text = decode_text(data)
     try:
-        return yaml.load(text, _UniqueKeys)
+        loader = _UniqueKeys(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _unfolded(node, {}) > _MOST_VALUES:
+            raise ValueError("its aliases (*name) repeat too much")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or one_line(error)

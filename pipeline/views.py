@@ -45,10 +45,14 @@ VIEW_MARGIN = 1.25
 Range = tuple[float, float]
 
 
+MAX_VIEW_SIZE = 4096
+"""Side of a view, pixels."""
+
+
 class ViewSettings(Settings):
     """Ranges from which views are drawn; the defaults are those of PeCLR's paper."""
 
-    size: int = Field(default=128, ge=8)
+    size: int = Field(default=128, ge=8, le=MAX_VIEW_SIZE)
     """Side of a view in pixels. Crops at least twice as large are first averaged down by a whole factor, against
     aliasing."""
 

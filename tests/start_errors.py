@@ -247,7 +247,25 @@ CASES = [
         "tracking.uri of a database whose driver is not installed",
         "the package 'MySQLdb' is missing",
         1,
-        lambda w: track(w, "mysql://me:secret@127.0.0.1:1/db"),
+        lambda w: track(w, "mysql://me@127.0.0.1:1/db"),
+    ),
+    Case(
+        "password in tracking.uri",
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        2,
+        lambda w: track(w, "http://me:secret@mlflow.example:5000"),
+    ),
+    Case(
+        "key in an s3:// URI",
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        2,
+        lambda w: track(w, "sqlite:///mlflow.db", "--tracking.artifacts=s3://AKIA:secret@bucket/x"),
+    ),
+    Case(
+        "signature in a URI (presigned)",
+        "holds a password, a key or a signature",
+        2,
+        lambda w: track(w, "sqlite:///mlflow.db", "--tracking.artifacts=s3://b/x?X-Amz-Signature=secret"),
     ),
     Case(
         "tracking server's port is wrong",
@@ -259,7 +277,7 @@ CASES = [
         "tracking server's name is wrong",
         "there is no host of this name",
         1,
-        lambda w: track(w, "http://me:secret@no-host.invalid:5000"),
+        lambda w: track(w, "http://no-host.invalid:5000"),
     ),
     Case(
         "tracking server's port is another web server's",

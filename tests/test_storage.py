@@ -182,7 +182,7 @@ def test_preflight_names_what_the_server_refuses(s3, monkeypatch, status, code, 
     ],
 )
 def test_what_pyarrow_says_of_s3_gets_a_remedy(text, words):
-    with pytest.raises(StorageError, match=words) as error, storage._named_errors("s3://b/x"):
+    with pytest.raises(StorageError, match=words) as error, storage.named_errors("s3://b/x"):
         raise OSError(text)
     assert str(error.value).startswith("s3://b/x: ")
     assert "\n" not in str(error.value)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.frames.manifest import Shard, new_checksum
 from pipeline.frames.rows import Row
 from pipeline.frames.schema import SCHEMA, SPLITS, add_digests, digest, digest_to_hex, rows_to_table, with_later_columns
-from pipeline.storage import is_local, join, read_range, resolve, size
+from pipeline.storage import is_local, join, named_errors, read_range, resolve, size
 
 BUFFER_BYTES = 64 * 2**20
 _READERS = 8
@@ -98,12 +98,13 @@ def write_row_groups(
     """Write the shard <uri>/<path>, each table as one row group. work_uri: see `write_shard`."""
     shard_uri = join(uri, path)
     written_uri = join(work_uri, f"{uuid.uuid4().hex}.tmp") if is_local(uri) else shard_uri
+    counts, digests = [], []
     with (
+        named_errors(written_uri),
         _create(written_uri) as stream,
         pa.PythonFile(copy := _Checksummed(stream), mode="w") as file,
         pq.ParquetWriter(file, SCHEMA, **_PARQUET) as writer,
     ):
-        counts, digests = [], []
         for table in row_groups:
             writer.write_table(table, row_group_size=table.num_rows)
             counts.append(table.num_rows)

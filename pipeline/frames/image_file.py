@@ -13,6 +13,7 @@ What becomes of the kinds that need a decision:
 import io
 import warnings
 from contextlib import suppress
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,6 +22,8 @@ from pipeline.errors import MissingError, RefusedError
 from pipeline.frames.rejects import Rejects
 from pipeline.storage import read_bytes
 
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "TGA", "PPM", "JPEG2000", "AVIF", "HEIF")
+"""What is read, whatever a file is called. Pillow knows more, and would give some of it to another program (EPS to Ghostscript)."""
 MAX_PIXELS = 100_000_000
 """Some 300 MB as RGB; more than the largest cameras give."""
 
@@ -59,7 +62,7 @@ def read_image(uri: str, name: str, rejects: Rejects) -> Image.Image | None:
 def decode_image(data: bytes) -> Image.Image:
     """Upright 8-bit RGB. Raises HugeImageError, or ValueError for whatever else is wrong with the data."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in _known_formats()])
         if image.width * image.height > MAX_PIXELS:
             raise HugeImageError(f"{image.width} x {image.height} pixels")
         return _to_rgb(ImageOps.exif_transpose(image))
@@ -73,6 +76,12 @@ def decode_image(data: bytes) -> Image.Image:
         Exception
     ) as error:  # damaged files make Pillow's readers raise nearly anything, struct.error and TypeError too
         raise ValueError(f"not a readable image ({error})") from error
+
+
+@cache
+def _known_formats() -> frozenset[str]:
+    Image.init()
+    return frozenset(Image.OPEN)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

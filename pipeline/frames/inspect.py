@@ -96,7 +96,7 @@ def inspect(settings: InspectSettings, progress: Progress = SILENT) -> Inspectio
         if not verification.is_sound:
             # What lies beside the shards may be the missing one.
             lines = [*verification.lines(), *verification.warnings, f"{settings.frame_set}: {verification.summary()}"]
-            raise DataError("\n".join(lines))
+            raise DataError(*lines)
     if settings.output is None:
         return Inspection(frame_set.manifest, verification, None)
     data = gather(settings, frame_set, verification, use_ray, progress)

@@ -5,7 +5,7 @@ larger one.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
@@ -55,10 +55,13 @@ class PoseBatch(NamedTuple):
     """(B, 3, 3) of the crop, pixels."""
     has_3d: Tensor
     """(B,) bool: whether depth and size are known, or only where the joints project to."""
+    frame_ids: Sequence[str] = ()
+    """Of each crop."""
 
     def to(self, device: torch.device) -> "PoseBatch":
         """The batch on a device."""
-        return PoseBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        frames, joints_3d, camera, has_3d = (tensor.to(device, non_blocking=True) for tensor in self[:4])
+        return PoseBatch(frames, joints_3d, camera, has_3d, self.frame_ids)
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,11 @@ class LabelledFrames:
     def batch(self, rows: np.ndarray | slice) -> PoseBatch:
         """The rows as tensors of their own."""
         frames = torch.from_numpy(np.array(self.frames[rows])).permute(0, 3, 1, 2)  # channels-last, as decoded
-        labels = (torch.from_numpy(np.array(values[rows])) for values in (self.joints_3d, self.camera, self.has_3d))
-        return PoseBatch(frames, *labels)
+        joints_3d, camera, has_3d = (
+            torch.from_numpy(np.array(values[rows])) for values in (self.joints_3d, self.camera, self.has_3d)
+        )
+        numbers = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        return PoseBatch(frames, joints_3d, camera, has_3d, [self.frame_ids[number] for number in numbers])
 
     def share(self, rank: int, world_size: int) -> "LabelledFrames":
         """The rows of one worker. Every worker gets as many; up to world_size - 1 rows are left out."""
@@ -223,11 +229,11 @@ def stream_forever(frame_set: FrameSet, plan: StreamPlan, first_epoch: int) -> I
     fewer rows starts its next pass earlier.
     """
     left = plan.epochs - first_epoch
-    stream = frame_set.stream(replace(plan, columns=LABEL_COLUMNS, epochs=first_epoch + 2 * left + 2))
+    stream = frame_set.stream(replace(plan, columns=("frame_id", *LABEL_COLUMNS), epochs=first_epoch + 2 * left + 2))
     stream.load_state_dict({"epoch": first_epoch, "step": 0})
     for batch in stream:
         labels = complete_labels(batch.columns, frame_set.manifest.image_size)
-        yield PoseBatch(batch.frames, *labels)
+        yield PoseBatch(batch.frames, *labels, batch.columns["frame_id"])
 
 
 def clip_place(clip: str, seed: int) -> bytes:

@@ -23,16 +23,28 @@ class _Model(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+MAX_IMAGE_SIZE = 4096
+"""Side of a crop, pixels. With MAX_GROUP_ROWS it bounds what a manifest of strangers can make a reader allocate."""
+MAX_GROUP_ROWS = 1_000_000
+_MAX_BYTES = 200_000_000  # of half a million shards
+
+
+def _check_shard_path(path: str) -> str:
+    if ":" in path or "\\" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        raise ValueError(f"'{path}' is not a path below the frame set")
+    return path
+
+
 class Shard(_Model):
     """One Parquet file of a frame set. It holds rows of one source and one split only."""
 
-    path: str
-    """Relative to the frame set."""
+    path: Annotated[str, pydantic.AfterValidator(_check_shard_path)]
+    """Relative to the frame set, and below it."""
     source: str
     split: str
     num_rows: int
     num_bytes: int
-    row_groups: list[int]
+    row_groups: list[Annotated[int, pydantic.Field(ge=0, le=MAX_GROUP_ROWS)]]
     """Rows of each Parquet row group. No frame group crosses a row group's end."""
     digest: Digest
     """Of its rows, whatever file they are in."""
@@ -84,9 +96,9 @@ class Manifest(_Model):
     schema_version: int = SCHEMA_VERSION
     created_at: str
     """UTC, ISO 8601; when this manifest was written."""
-    image_size: int
+    image_size: int = pydantic.Field(ge=1, le=MAX_IMAGE_SIZE)
     """Side of the square crops, pixels."""
-    group_size: int
+    group_size: int = pydantic.Field(ge=1)
     """Frames of one clip that stay neighbours (fewer where a clip ran out of frames)."""
     num_rows: int
     num_clips: int
@@ -145,7 +157,7 @@ def read_manifest(uri: str) -> Manifest:
     """The manifest of a frame set. Raises DataError where there is none, or one that this version cannot read."""
     if not has_manifest(uri):
         raise DataError(f"{uri}: no frame set here ({MANIFEST_NAME} is missing); make one with python -m jobs.ingest")
-    values = read_json(manifest_uri(uri))
+    values = read_json(manifest_uri(uri), _MAX_BYTES)
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:
         raise DataError(

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from pipeline.config import Settings, Uri
 from pipeline.errors import DataError
 from pipeline.frames.groups import assign_splits
+from pipeline.frames.manifest import MAX_GROUP_ROWS
 from pipeline.frames.pieces import into_pieces, pack
 from pipeline.frames.quality import QualitySettings
 from pipeline.frames.rejects import Rejects
@@ -84,7 +85,7 @@ class IngestSettings(Settings):
     """Seed of the splits and of the shuffle."""
     rows_per_shard: int = Field(default=8192, ge=16)
     """About how many rows a shard has (8192 crops of 160 px are some 50 MB)."""
-    row_group_size: int = Field(default=256, ge=1)
+    row_group_size: int = Field(default=256, ge=1, le=MAX_GROUP_ROWS)
     """Largest number of rows in a Parquet row group, which a reader takes at once. At least `group_size`."""
     num_workers: int | None = Field(default=None, ge=1)
     """Number of workers that decode and crop, with one CPU each. none takes all CPUs of the cluster."""

@@ -19,6 +19,7 @@ from pipeline.storage import is_local, local_path, resolve
 UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError, IndexError, OverflowError)
 """What pyarrow, and what makes something of the rows, raise on damaged files."""
 _KEPT_OPEN = 256
+_MAX_BYTES = 2**31  # of a row group, unpacked
 
 
 @contextmanager
@@ -67,6 +68,9 @@ def read_rows(
     groups = range(file.num_row_groups) if groups is None else groups
     if max(groups, default=-1) >= file.num_row_groups:
         raise ValueError("the shard holds fewer rows than the manifest says")
+    # A file of a few kilobytes can claim, and unpack to, any number of bytes.
+    if max((file.metadata.row_group(group).total_byte_size for group in groups), default=0) > _MAX_BYTES:
+        raise ValueError(f"a row group of more than {_MAX_BYTES:,} bytes")
     table = file.read_row_groups(list(groups), columns=columns if columns is None else list(columns))
     table.validate(full=True)  # damaged text would fail only where it is used
     missing = [name for name in columns or () if name not in table.column_names and name not in LATER_COLUMNS]

@@ -10,8 +10,10 @@ checksums.json      size and CRC-32 of the others; written last. Checkpoints wit
 
 import json
 import pickle
+import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 
-from pipeline.errors import DamagedError, DataError, MissingError, one_line
+from pipeline.errors import DamagedError, DataError, FullError, MissingError, one_line
 from pipeline.storage import exists, join, local_path, read_bytes, write_json
+from pipeline.text_files import parse_json
 
 FORMAT_VERSION = 1
+_LEAST_FREE = 1 << 20  # bytes of a disk that is not full
 META, MODEL, TRAINER, HISTORY, CHECKSUMS = (
     "meta.json",
     "model.safetensors",
@@ -46,13 +50,32 @@ def save_checkpoint(
     the format version is added.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    save_file(weights, directory / MODEL)
-    if trainer_state is not None:
-        torch.save(trainer_state, directory / TRAINER)
-    write_json(str(directory / META), {"format_version": FORMAT_VERSION, **meta})
-    seal(directory)
+    with _full_disk_named(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+        save_file(weights, directory / MODEL)
+        if trainer_state is not None:
+            torch.save(trainer_state, directory / TRAINER)
+        write_json(str(directory / META), {"format_version": FORMAT_VERSION, **meta})
+        seal(directory)
+
+
+@contextmanager
+def _full_disk_named(directory: Path) -> Iterator[None]:
+    """Raises FullError for what the libraries raise, each in another way, where the disk is full."""
+    try:
+        yield
+    except (FullError, OSError, RuntimeError, SafetensorError) as error:
+        try:
+            is_full = shutil.disk_usage(directory).free < _LEAST_FREE
+        except OSError:
+            is_full = False
+        if not is_full and not isinstance(error, FullError):
+            raise
+        raise FullError(
+            f"{directory}: no space left on the disk; free some, or set TMPDIR (here, and for Ray) to a folder on another "
+            "disk if this is the folder for temporary files; the same command goes on"
+        ) from error
 
 
 def seal(directory: str | Path, *added: str) -> None:
@@ -148,7 +171,7 @@ def _read_checksums(uri: str) -> dict[str, dict[str, int]] | None:
     """{name: {"bytes", "crc32"}}; None of a checkpoint without them."""
     file = join(uri, CHECKSUMS)
     try:
-        content = json.loads(read_bytes(file))
+        content = parse_json(read_bytes(file))
         files: dict[str, dict[str, int]] = content["files"]
         if content["crc32"] != _crc32_of_files(files):
             raise ValueError("they are not as they were written")
@@ -161,7 +184,7 @@ def _read_checksums(uri: str) -> dict[str, dict[str, int]] | None:
 
 def _parsed(uri: str, name: str, data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        value = parse_json(data)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__}")
         return value

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.errors import DamagedError, DataError, warn
+from pipeline.errors import DamagedError, DataError, FullError, StorageError, warn
 from pipeline.models.checkpoints import (
     CHECKSUMS,
     HISTORY,
@@ -110,7 +110,12 @@ class Kept:
             past = {"metrics": self.history, "wall_s": round(self.wall_s, 1)}
             write_json(str(Path(directory, HISTORY)), past)
             seal(directory, HISTORY)
-            with_patience(lambda: _upload(Path(directory), uri))
+            try:
+                with_patience(lambda: _upload(Path(directory), uri))
+            except FullError:
+                with contextlib.suppress(StorageError):  # a part of it would take what room there is
+                    delete(uri)
+                raise
         self.newest = uri
         log("checkpoint", uri=uri, metrics=self.history[-1])
         self._scores[uri] = metrics.get("score")

@@ -25,7 +25,7 @@ from pipeline.models.kept import read_best
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.projection import ProjectionHead
 from pipeline.models.shipped import model_uri
-from pipeline.views import VIEW_MARGIN
+from pipeline.views import MAX_VIEW_SIZE, VIEW_MARGIN
 
 StateDict = dict[str, Tensor]
 
@@ -107,6 +107,8 @@ def load_pose_model(uri: str) -> LoadedPoseModel:
         # Checkpoints of before there was a choice have the published head.
         settings = PoseSettings.model_validate({"kind": "peclr", **meta["settings"]["head"]})
         view_size = int(meta["settings"]["views"]["size"])
+        if not 8 <= view_size <= MAX_VIEW_SIZE:
+            raise ValueError(f"views of {view_size} pixels")
         constant = Constant.from_json(meta["constant"]) if "constant" in meta else None
     except (KeyError, TypeError, ValueError, DataError) as error:
         raise DataError(f"{uri}/meta.json: the description of the pose model is damaged ({error})") from None

@@ -7,6 +7,7 @@ public since its server has retired: evaluation_xyz.json (21 joints) and evaluat
 import io
 import json
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipeline.geometry import procrustes_align
 from pipeline.hands import NUM_JOINTS
 from pipeline.reports.answers import beside_constant, frame_errors_mm
 from pipeline.reports.verdict import compare
-from pipeline.storage import exists, join, read_bytes, read_json, write_bytes
+from pipeline.storage import MAX_JSON_BYTES, exists, join, read_bytes, read_json, write_bytes
 from pipeline.text_files import parse_json
 
 NUM_VERTICES = 778
@@ -56,7 +57,7 @@ def write_predictions(uri: str, joints_3d: Tensor, vertices: Tensor | None = Non
 
 def read_predictions(uri: str) -> tuple[Tensor, Tensor | None]:
     """(joints (N, 21, 3), vertices (N, 778, 3) or None where they are all zero) of a pred.json, or a zip file with one."""
-    data = read_bytes(uri)
+    data = read_bytes(uri, MAX_JSON_BYTES)
     try:
         if uri.lower().endswith(".zip"):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -65,9 +66,13 @@ def read_predictions(uri: str) -> tuple[Tensor, Tensor | None]:
                     raise DataError(
                         f"{uri}: {PREDICTION_NAME} is expected in it, found {', '.join(names) or 'no JSON'}"
                     )
+                if archive.getinfo(names[0]).file_size > MAX_JSON_BYTES:
+                    raise DataError(
+                        f"{uri}: {names[0]} in it would have more than {MAX_JSON_BYTES:,} bytes; it is not read"
+                    )
                 data = archive.read(names[0])
         content = parse_json(data)
-    except (ValueError, zipfile.BadZipFile) as error:
+    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{uri}: not readable ({error})") from None
     if not isinstance(content, list) or len(content) != 2 or len(content[0]) != len(content[1]):
         raise DataError(f"{uri}: expected a list of two equally long lists, joints and vertices")

@@ -39,6 +39,7 @@ from pipeline.storage import (
     copy_tree,
     delete,
     exists,
+    is_local,
     join,
     list_files,
     list_folders,
@@ -78,6 +79,9 @@ class SearchSettings(Settings):
     """At each of its rungs ASHA continues only the best trials: one in this many."""
     seed: int = Field(default=5, ge=0)
     """Seed of Optuna's sampler."""
+    trust_state: bool = False
+    """Whether to go on from Tune's own state where it lies in object storage. It is made of pickles, which can run any
+    program when they are read; say true only if nobody else can write there."""
     run: RunSettings = RunSettings()
     tracking: TrackingSettings = TrackingSettings()
 
@@ -99,6 +103,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     folder, finished = open_run(settings, settings.run, run_id)
     if finished is not None:
         return finished
+    _check_trust(settings, folder)
     parent = start_run(settings.tracking, run_id, "search", settings, frame_set.describe())
     # Trials differ in batch size, but not in their number of epochs, by which the scheduler compares them.
     base = with_epochs(base, selection.num_frames, 1)
@@ -215,6 +220,16 @@ def _run_trials(
         warn(f"{problem}; the search goes on from the checkpoints of its trials")
         delete(state)
     return BackgroundCall(_new_tuner(settings, folder, monitor, trainable, concurrent, earlier).fit).result()
+
+
+def _check_trust(settings: SearchSettings, folder: str) -> None:
+    """Raises SettingsError where the search would read pickles from a place that others may write to."""
+    state = join(folder, "tune")
+    if not settings.trust_state and not is_local(state) and exists(state):
+        raise SettingsError(
+            f"{state}: Tune's own state is made of pickles, which can run any program when they are read; set trust_state true "
+            "if nobody else can write there, or delete this folder: the search then goes on from its trials' checkpoints"
+        )
 
 
 def _damage(state: str) -> str | None:

@@ -18,17 +18,11 @@ VERSION = 1
 
 _BUDGET_TOLERANCE = 0.05
 # Of a recipe, what does not decide its result; data, length and seed enter a key by themselves.
-_NOT_DECIDING_PRETRAIN = {
-    "frame_set",
-    "epochs",
-    "log_every",
-    "num_readers",
-    "window_mb",
-    "checkpoint",
-    "probe",
-    "shares",
-}
-_NOT_DECIDING_FINETUNE = {"frame_set", "epochs", "log_every", "memory_limit_mb"}
+_NOT_DECIDING: dict[str, Any] = {"frame_set": True, "epochs": True, "log_every": True, "optimiser": {"max_bad_steps"}}
+_NOT_DECIDING_PRETRAIN = _NOT_DECIDING | dict.fromkeys(
+    ("num_readers", "window_mb", "checkpoint", "probe", "shares"), True
+)
+_NOT_DECIDING_FINETUNE = _NOT_DECIDING | {"memory_limit_mb": True}
 
 
 @dataclass(frozen=True)

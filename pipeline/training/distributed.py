@@ -60,6 +60,15 @@ def gather_values(values: torch.Tensor) -> torch.Tensor:
     return torch.stack(parts).cpu()
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """A picklable value of each worker."""
+    if world()[1] == 1:
+        return [value]
+    everyone: list[Any] = [None] * world()[1]
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
 def share_buffers(model: torch.nn.Module) -> None:
     """Give every worker rank 0's buffers (running statistics), which are those that a checkpoint keeps.
 

@@ -23,6 +23,7 @@ from pipeline.models.checkpoints import META, SaveCheckpoint, read_part, read_tr
 from pipeline.models.encoder import Encoder, build_encoder
 from pipeline.models.pose import PoseModel
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
+from pipeline.training.bad_steps import GuardedStep, backward_from
 from pipeline.training.finetune_data import FinetuneData
 from pipeline.training.finetune_recipe import FinetuneSettings, batch_and_steps, with_epochs
 from pipeline.training.optim import (
@@ -51,7 +52,7 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune in this process, on frames in memory; neither Ray nor MLflow is touched.
 
-    Returns {"score", "epoch", "stopped_early", "metrics"}. Raises TrainingError when a loss is not finite.
+    Returns {"score", "epoch", "stopped_early", "metrics"}. Raises TrainingError when training cannot go on.
     """
     settings = with_epochs(settings, len(train), 1)
     batch_size, steps = batch_and_steps(settings, len(train), 1)
@@ -72,8 +73,8 @@ def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -
     """The training loop of one worker; the workers agree on all decisions. settings: as `with_epochs` gives them.
 
     It reports, every `log_every` steps and at each epoch's end: "step", "epoch", "loss", "loss_2d", "loss_depth", "loss_root",
-    "loss_3d", "loss_aligned", "learning_rate", "frames_per_second"; and at validations also "val_*" metrics, "score", and a
-    function that saves a checkpoint. Raises TrainingError, on all workers, when a loss is not finite.
+    "loss_3d", "loss_aligned", "bad_steps", "learning_rate", "frames_per_second"; and at validations also "val_*" metrics, "score", and a
+    function that saves a checkpoint. Raises TrainingError, on all workers, when training cannot go on.
     """
     torch.manual_seed(settings.seed)
     model = build_model(settings, data.mean_bone_length)
@@ -83,10 +84,9 @@ def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -
     if worker.resume is not None:
         state = _load_state(worker.resume, model, optimiser)
     worker.mark("model")
-    trainer = _Trainer(settings, model, optimiser, data, worker)
-
     # Where the last checkpoint was the end, its figures are the run's.
     metrics: dict[str, float] = read_part(str(worker.resume), META).get("metrics", {}) if worker.resume else {}
+    trainer = _Trainer(settings, model, optimiser, data, worker, int(metrics.get("bad_steps", 0)))
     stopped_early = False
     for epoch in range(state["epoch"], settings.epochs):
         if settings.patience is not None and state["without_gain"] >= settings.patience:
@@ -106,7 +106,7 @@ def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -
         if state["epoch"] % (settings.validate_every or 1) and state["epoch"] < settings.epochs:
             worker.report(metrics, None)
             continue
-        check_finite(model, trainer.number)
+        check_finite(model, optimiser, trainer.number)
         metrics |= validate(model, data.validation, settings.views.size, data.constant, data.constant_2d)
         metrics["score"] = metrics.get(SCORE, metrics[SCORE_2D])
         gained = metrics["score"] < state["best"]
@@ -179,6 +179,7 @@ class _Trainer:
         optimiser: torch.optim.Optimizer,
         data: FinetuneData,
         worker: Worker,
+        num_bad: int,
     ) -> None:
         self.settings, self.model, self.optimiser, self.worker = settings, model, optimiser, worker
         self.steps_per_epoch, self.batch_size = data.steps_per_epoch, data.batch_size
@@ -190,7 +191,8 @@ class _Trainer:
         self.number = 0
         self.learning_rate = 0.0
         self.shown: dict[str, float] = {}
-        self._log = LossLog(worker)
+        self._log = LossLog(worker, settings.optimiser.max_bad_steps, num_bad)
+        self._guard = GuardedStep(optimiser, model, settings.optimiser.gradient_clip)
 
     def start_epoch(self, epoch: int) -> None:
         """Put the modules into the epoch's mode."""
@@ -207,7 +209,7 @@ class _Trainer:
         self._log.restart()
 
     def step(self, batch: PoseBatch, epoch: int, step: int) -> None:
-        """One optimiser step."""
+        """One optimiser step; a bad one (bad_steps.py) changes nothing."""
         settings, device = self.settings, self.worker.device
         count, crop_size = len(batch.frames), batch.frames.shape[-1]
         generator = generator_for(settings.seed, epoch, step, self.worker.rank, device)
@@ -220,27 +222,27 @@ class _Trainer:
         self.learning_rate = learning_rate_at(self.number, self.total, settings.optimiser, self.peak)
         set_learning_rate(self.optimiser, self.learning_rate)
         assert self.network is not None
+        self._guard.begin()
         with self.autocast():
             output = self.network(images, camera)
         targets = self.model.targets(batch.joints_3d, camera)
         losses = pose_losses(output, targets, camera, settings.views.size, settings.loss, has_3d=batch.has_3d)
         self.optimiser.zero_grad(set_to_none=True)
-        losses.total.backward()
-        if settings.optimiser.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), settings.optimiser.gradient_clip)
-        self.optimiser.step()
+        backward_from(losses.total)
+        taken = self._guard.take()
         self.number += 1
-        self._log.add(torch.stack([loss.detach() for loss in losses]))
+        self._log.add(torch.stack([loss.detach() for loss in losses]), taken, batch.frame_ids)
 
     def interval_metrics(self) -> dict[str, float]:
-        """Averages since the last call, over all workers. Raises TrainingError where a loss was not finite."""
+        """Averages since the last call, over all workers. Raises TrainingError where too many steps were bad."""
         losses, num_steps, seconds = self._log.take(self.number)
-        self.shown["loss"] = round(losses[0], 3)
+        parts = dict(zip(("loss", *PoseLosses._fields[1:]), losses, strict=False))  # of an interval of bad steps none
+        self.shown |= {name: round(value, 3) for name, value in parts.items() if name == "loss"}
         return {
             "step": self.number,
             "epoch": self.number / self.steps_per_epoch,
-            "loss": losses[0],
-            **dict(zip(PoseLosses._fields[1:], losses[1:], strict=True)),
+            **parts,
+            "bad_steps": self._log.num_bad,
             "learning_rate": self.learning_rate,
             "frames_per_second": num_steps * self.batch_size * self.worker.world_size / seconds,
         }

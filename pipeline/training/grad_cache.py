@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.training.bad_steps import backward_from
+
 Outputs = dict[str, Tensor]
 """What the network gives, each tensor with one row a frame."""
 
@@ -43,11 +45,11 @@ def backward(
         with autocast():
             outputs = network(render(parts[0]))
         loss, result = loss_of(outputs)
-        loss.backward()
+        backward_from(loss)
         return result
     representations = _representations(network, render, parts, autocast)
     loss, result = loss_of(representations)
-    loss.backward()
+    backward_from(loss)
     counted: list[Tensor] | None = None
     for number, part in enumerate(parts):
         wait = isinstance(network, DistributedDataParallel) and part is not parts[-1]

@@ -17,7 +17,16 @@ from pydantic import Field, field_validator
 
 from pipeline.config import Settings, flatten
 from pipeline.delivery import Delivery, ending, with_untracked
-from pipeline.errors import DamagedError, DataError, EquihandError, SettingsError, TrainingError, causes, warn
+from pipeline.errors import (
+    DamagedError,
+    DataError,
+    EquihandError,
+    FullError,
+    SettingsError,
+    TrainingError,
+    causes,
+    warn,
+)
 from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.kept import Kept, checkpoints_in, fetch, read_best
 from pipeline.progress import Progress
@@ -245,7 +254,7 @@ def _run_worker(
             return loop(settings, data, worker)
     except TrainingError as error:
         return {"error": str(error)}
-    except (DataError, SettingsError) as error:  # the other workers may wait for this one
+    except (DataError, SettingsError, FullError) as error:  # the other workers may wait for this one
         board.stop(str(error))
         raise
 

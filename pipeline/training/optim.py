@@ -40,6 +40,9 @@ class OptimiserSettings(Settings):
     """Share of all steps in which the learning rate rises from 0 to its peak (PeCLR: 10 of 100 epochs)."""
     gradient_clip: float | None = Field(default=None, gt=0)
     """Largest gradient norm; none leaves gradients as they are."""
+    max_bad_steps: int = Field(default=10, ge=0)
+    """Steps of a run whose loss or gradients may be infinite or no numbers. Such a step changes nothing; with one more than
+    this the run ends."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from pipeline.models.pretrain import PretrainModel
 from pipeline.models.weights import load_encoder
 from pipeline.objectives import similarity_stats
 from pipeline.storage import join, write_bytes
+from pipeline.training.bad_steps import GuardedStep
 from pipeline.training.contrast import Pairs, columns_for, join_pairs, make_pairs, step_loss
 from pipeline.training.distributed import gather_values
 from pipeline.training.grad_cache import backward, cut
@@ -60,7 +61,8 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
     # The first batch is read, and Ray Data started, while the network is built.
     with one_ahead(iter(_stream(settings, mixture, worker, *divmod(saved.step, epoch_steps))), device) as batches:
         settings, model, optimiser = _built(settings, saved, device)
-        steps = Steps(_network(model, settings, worker), optimiser, settings, worker, epoch_steps)
+        num_bad = int(saved.metrics.get("bad_steps", 0))
+        steps = Steps(_network(model, settings, worker), optimiser, settings, worker, epoch_steps, num_bad)
         probe = OnlineProbe(settings.probe, mixture.uris[0], settings.views, device) if rank == 0 else None
         worker.mark("model")
         metrics: dict[str, Any] = saved.metrics or {"step": 0, "epoch": 0.0}
@@ -103,7 +105,7 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
                 best_by = "probe_pa_epe_mm" if settings.probe.enabled else "loss"
                 if best_by in metrics:
                     metrics["score"] = metrics[best_by]
-                check_finite(model, steps.number)
+                check_finite(model, optimiser, steps.number)
                 save = _saver(metrics, model, optimiser, settings, mixture, probed)
             worker.report(metrics, save)
     return {
@@ -126,7 +128,9 @@ class Steps:
         settings: PretrainRecipe,
         worker: Worker,
         steps_per_epoch: int,
+        num_bad: int = 0,
     ) -> None:
+        """num_bad: bad steps of the run so far (bad_steps.py)."""
         self.network, self.optimiser, self.settings, self.worker = network, optimiser, settings, worker
         self.steps_per_epoch = steps_per_epoch
         self.total = settings.epochs * steps_per_epoch
@@ -141,30 +145,32 @@ class Steps:
         self._pairs: Pairs | None = None
         self._stats: dict[str, Tensor] = {}
         self._shown: dict[str, float] = {}
-        self._log = LossLog(worker)
+        self._log = LossLog(worker, settings.optimiser.max_bad_steps, num_bad)
+        self._guard = GuardedStep(optimiser, network, settings.optimiser.gradient_clip)
         self._fallbacks: list[float] = []
         self._waited = 0.0
 
     def run(self, batch: Batch, waited: float) -> None:
-        """One optimiser step."""
-        settings, objective = self.settings, self.settings.objective
+        """One optimiser step; a bad one (bad_steps.py) changes nothing."""
+        settings, objective, worker = self.settings, self.settings.objective, self.worker
         step = batch.epoch * self.steps_per_epoch + batch.step
         self._pairs = pairs = self._make_pairs(batch)
         self.learning_rate = learning_rate_at(step, self.total, settings.optimiser, self.peak)
         set_learning_rate(self.optimiser, self.learning_rate)
         self.optimiser.zero_grad(set_to_none=True)
+        self._guard.begin()
         done = backward(
             self.network,
             pairs.render,
             lambda outputs: step_loss(outputs, pairs, objective),
             *self._passes(len(pairs)),
         )
-        if settings.optimiser.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), settings.optimiser.gradient_clip)
-        self.optimiser.step()
+        taken = self._guard.take()
 
         self.number = step + 1
-        self._log.add(done.loss)
+        # A view that is no number makes the losses of all workers so, but only its own worker's views.
+        own = None if done.latents is None else done.latents.split(self.counts or len(pairs))[worker.rank].sum()
+        self._log.add(done.loss, taken, batch.columns.get("frame_id", ()), own)
         self._fallbacks.append(pairs.fallback)
         self._waited += waited
         if (
@@ -219,9 +225,10 @@ class Steps:
         return self._shown
 
     def interval_metrics(self) -> dict[str, float]:
-        """Averages since the last call, over all workers. Raises TrainingError, on all of them, where a loss was not finite or
-        no frame had a partner."""
-        (loss,), num_steps, seconds = self._log.take(self.number)
+        """Averages since the last call, over all workers. Raises TrainingError, on all of them, where too many steps were bad
+        or no frame had a partner."""
+        losses, num_steps, seconds = self._log.take(self.number)
+        loss = dict(zip(("loss",), losses, strict=False))  # of an interval of bad steps there is none
         alone = gather_values(torch.tensor(self._fallbacks, device=self.worker.device)).mean().item()
         if alone == 1:
             raise TrainingError(
@@ -230,15 +237,16 @@ class Steps:
                 "and max_seconds above their stride, similar ones 2D joints"
             )
         metrics = {
-            "loss": loss,
+            **loss,
+            "bad_steps": self._log.num_bad,
             "learning_rate": self.learning_rate,
             "frames_per_second": num_steps * global_batch(self.settings, self.worker.world_size) / seconds,
             "data_wait_fraction": self._waited / seconds,
-            **{name: float(value) for name, value in self._stats.items()},
+            **{name: value for name, figure in self._stats.items() if math.isfinite(value := float(figure))},
         }
         if self.settings.objective.positives.kind != "same-frame":
             metrics["without_partner"] = alone
-        self._shown = {"loss": round(loss, 3)}
+        self._shown |= {name: round(value, 3) for name, value in loss.items()}
         self._fallbacks, self._waited = [], 0.0
         return metrics
 
@@ -339,7 +347,7 @@ def _stream(settings: PretrainRecipe, mixture: Mixture, worker: Worker, epoch: i
             reader_cpus=worker.reader_cpus,
             window_mb=settings.window_mb,
             max_bad_fraction=settings.max_bad_fraction,
-            columns=columns_for(settings.objective),
+            columns=tuple(dict.fromkeys(("frame_id", *columns_for(settings.objective)))),  # to name bad steps by
             pairs=positives.pairs if positives.kind == "similar" else None,
         )
     )

@@ -1,9 +1,10 @@
 """One process of a training as its loop sees it, and what every loop does alike: threads, autocast, gradients of all workers,
 the losses since the last log."""
 
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import TrainingError, warn
 from pipeline.models.checkpoints import SaveCheckpoint
-from pipeline.training.distributed import bf16_pays, gather_values
+from pipeline.run_log import log
+from pipeline.training.distributed import bf16_pays, gather_objects, gather_values
 
 Report = Callable[[dict[str, Any], SaveCheckpoint | None], None]
 """Receives the metrics of an interval, averages over all workers; where a checkpoint is due also the means to save it."""
@@ -24,6 +26,7 @@ Notice = Callable[[int, dict[str, float]], None]
 """Receives, after every step, the frames that all workers have seen so far, and the newest figures."""
 
 REMEDY = "Lower optimiser.learning_rate, raise optimiser.warmup_fraction or set optimiser.gradient_clip"
+_MOST_NAMED = 3
 Precision = Literal["auto", "bf16", "float32"]
 
 
@@ -71,9 +74,16 @@ class Worker:
         )
 
 
-def check_finite(model: nn.Module, step: int) -> None:
-    """For the weights before they are saved; every worker calls it, and has the same ones. Raises TrainingError."""
+def check_finite(model: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
+    """For what is about to be saved; every worker calls it, and has the same weights and state. Raises TrainingError."""
     bad = [name for name, values in model.state_dict().items() if not torch.isfinite(values).all()]
+    states = [(name, optimiser.state.get(parameter, {})) for name, parameter in model.named_parameters()]
+    bad += [
+        f"{key} of {name}"
+        for name, state in states
+        for key, values in state.items()
+        if isinstance(values, Tensor) and not torch.isfinite(values).all()
+    ]
     if bad:
         raise TrainingError(
             f"'{bad[0]}' is no longer finite after step {step}, though the losses were; the last good checkpoint is kept. {REMEDY}"
@@ -90,41 +100,92 @@ class Interval(NamedTuple):
     """What a `LossLog` holds."""
 
     losses: list[float]
-    """Means over steps and workers: the total, then its parts."""
+    """Means over the steps that were taken, and workers: the total, then its parts. Empty where no step was taken."""
     num_steps: int
     seconds: float
 
 
 class LossLog:
-    """Losses since the last log."""
+    """Losses since the last log, and how many steps of the run were bad (bad_steps.py)."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._world_size = worker.world_size
+    def __init__(self, worker: Worker, max_bad_steps: int = 0, num_bad: int = 0) -> None:
+        """max_bad_steps: with one more, `take` ends the run. num_bad: those of the run before this process."""
+        self._worker, self._max_bad_steps, self.num_bad = worker, max_bad_steps, num_bad
+        self._said = False
         self.restart()
 
     def restart(self) -> None:
         """An interval begins."""
         self._losses: list[Tensor] = []
+        self._taken: list[Tensor] = []
+        self._own: list[Tensor] = []
+        self._frames: list[Sequence[str]] = []
         self._started = time.perf_counter()
 
-    def add(self, losses: Tensor) -> None:
-        """A step's, detached: the total, or (parts,) with the total first."""
+    def add(self, losses: Tensor, taken: Tensor, frames: Sequence[str] = (), own: Tensor | None = None) -> None:
+        """A step's. losses: detached, the total, or (parts,) with the total first. taken: () bool, the same on all workers:
+        whether the step was taken. frames: ids of this worker's. own: what is not finite where this worker's frames made the
+        step bad; none takes the total."""
         self._losses.append(losses)
+        self._taken.append(taken)
+        self._frames.append(frames)
+        self._own.append(losses.flatten()[0] if own is None else own)
 
     def take(self, step: int) -> Interval:
         """The interval up to this step, of all workers, and begin another. Every worker must call it.
 
-        Raises TrainingError, the same on all workers, where a total was not finite.
+        Raises TrainingError, the same on all workers, where too many steps of the run were bad.
         """
         mine = torch.stack(self._losses).view(len(self._losses), -1)
-        losses = gather_values(mine.flatten()).view(self._world_size, *mine.shape)
-        bad = (~torch.isfinite(losses[..., 0])).nonzero()
-        if len(bad):
-            worker, first = bad[bad[:, 1].argmin()].tolist()
-            raise TrainingError(
-                f"the loss is {losses[worker, first, 0].item()} at step {step - len(mine) + first + 1} on worker {worker}; "
-                f"the last good checkpoint is kept. {REMEDY}"
-            )
-        interval = Interval(losses.mean(dim=(0, 1)).tolist(), len(mine), time.perf_counter() - self._started)
+        losses = gather_values(mine.flatten()).view(self._worker.world_size, *mine.shape)
+        taken = torch.stack(self._taken).cpu()
+        if not taken.all():
+            self._tell(step - len(mine) + 1, losses, (~taken).nonzero().flatten().tolist())
+            losses = losses[:, taken]
+        means = losses.mean(dim=(0, 1)).tolist() if losses.numel() else []
+        interval = Interval(means, len(mine), time.perf_counter() - self._started)
         self.restart()
         return interval
+
+    def _tell(self, first_step: int, losses: Tensor, bad: list[int]) -> None:
+        """Note the bad steps of the interval, by their number in it, in the run's log, and say once that there are some."""
+        of_step = []
+        for number in bad:
+            self.num_bad += 1
+            frames, own = self._frames[number], self._own[number]
+            log(
+                "bad step",
+                step=first_step + number,
+                loss=str(losses[self._worker.rank, number, 0].item()),
+                frames=[*frames],
+            )
+            of_step.append((bool(torch.isfinite(own).all()), _some(frames)))
+        # By worker, the first step's, or the one that is too many.
+        over = self.num_bad > self._max_bad_steps
+        chosen = self._max_bad_steps - self.num_bad + len(bad) if over else 0
+        everyone = gather_objects(of_step[chosen])
+        step = first_step + bad[chosen]
+        totals = losses[:, bad[chosen], 0].tolist()
+        at = [rank for rank, (finite, _) in enumerate(everyone) if not finite]
+        at = at or [rank for rank, total in enumerate(totals) if not math.isfinite(total)] or [*range(len(everyone))]
+        value = next((totals[rank] for rank in at if not math.isfinite(totals[rank])), None)
+        what = "the gradients are not finite" if value is None else f"the loss is {value}"
+        where = "; ".join(f"worker {rank}{everyone[rank][1]}" for rank in at[:_MOST_NAMED])
+        text = f"{what} at step {step} on {where}"
+        if over:
+            raise TrainingError(
+                f"{text}; with {self._max_bad_steps + 1} such steps, optimiser.max_bad_steps = {self._max_bad_steps} is "
+                f"exceeded, and the last good checkpoint is kept. {REMEDY}"
+            )
+        if self._worker.rank == 0 and not self._said:
+            self._worker.say(
+                f"{text}; this step changes nothing. More are counted as bad_steps; after {self._max_bad_steps} "
+                "(optimiser.max_bad_steps) the run ends"
+            )
+        self._said = True
+
+
+def _some(frames: Sequence[str]) -> str:
+    """Such as " (frames a/0, a/1, b/0 and 13 more)"; empty where their ids are not known."""
+    more = f" and {len(frames) - _MOST_NAMED} more" if len(frames) > _MOST_NAMED else ""
+    return f" (frames {', '.join(frames[:_MOST_NAMED])}{more})" if len(frames) else ""

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.frames.image_file import MAX_PIXELS
 from pipeline.frames.rejects import REASONS
-from tests import start_errors
+from tests import hostile_inputs, start_errors
 from tests.frames import squares
 from tests.frames.clips import CAMERA, draw, hand_label, joints_at, project, write_clip, write_images, write_video
 
@@ -125,6 +125,12 @@ def png(pixels: np.ndarray, size: tuple[int, int] | None = None) -> bytes:
 def like(tolerance: float = 4.0) -> Callable[[np.ndarray, np.ndarray], bool]:
     """Looks like the plain JPEG."""
     return lambda crop, plain: float(np.abs(crop - plain).mean()) < tolerance
+
+
+def _claiming(jpeg: bytes, side: int) -> bytes:
+    """A JPEG whose header says that it is `side` pixels wide and high."""
+    at = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:at] + struct.pack(">2H", side, side) + jpeg[at + 4 :]
 
 
 def _turned(images: Images) -> None:
@@ -414,6 +420,9 @@ IMAGE_CASES = [
     Case("text named .jpg", lambda s: s.add(b"not an image, whatever it is called\n" * 40), LEFT_OUT_IMAGE),
     Case("zeros behind a JPEG's head", lambda s: s.add(encoded(s.picture)[:400] + bytes(4000)), LEFT_OUT_IMAGE),
     Case("decompression bomb (header of 60,000 x 50,000)", lambda s: s.add(png(np.zeros((2, 2, 3)), HUGE)), {"huge_image": 1}),
+    Case("decompression bomb (JPEG whose header says 60,000 x 60,000)", lambda s: s.add(_claiming(encoded(s.picture), 60_000)), {"huge_image": 1}),
+    Case("PostScript named .jpg, which Pillow would give to Ghostscript", lambda s: s.add(encoded(s.picture, "EPS")), LEFT_OUT_IMAGE),
+    Case("name with a line break and signs that steer a terminal", lambda s: s.add(b"", "odd/\x1b[2J\n0.jpg"), LEFT_OUT_IMAGE),
     Case("header of 12,000 x 10,000", lambda s: s.add(png(np.zeros((2, 2, 3)), LARGE)), {"huge_image": 1}),
     Case("image that the boxes file names, but is not there", lambda s: s.entries.append({"file": "odd/0.jpg", "boxes_xyxy": [s.box]}), {"missing_image": 1}),
     Case("image that vanished between listing and reading", _with_gone_image, {"missing_image": 1}, change=_remove),
@@ -452,6 +461,8 @@ IMAGE_CASES = [
     Case("key that an entry has twice", _text('[{"file": "a.jpg", "boxes_xyxy": [], "file": "b.jpg"}]'), stops="the key 'file' is there twice"),
     Case("JSON Lines, an entry a line", _text('{"file": "a.jpg"}\n{"file": "b.jpg"}\n'), stops="more than one value (JSON Lines?"),
     Case("file named by its path on the disk", _named_as("/data/odd/0.jpg"), stops="must be a path below the source's URI"),
+    Case("file named by a path that leads out (../x.jpg)", _named_as("../odd/0.jpg"), stops="must be a path below the source's URI"),
+    Case("boxes file nested 100,000 deep", _text("[" * 100_000), stops="nested too deeply"),
     Case("boxes file without entries", _text("[]"), stops="names no images"),
     Case("more boxes than hands in an entry", _entry_without_hands, stops="has more or fewer hands than boxes"),
     Case("empty image folder", _empty, stops="no image here"),
@@ -584,6 +595,8 @@ def markdown() -> str:
         "| storage that does not answer, at the start or in between | stops: one line with the URI; what is finished is kept |",
         "",
         *start_errors.markdown(),
+        "",
+        *hostile_inputs.markdown(),
         "",
         "## Runs",
         "",

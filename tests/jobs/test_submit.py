@@ -72,7 +72,10 @@ def test_prepared_arguments_carry_the_run_id_once_and_name_it_as_given() -> None
             "'frame_set.1.uri' = 'data/b' is a path below this folder",
         ),
         (["--tracking.uri", "sqlite:///mlflow.db"], "'tracking.uri'"),
-        (["--tracking.uri", "https://me:secret@mlflow"], "'tracking.uri' holds a password"),
+        (
+            ["--tracking.uri", "https://me:secret@mlflow"],
+            "'tracking.uri' = 'https://me:[*]{3}@mlflow': holds a password",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_sent(arguments: list[str], message: str) -> None:

@@ -91,6 +91,10 @@ def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster, capl
     # The same id again: the stored result. Without it (an interrupted search): Tune's state, and no trial runs twice.
     assert run_search(settings) == result
     delete(join(s3, "runs", "search-1", "result.json"))
+    with pytest.raises(SettingsError, match=r"/tune: Tune's own state is made of pickles.*trust_state true") as refused:
+        run_search(settings)
+    assert refused.value.exit_code == 2
+    settings = settings.model_copy(update={"trust_state": True})
     again = run_search(settings)
     assert again["best_trial"] == result["best_trial"]
     assert again["trials"] == result["trials"]

@@ -12,6 +12,7 @@ from pipeline.evaluation.yardsticks import Constant
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import load_labelled, read_joints_2d
 from pipeline.frames.manifest import read_manifest
+from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.weights import load_encoder, load_pose_model
@@ -212,12 +213,15 @@ def test_validation_every_few_epochs_and_at_the_end(frame_set, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(frame_set, tmp_path):
-    settings = tiny_settings(frame_set)
+    settings = tiny_settings(frame_set, optimiser={"max_bad_steps": 2})
     frames, selection = check_settings(settings)
     data = load_labelled(frames, "train")
     data.joints_3d[:] = math.nan
     recorder = Recorder(tmp_path)
-    with pytest.raises(TrainingError, match=r"loss is nan at step 1 on worker 0; the last good checkpoint is kept"):
+    with pytest.raises(
+        TrainingError,
+        match=r"loss is nan at step 3 on worker 0 \(frames tiny/train-\S+, .* and 13 more\); with 3 such steps",
+    ):
         finetune(
             settings,
             data,
@@ -227,6 +231,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(frame_set, t
             worker=Worker(report=recorder),
         )
     assert recorder.checkpoints == []
+
+
+def test_a_bad_step_is_left_out_and_counted(frame_set, tmp_path, caplog):
+    """One frame of the 64 has a label that is no number: of each epoch's four steps one changes nothing."""
+    settings = tiny_settings(frame_set, log_every=1, epochs=2)
+    frames, selection = check_settings(settings)
+    data = load_labelled(frames, "train")
+    data.joints_3d[5] = math.nan
+    recorder = Recorder(tmp_path)
+    result = finetune(
+        settings,
+        data,
+        load_validation(settings, frames),
+        mean_bone_length=selection.mean_bone_length,
+        constant=selection.constant,
+        worker=Worker(report=recorder),
+    )
+    assert result["metrics"]["bad_steps"] == 2
+    assert sum("loss" not in metrics for metrics in recorder.metrics) == 2
+    assert caplog.text.count("this step changes nothing") == 1
+    for folder in recorder.checkpoints:
+        weights, _ = read_checkpoint(str(folder))
+        assert all(values.isfinite().all() for values in weights.values())
 
 
 def test_few_labels_make_one_small_batch(frame_set, tmp_path):

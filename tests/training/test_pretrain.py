@@ -73,14 +73,16 @@ def test_the_loss_falls_and_figures_are_plain_numbers():
 
 
 def test_a_loss_that_is_not_a_number_is_named():
-    model, steps = steps_for(small("unused", epochs=1))
+    model, steps = steps_for(small("unused", epochs=1, optimiser={"max_bad_steps": 0}))
     frames = torch.zeros(16, 3, 32, 32, dtype=torch.uint8)
     steps.run(Batch(0, 0, frames, {}), 0.0)
     with torch.no_grad():
         model.encoder.conv1.weight.fill_(float("nan"))
-    steps.run(Batch(0, 1, frames, {}), 0.0)
+    steps.run(Batch(0, 1, frames, {"frame_id": [f"clip/{number}" for number in range(16)]}), 0.0)
     with pytest.raises(
-        TrainingError, match=r"^the loss is nan at step 2 on worker 0; the last good checkpoint is kept"
+        TrainingError,
+        match=r"^the loss is nan at step 2 on worker 0 \(frames clip/0, clip/1, clip/2 and 13 more\); with 1 such steps, "
+        r"optimiser\.max_bad_steps = 0 is exceeded, and the last good checkpoint is kept",
     ):
         steps.interval_metrics()
 

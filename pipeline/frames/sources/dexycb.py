@@ -199,5 +199,15 @@ def _joints(data: bytes) -> np.ndarray | None:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as labels:
             return np.asarray(labels["joint_3d"], dtype=np.float64)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
         return None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.frames.listing import check_below
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.json_stream import open_json
 
@@ -69,6 +70,7 @@ class Images:
             frame = int(image["frame_idx"])
             if digits is None or int(digits[1]) != frame:
                 raise ValueError("file_name is not .../image<frame_idx>.jpg")
+            check_below(f"{folder}/{file}")
             capture = str(image["capture"])
             info = {"capture": capture, "camera": str(image["camera"]), "subject": str(image.get("subject", capture))}
             if self.folders.setdefault(folder, info) != info:

@@ -69,6 +69,8 @@ class JsonStream:
                 continue
             except DuplicateKeyError as error:
                 raise self._error(str(error)) from None
+            except RecursionError:
+                raise self._error("nested too deeply") from None
             # A number that ends with the text may go on.
             if end == len(self._text) and not isinstance(value, dict | list | str) and self._more():
                 continue

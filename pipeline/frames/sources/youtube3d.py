@@ -165,7 +165,7 @@ def read_regressor(uri: str | None) -> np.ndarray | None:
     try:
         value = np.load(io.BytesIO(data), allow_pickle=False) if uri.endswith(".npy") else parse_json(data)
         regressor = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError, EOFError):
+    except (TypeError, ValueError, EOFError, MemoryError):
         regressor = np.empty(0)
     if regressor.shape != REGRESSOR_SHAPE or not np.isfinite(regressor).all():
         raise DataError(
