@@ -22,7 +22,7 @@ from pydantic import Field, create_model
 
 from jobs.ray_errors import lost_in_ray, ray_start_error
 from pipeline.config import Settings, load, to_yaml
-from pipeline.errors import EquihandError, SettingsError, StorageError, UntrackedError, causes, one_line
+from pipeline.errors import EquihandError, LeftError, SettingsError, StorageError, UntrackedError, causes, one_line
 from pipeline.masking import masked
 from pipeline.storage import DISK_TROUBLE
 
@@ -206,7 +206,7 @@ def run_job(job: Job[SettingsT], argv: Sequence[str] | None = None) -> NoReturn:
     names it. EQUIHAND_DEBUG=1 shows tracebacks in the terminal.
     argv: arguments without the program's name; None takes the process's own.
     Exit codes: 0 done, 1 failed, 2 bad settings, 3 not finished in the time given, 4 done but not all of it
-    tracked, 130 interrupted.
+    tracked, 130 interrupted, 143 a training that was asked to end (SIGTERM) and has kept where it is.
     """
     from jobs.terminal import TerminalProgress
 
@@ -242,6 +242,9 @@ def _say(error: BaseException, log_file: Path | None) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
+    if isinstance(error, LeftError):
+        print(error, file=sys.stderr)
+        return error.exit_code
     own, debug = _own_error(error), bool(os.environ.get("EQUIHAND_DEBUG"))
     trace, where = "", ""
     if debug or own is None or own.__cause__ is not None:

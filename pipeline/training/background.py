@@ -22,9 +22,10 @@ class BackgroundCall:
         except BaseException as error:
             self._outcome["error"] = error
 
-    def wait(self, seconds: float) -> None:
-        """Until the call has ended, but no longer than that."""
+    def wait(self, seconds: float) -> bool:
+        """Until the call has ended, but no longer than that; whether it goes on still."""
         self._thread.join(seconds)
+        return self._thread.is_alive()
 
     def result(self) -> Any:
         """What the call returned or raised."""
