@@ -1,6 +1,5 @@
 """What a run waits for, said at the terminal and in its log, less and less often, and a deadline."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -110,6 +109,6 @@ def cluster_in_words(nodes: list[dict[str, Any]], free: Mapping[str, float], wor
     text = f"the cluster has {kinds or 'no node'}, free: {in_words(free)}"
     if alive and not any(all(node.get(name, 0) >= need for name, need in worker.items()) for node in alive):
         return f"{text}; no node is large enough for a worker"
-    if math.floor(free.get("CPU", 0)) < 1:
+    if alive and free.get("CPU", 0) < 1:
         return f"{text}; no CPU is left for another worker or for readers"
     return text

@@ -1,5 +1,6 @@
 """Workers agree on the step after which they leave; what a SIGTERM does."""
 
+import itertools
 import os
 import signal
 import time
@@ -36,7 +37,7 @@ def test_it_is_asked_about_once_a_second(step_s, most):
         clock.now += step_s
         assert not agreement()
     assert len(asked) <= most
-    gaps = [later - earlier for earlier, later in zip(asked, asked[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(asked)]
     assert all(gap <= max(1.5, step_s + 1e-9) for gap in gaps)
 
 

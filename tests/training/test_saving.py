@@ -1,6 +1,7 @@
 """Checkpoints are written beside the training: whole, in order, and with their errors."""
 
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from pipeline.errors import StorageError
 from pipeline.models.checkpoints import Snapshot, read_checkpoint, read_trainer_state
 from pipeline.models.kept import Kept, checkpoints_in
-from pipeline.training.saving import saving
+from pipeline.training.saving import Saving, saving
 
 LONG = 300
 
@@ -83,22 +84,35 @@ def test_an_error_reaches_the_training(tmp_path):
         finally:
             done.set()
 
-    with pytest.raises(StorageError, match="no answer"), saving(refused) as writer:
-        writer.save(snapshot(model, optimiser, 1), {"step": 1})
+    def save(*steps: int, then: Callable[[Saving], None] = lambda writer: None) -> None:
+        with saving(refused) as writer:
+            for step in steps:
+                writer.save(snapshot(model, optimiser, step), {"step": step})
+            then(writer)
+
+    def log(writer: Saving) -> None:
         assert done.wait(LONG)
         while True:
-            writer.check()  # at one of the next logs
-    with pytest.raises(StorageError, match="no answer"), saving(refused) as writer:
-        writer.save(snapshot(model, optimiser, 1), {"step": 1})
-        writer.save(snapshot(model, optimiser, 2), {"step": 2})
-    with pytest.raises(StorageError, match="no answer"), saving(refused) as writer:
-        writer.save(snapshot(model, optimiser, 1), {"step": 1})
+            writer.check()
+
+    for steps, then in (
+        ((1,), log),
+        ((1, 2), log),
+        ((1,), lambda writer: None),
+    ):  # at a log, the next checkpoint, the end
+        with pytest.raises(StorageError, match="no answer"):
+            save(*steps, then=then)
 
 
 def test_another_error_waits_for_the_checkpoint(tmp_path):
     model, optimiser = trained(1)
     kept = Kept(str(tmp_path))
-    with pytest.raises(RuntimeError, match="lost"), saving(kept.keep) as writer:
-        writer.save(snapshot(model, optimiser, 1), {"step": 1})
-        raise RuntimeError("lost")
+
+    def lose() -> None:
+        with saving(kept.keep) as writer:
+            writer.save(snapshot(model, optimiser, 1), {"step": 1})
+            raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        lose()
     assert len(checkpoints_in(str(tmp_path))) == 1
