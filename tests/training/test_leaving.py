@@ -92,8 +92,13 @@ def test_who_ends_goes_before_who_moves():
 def test_the_first_signal_is_heard_and_the_second_one_does_what_it_did():
     heard: list[str] = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("before"))
+
+    def asked() -> bool:
+        heard.append("asked")
+        return True
+
     try:
-        with on_sigterm(lambda: heard.append("asked") is None):
+        with on_sigterm(asked):
             signal.raise_signal(signal.SIGTERM)
             assert heard == ["asked"]
             signal.raise_signal(signal.SIGTERM)
