@@ -96,11 +96,14 @@ def test_sigterm_costs_no_step_and_the_same_command_ends_with_the_same_weights(t
     )
     recipe = PretrainRecipe.model_validate({**RECIPE, "frame_set": str(tmp_path / "set")})
     kept, threads = Kept(str(tmp_path / "whole")), torch.get_num_threads()
+
+    def report(metrics, snapshot) -> None:
+        if snapshot is not None:
+            kept.keep(snapshot, metrics)
+
     torch.set_num_threads(1)
     try:
-        run_epochs(
-            recipe, check_recipe(recipe, 1), Worker(report=lambda metrics, save: save and kept.keep(save, metrics))
-        )
+        run_epochs(recipe, check_recipe(recipe, 1), Worker(report=report))
     finally:
         torch.set_num_threads(threads)
     whole, mine = read_checkpoint(str(kept.newest))[0], read_checkpoint(result["last_checkpoint"])[0]
