@@ -25,6 +25,7 @@ from pipeline.config import Settings, load, to_yaml
 from pipeline.errors import EquihandError, LeftError, SettingsError, StorageError, UntrackedError, causes, one_line
 from pipeline.masking import masked
 from pipeline.storage import DISK_TROUBLE
+from pipeline.training.background import THREAD as BACKGROUND
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -232,8 +233,11 @@ def run_job(job: Job[SettingsT], argv: Sequence[str] | None = None) -> NoReturn:
         log_file.unlink()
     sys.stdout.flush()
     sys.stderr.flush()
-    if any(not t.daemon and t is not threading.main_thread() for t in threading.enumerate()):
-        os._exit(code)  # a library's thread must not keep an ended job alive
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if any(not thread.daemon or thread.name == BACKGROUND for thread in others):
+        # A library's thread must not keep an ended job alive, nor may one that was left in a call to Ray wake up in an interpreter
+        # that is going down: it would crash.
+        os._exit(code)
     sys.exit(code)
 
 

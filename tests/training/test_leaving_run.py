@@ -128,43 +128,40 @@ def test_a_worker_that_is_stopped_is_found_and_started_again(tmp_path):
 
 
 NEVER = """
-import logging
 import sys
 import ray
-from jobs.runtime import RaySettings, ray_session
-from pipeline.errors import TrainingError
-from pipeline.progress import SILENT
+from jobs.runtime import Job, RaySettings, run_job
 from pipeline.training.launch import LaunchSettings, train_on_workers
 
 @ray.remote(num_cpus=3)
 class Neighbour:
     def here(self): ...
 
-logging.basicConfig(format="%(message)s")
-with ray_session(RaySettings(address="local", num_cpus=4, object_store_mb=100)):
-    neighbour = Neighbour.remote()
-    ray.get(neighbour.here.remote())
-    settings = LaunchSettings.model_validate({
-        "workers": {"num_workers": 1, "cpus_per_worker": 2, "start_timeout_s": 25},
-        "run": {"storage": sys.argv[1] + "/runs", "run_id": "never"},
-        "tracking": {"uri": "sqlite:///" + sys.argv[1] + "/mlflow.db"},
-    })
-    try:
-        train_on_workers(lambda *_: {}, settings, None, kind="pretrain", num_best=1, total=1, progress=SILENT, tags={})
-    except TrainingError as error:
-        print("ended:", error, flush=True)
+def run(settings, progress, session):
+    with session():
+        neighbour = Neighbour.remote()
+        ray.get(neighbour.here.remote())
+        return train_on_workers(
+            lambda *_: {}, settings, None, kind="pretrain", num_best=1, total=1, progress=progress, tags={}
+        )
+
+run_job(Job("never", LaunchSettings, run, "", RaySettings(address="local", num_cpus=4, object_store_mb=100)))
 """
 
 
 @pytest.mark.timeout(900)
 def test_workers_that_find_no_place_are_waited_for_only_so_long(tmp_path):
-    code, printed = ended(process(tmp_path, [sys.executable, "-c", NEVER, str(tmp_path)]), tmp_path)
-    assert code == 0, printed[-2000:]
+    """The cluster is large enough, but others have what is missing."""
+    arguments = [
+        *("--workers.cpus_per_worker=2", "--workers.start_timeout_s=25", f"--run.storage={tmp_path / 'runs'}"),
+        f"--tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+    ]
+    code, printed = ended(process(tmp_path, [sys.executable, "-c", NEVER, *arguments]), tmp_path)
+    assert code == 1, printed[-2000:]
     there = r"1 of 1 workers of \(2 CPU\) for \d+ s; the cluster has 1 node of \(4 CPU\), free: 1 CPU"
-    assert re.search(rf"^waiting for {there}$", printed, re.M), printed[-2000:]
-    assert re.search(
-        rf"^ended: gave up waiting for {there}\. The deadline is workers\.start_timeout_s = 25; ", printed, re.M
-    )
+    assert re.search(rf"^warning: waiting for {there}$", printed, re.M), printed[-2000:]
+    (error,) = re.findall(r"^error: .*$", printed, re.M)
+    assert re.match(rf"error: gave up waiting for {there}\. The deadline is workers\.start_timeout_s = 25; ", error)
 
 
 MOVES = """
