@@ -216,7 +216,6 @@ def test_leaving_costs_no_step_and_changes_no_weight(tmp_path):
     assert rest.steps == [4, 5, 6, 7, 8]
     mine, theirs = (read_checkpoint(str(run.kept.newest))[0] for run in (whole, rest))
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert len(checkpoints_in(str(tmp_path / "left"))) == 3
 
 
 @pytest.mark.usefixtures("in_process")
