@@ -173,7 +173,7 @@ def alone(monkeypatch):
 
 def work(loop, tmp_path, board):
     settings = LaunchSettings(run=RunSettings(storage=str(tmp_path), run_id="run"))
-    return launch._run_worker(loop, settings, None, board, str(tmp_path / "run"), 1, False, time.time())  # type: ignore[arg-type]
+    return launch._run_worker(loop, settings, None, board, str(tmp_path / "run"), 1, False, time.time())
 
 
 def test_a_worker_leaves_with_the_checkpoint_of_its_last_step(alone, tmp_path):
