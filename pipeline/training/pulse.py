@@ -9,7 +9,7 @@ Ray Train, which asks every process now and then, finds it where there are none.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 _EVERY_S = 1.0
@@ -68,10 +68,8 @@ class Pulse:
 
     def _work(self) -> None:
         while not self._over.wait(_EVERY_S):
-            try:
+            with suppress(Exception):  # who is told may be starting again; without the others' signs nobody is judged
                 self.look()
-            except Exception:  # who is told may be starting again; without the others' signs nobody is judged
-                continue
 
     @contextmanager
     def beating(self) -> Iterator["Pulse"]:
