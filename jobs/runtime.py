@@ -22,9 +22,10 @@ from pydantic import Field, create_model
 
 from jobs.ray_errors import lost_in_ray, ray_start_error
 from pipeline.config import Settings, load, to_yaml
-from pipeline.errors import EquihandError, SettingsError, StorageError, UntrackedError, causes, one_line
+from pipeline.errors import EquihandError, LeftError, SettingsError, StorageError, UntrackedError, causes, one_line
 from pipeline.masking import masked
 from pipeline.storage import DISK_TROUBLE
+from pipeline.training.background import THREAD as BACKGROUND
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -206,7 +207,7 @@ def run_job(job: Job[SettingsT], argv: Sequence[str] | None = None) -> NoReturn:
     names it. EQUIHAND_DEBUG=1 shows tracebacks in the terminal.
     argv: arguments without the program's name; None takes the process's own.
     Exit codes: 0 done, 1 failed, 2 bad settings, 3 not finished in the time given, 4 done but not all of it
-    tracked, 130 interrupted.
+    tracked, 130 interrupted, 143 a training that was asked to end (SIGTERM) and has kept where it is.
     """
     from jobs.terminal import TerminalProgress
 
@@ -232,8 +233,11 @@ def run_job(job: Job[SettingsT], argv: Sequence[str] | None = None) -> NoReturn:
         log_file.unlink()
     sys.stdout.flush()
     sys.stderr.flush()
-    if any(not t.daemon and t is not threading.main_thread() for t in threading.enumerate()):
-        os._exit(code)  # a library's thread must not keep an ended job alive
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if any(not thread.daemon or thread.name == BACKGROUND for thread in others):
+        # A library's thread must not keep an ended job alive, nor may one that was left in a call to Ray wake up in an interpreter
+        # that is going down: it would crash.
+        os._exit(code)
     sys.exit(code)
 
 
@@ -242,6 +246,9 @@ def _say(error: BaseException, log_file: Path | None) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
+    if isinstance(error, LeftError):
+        print(error, file=sys.stderr)
+        return error.exit_code
     own, debug = _own_error(error), bool(os.environ.get("EQUIHAND_DEBUG"))
     trace, where = "", ""
     if debug or own is None or own.__cause__ is not None:

@@ -50,9 +50,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_PORT = 8265
 DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
 CONNECT_TIMEOUT_S = 8.0
-# A stopped job closes its MLflow run and ends its workers, as after Ctrl-C; by default Ray would send a signal that
-# its own handler turns into an immediate end, and would wait 3 s.
-STOP_GENTLY = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+# A stopped job writes a checkpoint, closes its MLflow run and ends its workers. By default Ray would wait 3 s for that.
+STOP_GENTLY = {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": "300"}
 FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _ONLY_HERE = ("demo",)  # of the table of jobs

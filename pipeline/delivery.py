@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from pipeline.errors import one_line, warn
+from pipeline.errors import LeftError, one_line, warn
 
 _REST_S = 300.0  # after a call that failed, which its client had repeated for minutes
 
@@ -72,7 +72,7 @@ def ending(*finish: Callable[[str], None], deliver: Delivery | None = None) -> I
     try:
         yield
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, LeftError):
         status = "KILLED"
         raise
     finally:

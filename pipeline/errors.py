@@ -72,6 +72,12 @@ class UnfinishedError(EquihandError):
     exit_code = 3
 
 
+class LeftError(EquihandError):
+    """The work was asked to end (SIGTERM) and has kept where it is: nothing is lost, and the same command goes on."""
+
+    exit_code = 143
+
+
 class UntrackedError(EquihandError):
     """The work is done and its results are written, but MLflow does not have all of them."""
 

@@ -83,6 +83,9 @@ class _StoredLines(logging.Handler):
         if time.monotonic() - self._written_at > _EVERY_S:
             self.write()
 
+    def flush(self) -> None:
+        self.write()
+
     def write(self) -> str:
         """Bring the file up to date; returns what was wrong."""
         self._written_at = time.monotonic()

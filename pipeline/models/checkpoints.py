@@ -12,8 +12,9 @@ import json
 import pickle
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,23 +42,48 @@ SaveCheckpoint = Callable[[Path], None]
 """Writes the checkpoint of this moment into a local directory."""
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds. A `SaveCheckpoint` of this moment, and once it is `copied` of that moment."""
+
+    weights: Mapping[str, torch.Tensor]
+    trainer_state: dict[str, Any] | None
+    """Tensors, numbers, strings and containers of them only; None where nobody will train on."""
+    meta: dict[str, Any]
+    """Plain JSON; the format version is added."""
+
+    def copied(self) -> "Snapshot":
+        """The same in CPU memory of its own, which no later step changes."""
+        return Snapshot(_copied(dict(self.weights)), _copied(self.trainer_state), _copied(self.meta))
+
+    def __call__(self, directory: str | Path) -> None:
+        """Write it into a local directory."""
+        directory = Path(directory)
+        with _full_disk_named(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            weights = {name: tensor.detach().contiguous().cpu() for name, tensor in self.weights.items()}
+            save_file(weights, directory / MODEL)
+            if self.trainer_state is not None:
+                torch.save(self.trainer_state, directory / TRAINER)
+            write_json(str(directory / META), {"format_version": FORMAT_VERSION, **self.meta})
+            seal(directory)
+
+
 def save_checkpoint(
     directory: str | Path, model: torch.nn.Module, trainer_state: dict[str, Any] | None, meta: dict[str, Any]
 ) -> None:
-    """Write a checkpoint into a local directory.
+    """Write a checkpoint of a model into a local directory; trainer_state, meta: see `Snapshot`."""
+    Snapshot(model.state_dict(), trainer_state, meta)(directory)
 
-    trainer_state: tensors, numbers, strings and containers of them only; None where nobody will train on. meta: plain JSON;
-    the format version is added.
-    """
-    directory = Path(directory)
-    with _full_disk_named(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-        save_file(weights, directory / MODEL)
-        if trainer_state is not None:
-            torch.save(trainer_state, directory / TRAINER)
-        write_json(str(directory / META), {"format_version": FORMAT_VERSION, **meta})
-        seal(directory)
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(each) for each in value)
+    return value
 
 
 @contextmanager

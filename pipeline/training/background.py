@@ -4,6 +4,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+THREAD = "ray-run"
+"""Name of the thread."""
+
 
 class BackgroundCall:
     """A call that runs in a thread: on the main thread, Ray Train and Tune replace Ctrl-C's handler by ones of their own.
@@ -13,7 +16,7 @@ class BackgroundCall:
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._outcome: dict[str, Any] = {}
-        self._thread = threading.Thread(target=self._work, args=(function,), daemon=True, name="ray-run")
+        self._thread = threading.Thread(target=self._work, args=(function,), daemon=True, name=THREAD)
         self._thread.start()
 
     def _work(self, function: Callable[[], Any]) -> None:
@@ -22,9 +25,10 @@ class BackgroundCall:
         except BaseException as error:
             self._outcome["error"] = error
 
-    def wait(self, seconds: float) -> None:
-        """Until the call has ended, but no longer than that."""
+    def wait(self, seconds: float) -> bool:
+        """Until the call has ended, but no longer than that; whether it goes on still."""
         self._thread.join(seconds)
+        return self._thread.is_alive()
 
     def result(self) -> Any:
         """What the call returned or raised."""

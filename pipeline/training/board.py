@@ -1,21 +1,22 @@
 """What a run's processes have to know of each other while it runs on a cluster.
 
 Workers post their progress to a small actor; a thread of the driver reads it and feeds the driver's `Progress`. Posts are
-not waited for. What they warn of reaches the driver the same way. The same actor holds the run's MLflow handle, what MLflow
-did not take, and the reason why the run must stop, if there is one.
+not waited for. What they warn of reaches the driver the same way. The same actor holds the workers' signs of life, the run's
+MLflow handle, what MLflow did not take, whether the workers are to leave, and the reason why the run must stop, if there is one.
 
 The actor lives on the driver's node where it can. Ray starts it again if it dies, empty; the driver tells it the MLflow handle
-again, and the workers' next posts bring the progress back.
+again, and that the workers are to leave; their next posts bring the rest back.
 """
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import TrainingError, warn
 from pipeline.progress import Progress
+from pipeline.training.pulse import Sign
 
 if TYPE_CHECKING:  # the actor's process starts beside those of the workers, so it loads little
     from pipeline.tracking import Run
@@ -31,6 +32,8 @@ class _Board:
         self.reason = ""
         self.run: Run | None = None
         self.problem = ""
+        self.signs: dict[int, tuple[Sign, float]] = {}
+        self.leaving = False
 
     def post(self, key: str, done: int, figures: dict[str, Any]) -> None:
         self.posts[key] = (done, figures)
@@ -38,9 +41,23 @@ class _Board:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def read(self, run: "Run | None") -> tuple[dict[str, tuple[int, dict[str, Any]]], list[str]]:
-        self.run = run
-        return self.posts, self.warnings
+    def read(
+        self, run: "Run | None", leaving: bool
+    ) -> tuple[dict[str, tuple[int, dict[str, Any]]], list[str], dict[int, Sign]]:
+        self.run, self.leaving = run, leaving
+        return self.posts, self.warnings, self._signs()
+
+    def pulse(self, rank: int, sign: Sign) -> tuple[bool, dict[int, Sign]]:
+        self.signs[rank] = sign, time.monotonic()
+        return self.leaving, self._signs()
+
+    def _signs(self) -> dict[int, Sign]:
+        """As old as they are now: whoever is silent was doing that for longer, too."""
+        now = time.monotonic()
+        return {
+            rank: sign._replace(seconds=sign.seconds + now - at, silent=now - at)
+            for rank, (sign, at) in self.signs.items()
+        }
 
     def stop(self, reason: str) -> None:
         self.reason = self.reason or reason
@@ -65,10 +82,21 @@ class BoardHandle:
         self._actor = actor
         self.run: Run | None = None
         """Set by the driver: which MLflow run this is."""
+        self.leaving = False
+        """Set by the driver: the workers are to write a checkpoint and end."""
+        self.signs: Mapping[int, Sign] = {}
+        """For the driver: the workers' signs of life, newest first heard half a second ago."""
 
     def post(self, key: str, done: int, **figures: Any) -> None:
         """Say how far `key` (a worker's or a trial's name) is, with figures worth showing."""
         self._actor.post.remote(key, done, figures)
+
+    def pulse(self, rank: int, sign: Sign) -> tuple[bool, Mapping[int, Sign]]:
+        """Tell a worker's sign of life; whether the workers are to leave, and the signs of all. Raises where there is no answer."""
+        import ray
+
+        answer: tuple[bool, Mapping[int, Sign]] = ray.get(self._actor.pulse.remote(rank, sign), timeout=_ANSWER_SECONDS)
+        return answer
 
     def warn(self, text: str) -> None:
         """Warn the user, at the driver's terminal."""
@@ -131,11 +159,15 @@ def progress_board(progress: Progress, label: str, total: int | None, unit: str)
         while not ended:
             ended = stop.wait(_POLL_SECONDS)  # and a last look, at what came just before the end
             try:
-                posts, warnings = ray.get(actor.read.remote(handle.run), timeout=_ANSWER_SECONDS)
-            except ray.exceptions.GetTimeoutError:  # a busy machine
+                posts, warnings, handle.signs = ray.get(
+                    actor.read.remote(handle.run, handle.leaving), timeout=_ANSWER_SECONDS
+                )
+            except (
+                Exception
+            ):  # it is starting still, or again; or the cluster goes away, and the driver's main thread knows why
+                if not ray.is_initialized():
+                    return
                 continue
-            except Exception:  # the cluster is going away; the driver's main thread knows why
-                return
             for text in warnings[num_shown if num_shown <= len(warnings) else 0 :]:
                 warn(text)
             num_shown = len(warnings)

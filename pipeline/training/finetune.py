@@ -5,6 +5,7 @@ as they are -> 2.5D joints -> losses in 2D, depth and 3D. The loop is the same f
 and for the workers of a Ray Train run (finetune_run.py).
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.frames.labelled import (
     memory_epoch,
 )
 from pipeline.geometry import project, transform_camera
-from pipeline.models.checkpoints import META, SaveCheckpoint, read_part, read_trainer_state, save_checkpoint
+from pipeline.models.checkpoints import META, Snapshot, read_part, read_trainer_state
 from pipeline.models.encoder import Encoder, build_encoder
 from pipeline.models.pose import PoseModel
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
@@ -73,16 +74,19 @@ def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -
     """The training loop of one worker; the workers agree on all decisions. settings: as `with_epochs` gives them.
 
     It reports, every `log_every` steps and at each epoch's end: "step", "epoch", "loss", "loss_2d", "loss_depth", "loss_root",
-    "loss_3d", "loss_aligned", "bad_steps", "learning_rate", "frames_per_second"; and at validations also "val_*" metrics, "score", and a
-    function that saves a checkpoint. Raises TrainingError, on all workers, when training cannot go on.
+    "loss_3d", "loss_aligned", "bad_steps", "learning_rate", "frames_per_second"; and at validations also "val_*" metrics, "score",
+    and what a checkpoint holds. Where the workers have to leave, it reports a checkpoint without a score, in mid-epoch
+    too. Raises TrainingError, on all workers, when training cannot go on.
     """
     torch.manual_seed(settings.seed)
     model = build_model(settings, data.mean_bone_length)
     optimiser = build_optimiser(model, settings.optimiser, groups=learning_rate_groups(model, settings))
-    state: dict[str, Any] = {"epoch": 0, "best": float("inf"), "without_gain": 0}
+    state: dict[str, Any] = {"epoch": 0, "steps": 0, "best": float("inf"), "without_gain": 0}
     model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if worker.resume is not None:
-        state = _load_state(worker.resume, model, optimiser)
+        state |= _load_state(worker.resume, model, optimiser)
+        # With other workers an epoch has another number of steps.
+        state["steps"] = state["steps"] * data.steps_per_epoch // state.pop("steps_per_epoch", data.steps_per_epoch)
     worker.mark("model")
     # Where the last checkpoint was the end, its figures are the run's.
     metrics: dict[str, float] = read_part(str(worker.resume), META).get("metrics", {}) if worker.resume else {}
@@ -92,29 +96,56 @@ def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -
         if settings.patience is not None and state["without_gain"] >= settings.patience:
             stopped_early = True
             break
-        trainer.start_epoch(epoch)
-        for step, batch in enumerate(data.batches(epoch)):
+        trainer.start_epoch(epoch, state["steps"])
+        leaving = False
+        for step, batch in _batches(data, epoch, state["steps"], worker):
             worker.mark("first_batch")
+            leaving = worker.leaving()
             trainer.step(batch.to(worker.device), epoch, step)
             worker.mark("first_step")
             worker.notice(trainer.number * data.batch_size * worker.world_size, trainer.shown)
             last_step = step == data.steps_per_epoch - 1
-            if trainer.number % settings.log_every == 0 and not last_step:
-                worker.report(trainer.interval_metrics(), None)
+            if last_step or not (leaving or trainer.number % settings.log_every == 0):
+                continue
+            metrics = trainer.interval_metrics()
+            if not leaving:
+                worker.report(metrics, None)
+                continue
+            check_finite(model, optimiser, trainer.number)
+            within = {"steps": step + 1, "steps_per_epoch": data.steps_per_epoch}
+            worker.report(metrics, _snapshot(settings, model, optimiser, data, state | within, metrics))
         metrics = trainer.interval_metrics()
-        state["epoch"] = epoch + 1
-        if state["epoch"] % (settings.validate_every or 1) and state["epoch"] < settings.epochs:
+        state |= {"epoch": epoch + 1, "steps": 0}
+        is_validated = state["epoch"] % (settings.validate_every or 1) == 0 or state["epoch"] == settings.epochs
+        if not (is_validated or leaving):
             worker.report(metrics, None)
             continue
         check_finite(model, optimiser, trainer.number)
-        metrics |= validate(model, data.validation, settings.views.size, data.constant, data.constant_2d)
+        if not is_validated:
+            worker.report(metrics, _snapshot(settings, model, optimiser, data, state, metrics))
+            continue
+        with worker.busy("validation"):
+            metrics |= validate(model, data.validation, settings.views.size, data.constant, data.constant_2d)
         metrics["score"] = metrics.get(SCORE, metrics[SCORE_2D])
         gained = metrics["score"] < state["best"]
         state["best"] = min(state["best"], metrics["score"])
         state["without_gain"] = 0 if gained else state["without_gain"] + 1
         trainer.shown |= score_figures(metrics, metrics["score"])
-        worker.report(metrics, _saver(settings, model, optimiser, data, state, metrics))
+        worker.report(metrics, _snapshot(settings, model, optimiser, data, state, metrics))
     return {"score": state["best"], "epoch": state["epoch"], "stopped_early": stopped_early, "metrics": metrics}
+
+
+def _batches(data: FinetuneData, epoch: int, first: int, worker: Worker) -> Iterator[tuple[int, PoseBatch]]:
+    """Steps of an epoch and their batches, from a step on."""
+    batches = enumerate(data.batches(epoch))
+    while True:
+        with worker.busy("data"):
+            step, batch = next(batches, (0, None))
+            while batch is not None and step < first:  # in memory they cost next to nothing
+                step, batch = next(batches, (0, None))
+        if batch is None:
+            return
+        yield step, batch
 
 
 def build_model(settings: FinetuneSettings, mean_bone_length: dict[str, float]) -> PoseModel:
@@ -194,8 +225,8 @@ class _Trainer:
         self._log = LossLog(worker, settings.optimiser.max_bad_steps, num_bad)
         self._guard = GuardedStep(optimiser, model, settings.optimiser.gradient_clip)
 
-    def start_epoch(self, epoch: int) -> None:
-        """Put the modules into the epoch's mode."""
+    def start_epoch(self, epoch: int, steps: int) -> None:
+        """Put the modules into the epoch's mode. steps: those of it that are done already."""
         learns = trains_encoder(self.settings, epoch)
         if self.network is None or learns != self.encoder_learns:
             # DistributedDataParallel fixes at wrapping which parameters get gradients.
@@ -205,7 +236,7 @@ class _Trainer:
         self.model.train()
         if not learns:
             self.model.encoder.eval()
-        self.number = epoch * self.steps_per_epoch
+        self.number = epoch * self.steps_per_epoch + steps
         self._log.restart()
 
     def step(self, batch: PoseBatch, epoch: int, step: int) -> None:
@@ -248,29 +279,26 @@ class _Trainer:
         }
 
 
-def _saver(
+def _snapshot(
     settings: FinetuneSettings,
     model: PoseModel,
     optimiser: torch.optim.Optimizer,
     data: FinetuneData,
     state: dict[str, Any],
     metrics: dict[str, float],
-) -> SaveCheckpoint:
-    def save(directory: Path) -> None:
-        recipe = settings.model_dump(mode="json", include=set(FinetuneSettings.model_fields))
-        meta = {
-            "kind": "pose",
-            "step": int(metrics["step"]),
-            "epoch": state["epoch"],
-            # The encoder's settings are those of the weights, which `init` may have brought.
-            "settings": {**recipe, "encoder": model.encoder.settings.model_dump(mode="json")},
-            "frame_set_digest": data.frame_set_digest,
-            **({} if data.constant is None else {"constant": data.constant.to_json()}),
-            "metrics": metrics,
-        }
-        save_checkpoint(directory, model, {"optimiser": optimiser.state_dict(), **state}, meta)
-
-    return save
+) -> Snapshot:
+    recipe = settings.model_dump(mode="json", include=set(FinetuneSettings.model_fields))
+    meta = {
+        "kind": "pose",
+        "step": int(metrics["step"]),
+        "epoch": state["epoch"],
+        # The encoder's settings are those of the weights, which `init` may have brought.
+        "settings": {**recipe, "encoder": model.encoder.settings.model_dump(mode="json")},
+        "frame_set_digest": data.frame_set_digest,
+        **({} if data.constant is None else {"constant": data.constant.to_json()}),
+        "metrics": metrics,
+    }
+    return Snapshot(model.state_dict(), {"optimiser": optimiser.state_dict(), **state}, meta)
 
 
 def _load_state(directory: Path, model: PoseModel, optimiser: torch.optim.Optimizer) -> dict[str, Any]:

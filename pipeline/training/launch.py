@@ -4,8 +4,11 @@ Checkpoints are kept by kept.py, from the first worker, and not through Ray Trai
 whole or not, and only where its own list of them is whole too.
 """
 
+import itertools
+import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,12 +25,13 @@ from pipeline.errors import (
     DataError,
     EquihandError,
     FullError,
+    LeftError,
     SettingsError,
     TrainingError,
     causes,
     warn,
 )
-from pipeline.models.checkpoints import SaveCheckpoint
+from pipeline.models.checkpoints import Snapshot
 from pipeline.models.kept import Kept, checkpoints_in, fetch, read_best
 from pipeline.progress import Progress
 from pipeline.run_log import log, run_log
@@ -36,7 +40,11 @@ from pipeline.storage import absolute, delete, exists, join, read_bytes, read_js
 from pipeline.tracking import Run, TrackingSettings, start_run
 from pipeline.training.background import BackgroundCall
 from pipeline.training.board import BoardHandle, progress_board
+from pipeline.training.leaving import ENDS, MOVES, STAYS, Agreement, Left, on_sigterm
+from pipeline.training.pulse import Pulse, Sign
+from pipeline.training.saving import Saving, saving
 from pipeline.training.supply import Startup
+from pipeline.training.waiting import Watch, cluster_in_words
 from pipeline.training.worker import Worker, use_threads
 
 
@@ -54,7 +62,15 @@ class WorkerSettings(Settings):
     """CPU threads of torch in each worker. none divides the cores of a node between its workers (1 thread with a
     GPU)."""
     max_failures: int = Field(default=3, ge=0)
-    """How often a run restarts from its last checkpoint after losing a worker, before it gives up."""
+    """How often a run restarts from its last checkpoint after losing a worker, before it gives up. Nodes that are taken
+    away after a notice do not count."""
+    start_timeout_s: float = Field(default=1800, gt=0)
+    """Seconds for which a run waits for nodes, workers, a first step or data, at the start and later, before it ends with
+    a line that names what is missing. What it waits for is said from ten seconds on."""
+    hang_timeout_s: float = Field(default=600, ge=5)
+    """Seconds without a step or an answer after which workers count as hanging: they are ended, and restart from the last
+    checkpoint, within `max_failures`. It must be longer than the longest step; waiting for data, the first step,
+    probes and validations do not count."""
 
     @field_validator("num_workers", mode="before")
     @classmethod
@@ -93,6 +109,11 @@ DataT = TypeVar("DataT")
 # again before that waits. By default it looks every 2 s: ten quick steps, or an epoch of a small set, took 2 s each.
 _POLL_S = "0.25"
 _STOP_S = 30.0  # for workers that are just starting to end again
+_PREEMPTION_GRACE_S = 60.0  # for a checkpoint of the first worker, where its node stays and another one is gone already
+_LAST_WORDS_S = 60.0  # for a worker that ends itself: its checkpoint, its log
+_FRESH_S = 30.0  # a worker that was heard of not longer ago is there, or has just ended
+_PREEMPTION_EVERY = 5
+_LOOK_S = 0.5
 
 
 def train_on_workers(
@@ -112,12 +133,16 @@ def train_on_workers(
 
     num_best: checkpoints that are kept besides the newest two. total: frames that all workers see together. A TrainingError of
     the loop, which must be the same on all workers, ends the run; so does a DataError or SettingsError of any.
+
+    Raises LeftError after a SIGTERM, once all workers have kept where they are; TrainingError also where nodes, workers or data
+    do not come in time.
     """
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
     run, workers = settings.run, settings.workers
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(workers.hang_timeout_s)
     run_id = run.run_id or new_run_id(kind)
     folder, finished = open_run(settings, run, run_id)
     if finished is not None:
@@ -125,25 +150,35 @@ def train_on_workers(
     use_gpu = check_resources(workers)
     _forget_ray_snapshot(folder)
     started, started_at = time.monotonic(), time.time()
+    resources = {"CPU": workers.cpus_per_worker, **({"GPU": 1.0} if use_gpu else {})}
     with ExitStack() as stack:
         stack.enter_context(run_log(folder, "driver", warn))
         log("settings", settings=flatten(settings), tags=tags)
         board = stack.enter_context(progress_board(progress, kind, total, "frames"))
-        trainer = TorchTrainer(
-            partial(_run_worker, loop, settings, data, board, folder, num_best, use_gpu, started_at),  # type: ignore[arg-type]
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers.num_workers,  # type: ignore[arg-type]
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
-            ),
-            run_config=ray.train.RunConfig(
-                name=run_id,
-                storage_path=absolute(run.storage),
-                failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
-                callbacks=[_mlflow_callback(board, folder)],
-            ),
-        )
-        fit = BackgroundCall(trainer.fit)
+
+        def start() -> BackgroundCall:
+            trainer = TorchTrainer(
+                partial(_run_worker, loop, settings, data, board, folder, num_best, use_gpu, started_at),  # type: ignore[arg-type]
+                # A collective may wait for a worker that waits for data; what hangs is found before, by pulse.py.
+                torch_config=TorchConfig(timeout_s=int(workers.start_timeout_s + workers.hang_timeout_s)),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=workers.num_workers,  # type: ignore[arg-type]
+                    use_gpu=use_gpu,
+                    resources_per_worker=resources,
+                ),
+                run_config=ray.train.RunConfig(
+                    name=run_id,
+                    storage_path=absolute(run.storage),
+                    failure_config=ray.train.FailureConfig(
+                        max_failures=workers.max_failures,
+                        preemption_grace_s=_PREEMPTION_GRACE_S,  # type: ignore[call-arg]
+                    ),
+                    callbacks=[_mlflow_callback(board, folder)],
+                ),
+            )
+            return BackgroundCall(trainer.fit)
+
+        fit = start()
         # MLflow takes seconds to open its run, and so do the workers to start: both at the same time.
         try:
             mlflow_run = start_run(settings.tracking, run_id, kind, settings, tags)
@@ -155,9 +190,26 @@ def train_on_workers(
         stack.enter_context(ending(mlflow_run.finish, deliver=deliver))
         board.run = mlflow_run
         log("tracked", mlflow_run_id=mlflow_run.mlflow_run_id)
-        returned = _outcome(fit).return_value or {}
-        if "error" in returned:
-            raise TrainingError(f"run '{run_id}': {returned['error']}")
+        stack.enter_context(on_sigterm(partial(_leave, board)))
+        there = partial(_cluster_in_words, resources)
+        while True:
+            watch = Watch(workers.least, resources, workers.start_timeout_s, warn, there)
+            returned = _outcome(fit, board, watch).return_value or {}
+            if "error" in returned:
+                raise TrainingError(f"run '{run_id}': {returned['error']}")
+            if "left" not in returned:
+                break
+            place = f"run '{run_id}' left at step {returned['step']}, epoch {returned['epoch']:.2f}"
+            if returned["left"] == ENDS:
+                raise LeftError(
+                    f"{place}, with checkpoint {returned['checkpoint']}; no step is lost, and the same command goes on "
+                    f"(--run.run_id {run_id})"
+                )
+            warn(
+                f"{place}, because a node will be taken away, with checkpoint {returned['checkpoint']}; no step is lost, and the "
+                "run goes on from there on the other nodes"
+            )
+            fit = start()
         checkpoints = checkpoints_in(folder)
         result = {
             "run_id": run_id,
@@ -172,6 +224,26 @@ def train_on_workers(
         log("finished", result=result)
         untracked = board.untracked()
     return result | with_untracked(untracked or deliver.problem)
+
+
+def _leave(board: BoardHandle) -> bool:
+    """Ask the workers to leave, at SIGTERM; False where they have nothing to lose."""
+    if not _trains(board):
+        return False
+    board.leaving = True
+    warn("asked to end (SIGTERM): the workers write a checkpoint after the next step; a second SIGTERM ends at once")
+    return True
+
+
+def _trains(board: BoardHandle) -> bool:
+    """Whether there are workers that have done a step."""
+    return any(sign.steps for sign in board.signs.values() if sign.silent < _FRESH_S)
+
+
+def _cluster_in_words(worker: dict[str, float]) -> str:
+    import ray
+
+    return cluster_in_words(ray.nodes(), ray.available_resources(), worker)
 
 
 def _forget_ray_snapshot(folder: str) -> None:
@@ -212,22 +284,47 @@ def _run_worker(
     device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
     use_threads(settings.workers.threads, device, context.get_local_world_size())
     kept = Kept(folder, num_best)
+    place: dict[str, Any] = {}
 
-    def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
-        if save is not None and rank == 0:
-            kept.keep(save, metrics)
-        elif float(metrics["epoch"]).is_integer():
-            log("epoch", metrics=metrics)
-        ray.train.report(metrics)
+    def report(metrics: dict[str, Any], snapshot: Snapshot | None) -> None:
+        with pulse.busy("report"):
+            writer.check()
+            if snapshot is not None and rank == 0:
+                metrics = {**metrics, "checkpoint_pause_s": writer.save(snapshot, metrics)}
+            elif float(metrics["epoch"]).is_integer():
+                log("epoch", metrics=metrics)
+            ray.train.report(metrics)
+        if snapshot is not None and agreement.agreed != STAYS:
+            place.update(step=metrics["step"], epoch=metrics["epoch"])
+            raise Left
 
     def notice(num_frames: int, figures: dict[str, float]) -> None:
+        pulse.step()
         if rank == 0:
             board.post("train", num_frames, **figures)
 
+    numbers = itertools.count()
+
+    def asked() -> int:
+        # Ray hears of a preemption every 5 s only, and its question goes through an actor on another node.
+        notified = next(numbers) % _PREEMPTION_EVERY == 0 and ray.train.get_preemption_info() is not None
+        return ENDS if pulse.leaving else MOVES if notified else STAYS
+
+    def tell(rank: int, sign: Sign) -> tuple[bool, dict[int, Sign]]:
+        leaving, signs = board.pulse(rank, sign)
+        # Before, there may have been more workers.
+        return leaving, {each: sign for each, sign in signs.items() if each < context.get_world_size()}
+
+    def give_up(reason: str) -> None:
+        _give_up(board, writer, reason)
+
+    agreement = Agreement(asked, device)
     try:
         with (
             tempfile.TemporaryDirectory() as directory,
             run_log(folder, f"worker-{rank}", board.warn),
+            Pulse(rank, tell, settings.workers.hang_timeout_s, give_up).beating() as pulse,
+            saving(kept.keep, pulse.busy) as writer,
         ):
             # The first worker chooses, for all: what is damaged for one might be whole for another.
             resume = kept.resume(directory, board.warn) if rank == 0 else None
@@ -250,13 +347,34 @@ def _run_worker(
                 notice=notice,
                 say=board.warn,
                 mark=startup.mark,
+                leaving=agreement,
+                busy=pulse.busy,
             )
-            return loop(settings, data, worker)
+            try:
+                return loop(settings, data, worker)
+            except Left:
+                with pulse.busy("checkpoint"):
+                    writer.wait()
+                return {"left": agreement.agreed, **place, "checkpoint": kept.newest}
     except TrainingError as error:
         return {"error": str(error)}
     except (DataError, SettingsError, FullError) as error:  # the other workers may wait for this one
         board.stop(str(error))
         raise
+
+
+def _give_up(board: BoardHandle, writer: Saving, reason: str) -> None:
+    """End this process, so that Ray Train starts the workers again; after its last checkpoint, where that is being written."""
+    end = threading.Timer(_LAST_WORDS_S, os._exit, (1,))
+    end.daemon = True
+    end.start()
+    text = f"{reason}: the workers end, and start again from the last checkpoint"
+    log("hangs", level="error", what=text)
+    board.warn(text)
+    writer.settle()
+    for handler in logging.getLogger("equihand").handlers:
+        handler.flush()
+    os._exit(1)
 
 
 def reader_cpus(workers: WorkerSettings, use_gpu: bool) -> int:
@@ -286,13 +404,22 @@ def check_resources(workers: WorkerSettings) -> bool:
     return use_gpu
 
 
-def _outcome(fit: "BackgroundCall") -> Any:
+def _outcome(fit: BackgroundCall, board: BoardHandle, watch: Watch) -> Any:
+    """What the workers returned, waited for. Raises TrainingError, also where they wait for too long: Ray Train's own call is left
+    then, as after Ctrl-C, and ends with the Ray session."""
     from ray.train import ControllerError, TrainingFailedError
 
     try:
+        while fit.wait(_LOOK_S):
+            if board.leaving and not _trains(board):  # the workers were lost before they could leave
+                raise KeyboardInterrupt
+            watch.look(board.signs)
         return fit.result()
     except (ControllerError, TrainingFailedError) as error:
         raise TrainingError(_reason(error)) from error
+    except TrainingError as error:
+        board.stop(str(error))
+        raise
 
 
 def _reason(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from pipeline.frames.epoch_plan import StreamPlan
 from pipeline.frames.mixing import Mixture
 from pipeline.frames.shares import parts_of, rows_of_workers, share_of, workers_of
 from pipeline.frames.stream import Stream
-from pipeline.models.checkpoints import META, SaveCheckpoint, read_part, read_trainer_state, save_checkpoint
+from pipeline.models.checkpoints import META, Snapshot, read_part, read_trainer_state
 from pipeline.models.pretrain import PretrainModel
 from pipeline.models.weights import load_encoder
 from pipeline.objectives import similarity_stats
@@ -47,8 +47,8 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> dict[str, Any]:
     """The training loop of one worker, in whatever process (needs a running Ray, which reads the frames).
 
-    It reports metrics every `log_every` steps and at each epoch's end; where a checkpoint is due also a function that saves it,
-    and "score", unless the run is probed, but not just now. Pictures and lists of bad frames go to the run's folder.
+    It reports metrics every `log_every` steps and at each epoch's end; where a checkpoint is due also what it holds, and
+    "score", unless the run is probed, but not just now. Pictures and lists of bad frames go to the run's folder.
     Returns the run's last metrics. Raises TrainingError, on all workers, where training cannot go on.
     """
     torch.manual_seed(settings.seed)
@@ -69,36 +69,38 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
         probed = saved.probed
         bad = BadFrames(worker.folder, rank)
         saved_at = time.monotonic()
-        for batch, waited in _timed(batches):
+        for batch, waited in _timed(batches, worker):
             worker.mark("first_batch")
-            steps.run(batch, waited)
+            leaving = worker.leaving()
+            steps.run(batch, waited, leaving)
             worker.mark("first_step")
             bad.add(batch.problems)
             last_of_epoch = batch.step == epoch_steps - 1
             worker.notice(steps.number * frames_a_step, steps.figures())
-            if not (last_of_epoch or (steps.number % settings.log_every == 0) or _due(settings, steps.number)):
+            is_logged = last_of_epoch or (steps.number % settings.log_every == 0) or _due(settings, steps.number)
+            if not (is_logged or leaving):
                 continue
             metrics = {"step": steps.number, "epoch": (steps.number / epoch_steps), **steps.interval_metrics()}
             metrics["bad_frames"] = int(gather_values(torch.tensor([float(bad.num)], device=device)).sum().item())
-            if last_of_epoch:
-                bad.write()
             pictures: dict[str, bytes] = {}
             epochs_done = batch.epoch + 1
             last = epochs_done == settings.epochs
             is_probed = last_of_epoch and settings.probe.due(epochs_done, last)
-            if rank == 0 and last_of_epoch:
-                if probe is not None and is_probed:
-                    probed, pictures = probe.run(model, last)
-                    metrics |= probed
-                if epochs_done == 1 or last:
-                    pictures["views.png"] = view_pairs_picture(*steps.examples())
-            for name, data in pictures.items():
-                write_bytes(join(worker.folder, "pictures", name), data)
+            if last_of_epoch:
+                with worker.busy("probe"):
+                    bad.write()
+                    if rank == 0 and probe is not None and is_probed:
+                        probed, pictures = probe.run(model, last)
+                        metrics |= probed
+                    if rank == 0 and (epochs_done == 1 or last):
+                        pictures["views.png"] = view_pairs_picture(*steps.examples())
+                    for name, data in pictures.items():
+                        write_bytes(join(worker.folder, "pictures", name), data)
             if pictures:
                 metrics["pictures"] = sorted(pictures)
             is_due = last_of_epoch and (epochs_done % settings.checkpoint.every_epochs == 0 or last)
             save = None
-            if is_due or is_probed or _due(settings, steps.number) or _late(settings, saved_at, device):
+            if is_due or is_probed or leaving or _due(settings, steps.number) or _late(settings, saved_at, device):
                 saved_at = time.monotonic()
                 # The best checkpoint is the one with the best probe; without a probe, the one with the lowest loss. An earlier
                 # probe says nothing of this one, nor does a loss beside errors in mm.
@@ -106,7 +108,7 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
                 if best_by in metrics:
                     metrics["score"] = metrics[best_by]
                 check_finite(model, optimiser, steps.number)
-                save = _saver(metrics, model, optimiser, settings, mixture, probed)
+                save = _snapshot(metrics, model, optimiser, settings, mixture, probed)
             worker.report(metrics, save)
     return {
         "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)} | probed,
@@ -150,8 +152,9 @@ class Steps:
         self._fallbacks: list[float] = []
         self._waited = 0.0
 
-    def run(self, batch: Batch, waited: float) -> None:
-        """One optimiser step; a bad one (bad_steps.py) changes nothing."""
+    def run(self, batch: Batch, waited: float, leaving: bool = False) -> None:
+        """One optimiser step; a bad one (bad_steps.py) changes nothing. leaving: its figures will be asked for, as those of a step
+        that is logged are."""
         settings, objective, worker = self.settings, self.settings.objective, self.worker
         step = batch.epoch * self.steps_per_epoch + batch.step
         self._pairs = pairs = self._make_pairs(batch)
@@ -177,6 +180,7 @@ class Steps:
             self.number % settings.log_every == 0
             or batch.step == self.steps_per_epoch - 1
             or _due(settings, self.number)
+            or leaving
         ):
             self._stats = {f"loss_{name}": value for name, value in done.terms.items()} if len(done.terms) > 1 else {}
             if done.latents is not None:
@@ -251,11 +255,12 @@ class Steps:
         return metrics
 
 
-def _timed(stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+def _timed(stream: Iterator[Batch], worker: Worker) -> Iterator[tuple[Batch, float]]:
     """Batches, each with the seconds spent waiting for it."""
     while True:
         started = time.perf_counter()
-        batch = next(stream, None)
+        with worker.busy("data"):
+            batch = next(stream, None)
         if batch is None:
             return
         yield batch, time.perf_counter() - started
@@ -355,28 +360,24 @@ def _stream(settings: PretrainRecipe, mixture: Mixture, worker: Worker, epoch: i
     return stream
 
 
-def _saver(
+def _snapshot(
     metrics: dict[str, Any],
     model: PretrainModel,
     optimiser: torch.optim.Optimizer,
     settings: PretrainRecipe,
     mixture: Mixture,
     probed: dict[str, float],
-) -> SaveCheckpoint:
-    def save(directory: Path) -> None:
-        save_checkpoint(
-            directory,
-            model,
-            {"optimiser": optimiser.state_dict(), "step": metrics["step"], "probed": probed},
-            {
-                "kind": "pretrain",
-                "step": metrics["step"],
-                "epoch": metrics["epoch"],
-                "settings": settings.model_dump(mode="json"),
-                **mixture.describe(settings.split),
-                **probed_set(settings, mixture),
-                "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)},
-            },
-        )
-
-    return save
+) -> Snapshot:
+    return Snapshot(
+        model.state_dict(),
+        {"optimiser": optimiser.state_dict(), "step": metrics["step"], "probed": probed},
+        {
+            "kind": "pretrain",
+            "step": metrics["step"],
+            "epoch": metrics["epoch"],
+            "settings": settings.model_dump(mode="json"),
+            **mixture.describe(settings.split),
+            **probed_set(settings, mixture),
+            "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)},
+        },
+    )

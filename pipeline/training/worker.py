@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError, warn
-from pipeline.models.checkpoints import SaveCheckpoint
+from pipeline.models.checkpoints import Snapshot
 from pipeline.run_log import log
 from pipeline.training.distributed import bf16_pays, gather_objects, gather_values
 
-Report = Callable[[dict[str, Any], SaveCheckpoint | None], None]
-"""Receives the metrics of an interval, averages over all workers; where a checkpoint is due also the means to save it."""
+Report = Callable[[dict[str, Any], Snapshot | None], None]
+"""Receives the metrics of an interval, averages over all workers; where a checkpoint is due also what it holds."""
 
 Notice = Callable[[int, dict[str, float]], None]
 """Receives, after every step, the frames that all workers have seen so far, and the newest figures."""
@@ -34,6 +34,10 @@ _CPU = torch.device("cpu")
 
 
 def _nothing(*_: Any) -> None: ...
+
+
+def _stays() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class Worker:
     """Receives what the user should know."""
     mark: Callable[[str], None] = _nothing
     """Called with the name of each part of the start as it is done."""
+    leaving: Callable[[], bool] = _stays
+    """Whether the loop is to report a checkpoint after the step that comes, because the workers have to go. Called before every
+    step, by every worker: all get the same answer."""
+    busy: Callable[[str], AbstractContextManager[Any]] = nullcontext
+    """Surrounds what may take long beside the steps, such as waiting for data or a probe; it gets its name."""
 
     def autocast(self, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
         """What the network's forward pass runs under; "auto" takes bf16 where this device is faster with it."""

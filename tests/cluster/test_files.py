@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from ray.scripts import scripts
 
 from jobs.pretrain import JOB
 
@@ -84,6 +86,20 @@ def _problems_of_deletion(spec: Any) -> list[str]:
         if in_order != sorted(in_order):
             found.append(f"{when}: what deletes more must come later")
     return found
+
+
+def test_a_pod_that_is_deleted_drains_its_node():
+    """With options that this version of Ray knows, and within the time that the pod is given."""
+    (group,) = read("rayjob.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    shell, dash_c, script = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert (shell, dash_c) == ("/bin/sh", "-c")
+    assert subprocess.run([shell, "-n", dash_c, script], check=False).returncode == 0
+    ray, command, *arguments = shlex.split(script.split(";")[0])
+    assert (ray, command) == ("ray", "drain-node")
+    given = scripts.drain_node.make_context(command, arguments).params
+    assert given["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
+    assert given["deadline_remaining_seconds"] < pod["terminationGracePeriodSeconds"]
 
 
 def test_rayjob_is_what_kuberay_accepts() -> None:

@@ -166,10 +166,10 @@ def test_a_pretraining_goes_on_after_bad_steps_and_counts_them(tmp_path, monkeyp
         images = apply_views(frames, views, view_settings)
         return images * NAN if now else images
 
-    def with_bad(steps, batch, waited):
+    def with_bad(steps, batch, *more):
         nonlocal now
         now = batch.epoch * 4 + batch.step + 1 in bad
-        run(steps, batch, waited)
+        run(steps, batch, *more)
         now = False
 
     monkeypatch.setattr(contrast, "apply_views", broken)

@@ -1,8 +1,10 @@
 """The fine-tuning loop in one process: it learns, resumes exactly, freezes what it should, and stops when it must."""
 
+import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +55,7 @@ class Recorder:
             save(self.checkpoints[-1])
 
 
-def train(settings: FinetuneSettings, folder: Path, resume: Path | None = None):
+def train(settings: FinetuneSettings, folder: Path, resume: Path | None = None, **worker: Any):
     frames, selection = check_settings(settings)
     recorder = Recorder(folder)
     outcome = finetune(
@@ -64,7 +66,7 @@ def train(settings: FinetuneSettings, folder: Path, resume: Path | None = None):
         constant=selection.constant,
         constant_2d=selection.constant_2d,
         frame_set_digest=frames.manifest.digest,
-        worker=Worker(report=recorder, resume=resume),
+        worker=Worker(report=recorder, resume=resume, **worker),
     )
     return outcome, recorder
 
@@ -114,6 +116,26 @@ def test_resumed_training_equals_uninterrupted_training(frame_set, tmp_path):
     second = load_pose_model(str(rest.checkpoints[-1])).model.state_dict()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.parametrize("last", [6, 8])
+def test_leaving_costs_no_step_and_changes_no_weight(frame_set, tmp_path, last):
+    """In mid-epoch, and after an epoch that is not validated."""
+    settings = tiny_settings(frame_set, validate_every=3)
+    _, whole = train(settings, tmp_path / "whole")
+    steps = itertools.count(1)
+    train(settings, tmp_path / "left", leaving=lambda: next(steps) == last)
+    resumed: list[int] = []
+    _, rest = train(
+        settings,
+        tmp_path / "rest",
+        resume=tmp_path / f"left/checkpoint_{last}",
+        notice=lambda frames, _: resumed.append(frames // 16),
+    )
+    assert resumed == [*range(last + 1, 13)]
+    first = load_pose_model(str(whole.checkpoints[-1])).model.state_dict()
+    second = load_pose_model(str(rest.checkpoints[-1])).model.state_dict()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_a_run_that_ended_after_its_last_checkpoint_is_not_trained_further(frame_set, tmp_path):

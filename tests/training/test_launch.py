@@ -1,26 +1,33 @@
 """How a run on workers ends: errors that would come again are not tried again, and MLflow knows what happened."""
 
+import itertools
 import json
+import multiprocessing
 import os
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 from torch import nn
 
-from pipeline.errors import DataError, EquihandError, TrainingError
-from pipeline.models.checkpoints import read_trainer_state, save_checkpoint
+from pipeline.errors import DataError, EquihandError, StorageError, TrainingError
+from pipeline.models.checkpoints import Snapshot, read_trainer_state
 from pipeline.models.kept import Kept
 from pipeline.progress import SILENT
+from pipeline.run_log import run_log
 from pipeline.runs import RunSettings
 from pipeline.storage import read_json
 from pipeline.tracking import TrackingSettings
 from pipeline.training import launch
 from pipeline.training.board import progress_board
 from pipeline.training.launch import LaunchSettings, train_on_workers
+from pipeline.training.leaving import ENDS, MOVES
+from pipeline.training.pulse import Pulse, Sign
+from pipeline.training.saving import saving
 from tests.training.damage import damage
 
 
@@ -127,10 +134,127 @@ def wait_for(condition):
 
 
 def save_step(step):
-    def save(directory):
-        save_checkpoint(directory, nn.Linear(2, 2), {"step": step}, {"metrics": {"step": step, "score": -step}})
+    return Snapshot(nn.Linear(2, 2).state_dict(), {"step": step}, {"metrics": {"step": step, "score": -step}})
 
-    return save
+
+class FakeBoard:
+    """What a worker's process tells, in this process."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.signs: list[Sign] = []
+
+    def stopped(self) -> str:
+        return ""
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+    def post(self, key: str, done: int, **figures: float) -> None:
+        self.done = done
+
+    def pulse(self, rank: int, sign: Sign):
+        self.signs.append(sign)
+        return sign.steps >= 3, {rank: sign, 1: sign}
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """A worker's process without Ray: what it reported."""
+    reported: list[dict] = []
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1, get_local_world_size=lambda: 1)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    monkeypatch.setattr("ray.train.report", reported.append)
+    monkeypatch.setattr("ray.train.get_preemption_info", lambda: None)
+    monkeypatch.setattr("ray.train.collective.broadcast_from_rank_zero", lambda value: value)
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "here")
+    return reported
+
+
+def work(loop, tmp_path, board):
+    settings = LaunchSettings(run=RunSettings(storage=str(tmp_path), run_id="run"))
+    return launch._run_worker(loop, settings, None, board, str(tmp_path / "run"), 1, False, time.time())
+
+
+def test_a_worker_leaves_with_the_checkpoint_of_its_last_step(alone, tmp_path):
+    """The driver asks for it while the worker trains; the checkpoint is there before the worker goes."""
+    begun = []
+
+    def loop(settings, data, worker):
+        begun.append(worker.resume and read_trainer_state(worker.resume)["step"])
+        for step in itertools.count(1):
+            leaving = worker.leaving()
+            worker.notice(step, {})
+            if leaving:
+                worker.report({"step": step, "epoch": step / 8}, save_step(step))
+            time.sleep(0.01)
+
+    board = FakeBoard()
+    left = work(loop, tmp_path, board)
+    checkpoint = str(tmp_path / "run/checkpoint_000001")
+    step = board.done
+    assert left == {"left": ENDS, "step": step, "epoch": step / 8, "checkpoint": checkpoint}
+    assert read_trainer_state(checkpoint)["step"] == step >= 3
+    (metrics,) = alone
+    assert metrics["step"] == step
+    assert metrics["checkpoint_pause_s"] >= 0
+    assert work(loop, tmp_path, board)["checkpoint"] == str(tmp_path / "run/checkpoint_000002")
+    assert begun == [None, step]
+
+
+def test_a_worker_hears_that_a_node_goes(alone, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.train.get_preemption_info", lambda: "a node")
+
+    def loop(settings, data, worker):
+        assert worker.leaving()  # before its first step already
+        worker.report({"step": 1, "epoch": 0.1}, save_step(1))
+
+    left = work(loop, tmp_path, FakeBoard())
+    assert (left["left"], left["step"]) == (MOVES, 1)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_of_the_worker(alone, tmp_path, monkeypatch):
+    def refuse(directory, uri):
+        raise StorageError("s3://a/b: no answer")
+
+    def loop(settings, data, worker):
+        worker.report({"step": 1, "epoch": 0.5}, save_step(1))
+        return {}
+
+    monkeypatch.setattr("pipeline.models.kept._upload", refuse)
+    monkeypatch.setattr("pipeline.models.kept.with_patience", lambda call: call())
+    with pytest.raises(StorageError, match="no answer"):
+        work(loop, tmp_path, FakeBoard())
+
+
+def hang(folder: str) -> None:
+    """A worker's process whose step does not end."""
+    kept, written = Kept(folder), threading.Event()
+
+    def keep(snapshot, metrics):
+        assert written.wait(300)
+        kept.keep(snapshot, metrics)
+
+    def give_up(reason: str) -> None:
+        written.set()
+        launch._give_up(FakeBoard(), writer, reason)  # type: ignore[arg-type]
+
+    with run_log(folder, "worker-0"), saving(keep) as writer:
+        writer.save(save_step(1), {"step": 1})
+        pulse = Pulse(0, lambda rank, sign: (False, {rank: sign._replace(seconds=1e6)}), 60, give_up)
+        pulse.step()
+        with pulse.beating():
+            threading.Event().wait()
+
+
+def test_a_worker_that_hangs_ends_its_process_after_its_checkpoint(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=hang, args=(str(tmp_path),))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 1
+    assert read_trainer_state(tmp_path / "checkpoint_000001")["step"] == 1
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "no step was done for more than 60 s (workers.hang_timeout_s)" in log.read_text()
 
 
 def going_on(settings, data, worker):

@@ -13,15 +13,17 @@ from pipeline.errors import DataError, SettingsError, TrainingError
 from pipeline.frames.batches import Batch
 from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.encoder import EncoderSettings
-from pipeline.models.kept import Kept, OutOfTime
+from pipeline.models.kept import Kept, OutOfTime, checkpoints_in
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 from pipeline.runs import RunSettings, open_run
 from pipeline.tracking import Run
 from pipeline.training.launch import WorkerSettings
+from pipeline.training.leaving import Left
 from pipeline.training.optim import OptimiserSettings, build_optimiser
 from pipeline.training.pretrain import Steps, run_epochs
 from pipeline.training.pretrain_recipe import check_recipe
 from pipeline.training.pretrain_run import PretrainSettings, run_pretrain
+from pipeline.training.saving import saving
 from pipeline.training.worker import Worker
 from pipeline.views import ViewSettings
 from tests.tiny_sets import write_tiny_set
@@ -116,26 +118,46 @@ def test_a_checkpoint_between_logs_has_figures_of_its_own():
 class Training:
     """A pretraining in this process, and what it reported with its checkpoints."""
 
-    def __init__(self, settings: PretrainSettings, folder: Path, deadline: float | None = None) -> None:
+    def __init__(
+        self,
+        settings: PretrainSettings,
+        folder: Path,
+        deadline: float | None = None,
+        leave_before: int | None = None,
+        asynchronous: bool = False,
+    ) -> None:
+        """leave_before: the step that is the last one. asynchronous: checkpoints are written in a thread, as those of a run are."""
+        self.leave_before = leave_before
         self.kept = Kept(str(folder), deadline=deadline)
         self.said: list[str] = []
         self.steps: list[int] = []
         self.checkpoints: list[dict] = []
         mixture = check_recipe(settings, 1)
         resume = self.kept.resume(folder / "copies", self.said.append)
-        with contextlib.suppress(OutOfTime):
+        with contextlib.suppress(OutOfTime, Left), saving(self.kept.keep) as self.writer:
+            self.asynchronous = asynchronous
             worker = Worker(
                 folder=str(folder),
                 resume=resume,
                 report=self.report,
                 notice=lambda frames, _: self.steps.append(frames // settings.batch_size),
+                leaving=self.leaving,
             )
             self.result = run_epochs(settings, mixture, worker)
 
-    def report(self, metrics, save) -> None:
-        if save is not None:
+    def leaving(self) -> bool:
+        self.leave_before = None if self.leave_before is None else self.leave_before - 1
+        return self.leave_before == 0
+
+    def report(self, metrics, snapshot) -> None:
+        if snapshot is not None:
             self.checkpoints.append(metrics)
-            self.kept.keep(save, metrics, last=metrics["step"] == 8)
+            if self.asynchronous:
+                self.writer.save(snapshot, metrics)
+            else:
+                self.kept.keep(snapshot, metrics, last=metrics["step"] == 8)
+            if self.leave_before == 0:
+                raise Left
 
 
 @pytest.fixture
@@ -166,12 +188,34 @@ def test_going_on_before_a_damaged_checkpoint_ends_with_the_same_weights(tmp_pat
     assert all(torch.equal(first[name], second[name]) for name in first)
 
     # Once more, as if it had ended before it wrote its result: nothing is trained, and the figures are those of the end.
+    newest = str(rest.kept.newest)
+    files = {path.name: path.read_bytes() for path in Path(newest).iterdir()}
     again = Training(settings, tmp_path / "broken")
     assert (again.steps, again.checkpoints) == ([], [])
+    assert checkpoints_in(str(tmp_path / "broken"))[-1] == newest == str(again.kept.newest)
+    assert {path.name: path.read_bytes() for path in Path(newest).iterdir()} == files
     same = {
         name: value for name, value in rest.result["metrics"].items() if not name.endswith(("_second", "_fraction"))
     }
     assert same.items() <= again.result["metrics"].items()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_leaving_costs_no_step_and_changes_no_weight(tmp_path):
+    """In mid-epoch, between two logs; checkpoints are written while the training goes on."""
+    write_tiny_set(str(tmp_path / "set"), splits={"train": 64}, labelled=False)
+    settings = small(str(tmp_path / "set"), epochs=2, checkpoint={"every_steps": 1})
+    whole = Training(settings, tmp_path / "whole")
+    settings = small(str(tmp_path / "set"), epochs=2)
+    first = Training(settings, tmp_path / "left", leave_before=3, asynchronous=True)
+    assert first.steps == [1, 2, 3]
+    assert [metrics["step"] for metrics in first.checkpoints] == [3]
+    similar = [each["positive_similarity"] for each in (first.checkpoints[-1], whole.checkpoints[2])]
+    assert similar[0] == similar[1]  # of its own step
+    rest = Training(settings, tmp_path / "left", asynchronous=True)
+    assert rest.steps == [4, 5, 6, 7, 8]
+    mine, theirs = (read_checkpoint(str(run.kept.newest))[0] for run in (whole, rest))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 @pytest.mark.usefixtures("in_process")
@@ -190,8 +234,8 @@ def test_weights_that_overflow_are_not_saved(tmp_path, monkeypatch):
     settings = small(str(tmp_path / "set"), epochs=2, checkpoint={"every_steps": 1})
     run = Steps.run
 
-    def overflow(steps, batch, waited):
-        run(steps, batch, waited)
+    def overflow(steps, *arguments):
+        run(steps, *arguments)
         if steps.number == 3:
             next(steps.network.parameters()).data[0] = float("inf")
 

@@ -1,0 +1,114 @@
+"""What a run waits for, said at the terminal and in its log, less and less often, and a deadline."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pipeline.errors import TrainingError
+from pipeline.training.pulse import Sign
+
+_SOON_S = 10.0
+_LATE_S = 60.0  # what a worker may need for its imports, a network and a first step, or for a probe
+_SILENT_S = 10.0
+
+
+class Missing(NamedTuple):
+    """What a run waits for."""
+
+    kind: str
+    text: str
+    seconds: float | None = None
+    """For how long; None where nobody has counted."""
+    first_s: float = _SOON_S
+    """After how long it is said."""
+    is_limited: bool = True
+    """Whether the deadline counts for it."""
+
+
+def missing(signs: Mapping[int, Sign], num_workers: int) -> Missing | None:
+    """What keeps these workers from training; None where they train."""
+    ranks = range(num_workers)
+    silent = [rank for rank in ranks if rank not in signs or signs[rank].silent > _SILENT_S]
+    if silent:
+        known = [rank for rank in silent if rank in signs]
+        lost = f" ({_workers(known)} not heard of any more)" if known else ""
+        return Missing("workers", f"{len(silent)} of {num_workers} workers{lost}")
+    doing = {
+        what: [rank for rank in ranks if signs[rank].doing == what] for what in {signs[rank].doing for rank in ranks}
+    }
+    seconds = {what: max(signs[rank].seconds for rank in those) for what, those in doing.items()}
+    if "data" in doing:
+        return Missing("data", f"data: the readers have given {_workers(doing['data'])} nothing", seconds["data"])
+    if "start" in doing:
+        return Missing("start", f"the first step of {_workers(doing['start'])}", seconds["start"], _LATE_S)
+    what = next((each for each in doing if each not in ("step", "report")), "step")
+    if what in doing:
+        return Missing(what, f"a {what} of {_workers(doing[what])}", seconds[what], _LATE_S, is_limited=False)
+    return None
+
+
+def _workers(ranks: list[int]) -> str:
+    return f"worker{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+class Watch:
+    """Looks at what a run waits for."""
+
+    def __init__(
+        self,
+        num_workers: int,
+        resources: Mapping[str, float],
+        deadline_s: float,
+        say: Callable[[str], None],
+        there: Callable[[], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """resources: of each worker. there: what the cluster has, in words."""
+        self._num_workers, self._deadline = num_workers, deadline_s
+        self._worker = f" of ({in_words(resources)})"
+        self._say, self._there, self._clock = say, there, clock
+        self._kind, self._since, self._next_s = "", clock(), 0.0
+
+    def look(self, signs: Mapping[int, Sign]) -> None:
+        """Say what is missing where that is due. Raises TrainingError after the deadline."""
+        now, lacking = self._clock(), missing(signs, self._num_workers)
+        if lacking is None:
+            self._kind = ""
+            return
+        since = self._since if lacking.seconds is None else now - lacking.seconds
+        if lacking.kind != self._kind or since > self._since + _SOON_S / 2:  # what was waited for came in between
+            self._kind, self._next_s = lacking.kind, lacking.first_s
+            self._since = now if lacking.seconds is None else since
+        waited = now - self._since
+        is_over = lacking.is_limited and waited >= self._deadline
+        if waited < self._next_s and not is_over:
+            return
+        self._next_s = 2 * waited
+        worker = self._worker if lacking.kind == "workers" else ""
+        text = f"{lacking.text}{worker} for {waited:.0f} s; {self._there()}"
+        if is_over:
+            raise TrainingError(
+                f"gave up waiting for {text}. The deadline is workers.start_timeout_s = {self._deadline:g}; the same command goes on"
+            )
+        self._say(f"waiting for {text}")
+
+
+def in_words(resources: Mapping[str, float]) -> str:
+    """Such as "3 CPU, 1 GPU"."""
+    return ", ".join(
+        f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU") if name == "CPU" or resources.get(name)
+    )
+
+
+def cluster_in_words(nodes: list[dict[str, Any]], free: Mapping[str, float], worker: Mapping[str, float]) -> str:
+    """What a cluster has, and why a worker may find no place. nodes: as ray.nodes() lists them."""
+    alive = [node["Resources"] for node in nodes if node.get("Alive", node.get("alive"))]
+    counted = Counter(in_words(each) for each in alive)
+    kinds = " and ".join(f"{count} node{'s' if count > 1 else ''} of ({what})" for what, count in counted.items())
+    text = f"the cluster has {kinds or 'no node'}, free: {in_words(free)}"
+    if alive and not any(all(node.get(name, 0) >= need for name, need in worker.items()) for node in alive):
+        return f"{text}; no node is large enough for a worker"
+    if alive and free.get("CPU", 0) < 1:
+        return f"{text}; no CPU is left for another worker or for readers"
+    return text
