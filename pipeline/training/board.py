@@ -1,24 +1,20 @@
 """What a run's processes have to know of each other while it runs on a cluster.
 
 Workers post their progress to a small actor; a thread of the driver reads it and feeds the driver's `Progress`. Posts are
-not waited for. What they warn of reaches the driver the same way. The same actor holds the run's MLflow handle, what MLflow
-did not take, and the reason why the run must stop, if there is one.
+not waited for. What they warn of reaches the driver the same way. The same actor holds the reason why the run must stop, if there is
+one.
 
-The actor lives on the driver's node where it can. Ray starts it again if it dies, empty; the driver tells it the MLflow handle
-again, and the workers' next posts bring the progress back.
+The actor lives on the driver's node where it can. Ray starts it again if it dies, empty; the workers' next posts bring the progress
+back.
 """
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.errors import TrainingError, warn
+from pipeline.errors import warn
 from pipeline.progress import Progress
-
-if TYPE_CHECKING:  # the actor's process starts beside those of the workers, so it loads little
-    from pipeline.tracking import Run
 
 _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 20
@@ -29,8 +25,6 @@ class _Board:
         self.posts: dict[str, tuple[int, dict[str, Any]]] = {}
         self.warnings: list[str] = []
         self.reason = ""
-        self.run: Run | None = None
-        self.problem = ""
 
     def post(self, key: str, done: int, figures: dict[str, Any]) -> None:
         self.posts[key] = (done, figures)
@@ -38,8 +32,7 @@ class _Board:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def read(self, run: "Run | None") -> tuple[dict[str, tuple[int, dict[str, Any]]], list[str]]:
-        self.run = run
+    def read(self) -> tuple[dict[str, tuple[int, dict[str, Any]]], list[str]]:
         return self.posts, self.warnings
 
     def stop(self, reason: str) -> None:
@@ -48,23 +41,12 @@ class _Board:
     def stopped(self) -> str:
         return self.reason
 
-    def tracked(self) -> "tuple[Run | None, str]":
-        return self.run, self.reason
-
-    def note_untracked(self, problem: str) -> None:
-        self.problem = problem
-
-    def untracked(self) -> str:
-        return self.problem
-
 
 class BoardHandle:
     """What workers hold; picklable."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self.run: Run | None = None
-        """Set by the driver: which MLflow run this is."""
 
     def post(self, key: str, done: int, **figures: Any) -> None:
         """Say how far `key` (a worker's or a trial's name) is, with figures worth showing."""
@@ -89,29 +71,6 @@ class BoardHandle:
         reason: str = ray.get(self._actor.stopped.remote())
         return reason
 
-    def tracked(self) -> "Run":
-        """The MLflow run, waited for. Raises TrainingError where the run was stopped instead."""
-        import ray
-
-        while True:
-            run, reason = ray.get(self._actor.tracked.remote())
-            if run is not None:
-                return run
-            if reason:
-                raise TrainingError(reason)
-            time.sleep(_POLL_SECONDS)
-
-    def note_untracked(self, problem: str) -> None:
-        """Say why MLflow does not have all of the run by now; empty where it has."""
-        self._actor.note_untracked.remote(problem)
-
-    def untracked(self) -> str:
-        """What was noted last."""
-        import ray
-
-        problem: str = ray.get(self._actor.untracked.remote())
-        return problem
-
 
 @contextmanager
 def progress_board(progress: Progress, label: str, total: int | None, unit: str) -> Iterator[BoardHandle]:
@@ -131,7 +90,7 @@ def progress_board(progress: Progress, label: str, total: int | None, unit: str)
         while not ended:
             ended = stop.wait(_POLL_SECONDS)  # and a last look, at what came just before the end
             try:
-                posts, warnings = ray.get(actor.read.remote(handle.run), timeout=_ANSWER_SECONDS)
+                posts, warnings = ray.get(actor.read.remote(), timeout=_ANSWER_SECONDS)
             except ray.exceptions.GetTimeoutError:  # a busy machine
                 continue
             except Exception:  # the cluster is going away; the driver's main thread knows why
