@@ -119,10 +119,11 @@ class Tracking:
             self._queue.remove()
             return
         self.run.finish(status)
-        if not self._has_failed:
-            if not self._is_begun:
-                self._courier.start()
-            self._courier.finish(_DRAIN_S)
+        if self._has_failed:
+            return
+        if not self._is_begun:
+            self._courier.start()
+        self._courier.finish(_DRAIN_S)
         problem = self._courier.problem or f"it took longer than {_DRAIN_S:.0f} s"
         untracked = _left(self._queue, problem, self._folder)
         if untracked:

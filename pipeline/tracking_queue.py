@@ -180,7 +180,7 @@ class Courier:
     def deliver(self, strict: bool = False, again: bool = False) -> Exception | None:
         """Deliver what waits, in order; why it could not be, or None. Records that are refused are set aside.
 
-        strict: stop there instead. again: also try those that were refused before.
+        strict: stop at the opening of a run that is refused. again: also try those that were refused before.
         """
         queue = self._queue
         with queue.delivering():
@@ -265,7 +265,7 @@ class Courier:
             self._send(records)
             self.num_delivered += len(batch)
         except Refused as error:
-            if strict:
+            if strict and records[0]["do"] in ("open", "text"):
                 return error
             if len(batch) > 1:  # one of them
                 return next((e for each in batch if (e := self._deliver_batch([each], strict)) is not None), None)

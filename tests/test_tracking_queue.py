@@ -136,11 +136,13 @@ def test_what_is_refused_holds_up_nothing_and_is_tried_again(queue, store):
     assert not queue.has_left()
 
 
-def test_where_mlflow_is_required_a_refusal_stops(queue, store):
+def test_where_mlflow_is_required_the_opening_must_not_be_refused(queue, store):
     store.refuses = lambda record: True
-    queue.put(metrics(0))
-    assert isinstance(Courier(queue, store, pytest.fail).deliver(strict=True), Refused)
-    assert queue.num_waiting() == 1
+    said = []
+    queue.put(metrics(0), {**metrics(1), "do": "open"}, metrics(2))
+    assert str(Courier(queue, store, said.append).deliver(strict=True)) == "bad step 1"
+    assert queue.num_waiting() == 2
+    assert len(queue.refused()) == len(said) == 1  # what an earlier process left does not stop this one
 
 
 def test_at_the_bound_metrics_are_lost_and_counted_and_nothing_else(queue, store, monkeypatch):
