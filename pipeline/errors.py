@@ -73,7 +73,7 @@ class UnfinishedError(EquihandError):
 
 
 class UntrackedError(EquihandError):
-    """The work is done and its results are written, but MLflow does not have all of them."""
+    """The work is done and its results are written, but MLflow does not have all of them, and does not get them by itself."""
 
     exit_code = 4
 

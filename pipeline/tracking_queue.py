@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.errors import EquihandError, one_line
+from pipeline.errors import EquihandError, StorageError, one_line
 
 Record = dict[str, Any]
 """{"do": "open" | "metrics" | "text" | "file" | "finish", "run": [kind, run id], "time": milliseconds since 1970, ...}"""
@@ -333,5 +333,9 @@ def _write(path: Path, data: bytes) -> None:
 @contextmanager
 def _locked(path: Path, mode: str) -> Iterator[IO[bytes]]:
     with open(path, mode) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file, or the process
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file, or the process
+        except OSError as error:
+            reason = f"this file system has no locks ({error.strerror}); give another as run.storage"
+            raise StorageError(f"{path}: {reason}") from error
         yield file

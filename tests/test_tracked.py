@@ -77,8 +77,8 @@ def test_a_server_that_is_killed_and_comes_back(tmp_path, free_port, caplog):
         texts = (record.getMessage() for record in caplog.records if record.name == "equihand")
         return [text for text in texts if f"{folder}/tracking" in text or "is back" in text]
 
-    with ExitStack() as stack:
-        stack.callback(server.kill)
+    with ExitStack() as servers, ExitStack() as stack:
+        servers.callback(server.kill)
         server.start()
         goes_on = stack.enter_context(tracked(settings, folders[0], "run-0", "pretrain", Example()))
         goes_on.opened()
@@ -107,14 +107,17 @@ def test_a_server_that_is_killed_and_comes_back(tmp_path, free_port, caplog):
             offline.run.log_metrics({"loss": 1.0}, 0)
         assert offline.mlflow_run_id is None
         assert offline.untracked()
-        with pytest.raises(UntrackedError, match=r"run-2: MLflow does not have all of the run: 4 records wait \(MLflow at"):
+        with pytest.raises(
+            UntrackedError, match=r"run-2: MLflow does not have all of the run: 4 records wait \(MLflow at"
+        ):
             sync.run(SyncSettings(runs=("run-2",), storage=str(tmp_path / "runs")))
 
         server.start()
         for step in range(20, 30):
             goes_on.run.log_metrics({"loss": 30.0 - step, "rate": 0.5}, step)
         wait_until(lambda: any("is back" in text for text in said(folders[0])))
-        goes_on._courier.finish(300)
+        stack.close()
+        assert goes_on.untracked() == {}
         delivered = sync.run(SyncSettings(runs=(folders[1], "run-2"), storage=str(tmp_path / "runs")))["delivered"]
         assert delivered["run-2"] == 4
         assert delivered[folders[1]] > 0
@@ -172,9 +175,14 @@ def test_what_is_left_of_a_run_on_object_storage_lies_beside_it(s3, tmp_path, mo
         with tracked(settings, folder, "run-1", "pretrain", Example()) as tracking:
             tracking.opened()
             tracking.run.log_metrics({"loss": 2.0}, 1)
-        assert tracking.untracked()["untracked"].startswith("MLflow does not have all of the run: 4 records wait (no answer)")
+        assert tracking.untracked()["untracked"].startswith(
+            "MLflow does not have all of the run: 4 records wait (no answer)"
+        )
         assert not list((tmp_path / "tmp").rglob("*.jsonl"))
-        assert {uri.rsplit("/", 1)[1] for uri in list_files(join(folder, "tracking"))} == {"queue.jsonl", "tracking.json"}
+        assert {uri.rsplit("/", 1)[1] for uri in list_files(join(folder, "tracking"))} == {
+            "queue.jsonl",
+            "tracking.json",
+        }
         # On another machine, to which MLflow does not answer either.
         with tracked(settings, folder, "run-1", "pretrain", Example()) as tracking:
             tracking.opened()

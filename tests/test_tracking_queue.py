@@ -26,7 +26,13 @@ class Store:
 
 
 def metrics(step, run="a", num_values=1):
-    return {"do": "metrics", "run": ["x", run], "time": step, "step": step, "values": {str(i): 1.0 for i in range(num_values)}}
+    return {
+        "do": "metrics",
+        "run": ["x", run],
+        "time": step,
+        "step": step,
+        "values": {str(i): 1.0 for i in range(num_values)},
+    }
 
 
 @pytest.fixture
@@ -165,7 +171,9 @@ def _put_many(folder, run):
 
 
 def test_several_processes_put_while_one_delivers(queue, store):
-    processes = [multiprocessing.get_context("fork").Process(target=_put_many, args=(queue.folder, run)) for run in "ab"]
+    processes = [
+        multiprocessing.get_context("fork").Process(target=_put_many, args=(queue.folder, run)) for run in "ab"
+    ]
     for process in processes:
         process.start()
     courier = Courier(queue, store, pytest.fail)

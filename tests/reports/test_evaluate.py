@@ -481,7 +481,9 @@ def test_results_are_written_where_tracking_fails_on_the_way(frame_set, tmp_path
     )
     outcome = evaluate(settings)
     assert outcome["untracked"].startswith("MLflow does not have all of the run: 2 records wait (MLflow at sqlite:///")
-    assert outcome["untracked"].endswith(f": the server went away); `python -m jobs.sync {output}` delivers what is there")
+    assert outcome["untracked"].endswith(
+        f": the server went away); `python -m jobs.sync {output}` delivers what is there"
+    )
     assert outcome["untracked"] in caplog.text
     assert "untracked" not in read_json(join(output, "metrics.json"))
     assert (tmp_path / "out/report.html").exists()

@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -17,7 +18,7 @@ from pipeline.models.kept import Kept
 from pipeline.progress import SILENT
 from pipeline.runs import RunSettings
 from pipeline.storage import read_json
-from pipeline.tracked import Delivered, deliver_left
+from pipeline.tracked import Delivered, Run, deliver_left
 from pipeline.tracking import Sender, StoredRun, TrackingSettings
 from pipeline.training import launch
 from pipeline.training.board import progress_board
@@ -117,6 +118,15 @@ def test_a_run_outlives_its_board(ray_cluster, tmp_path, monkeypatch, caplog):
     killer.join()
     assert result["tries"] == 2
     assert "still heard" in caplog.text
+
+
+def test_a_full_disk_does_not_end_the_training(tmp_path):
+    (tmp_path / "file").touch()
+    board = Mock()
+    callback = launch._mlflow_callback(Run(f"{tmp_path}/file/tracking", "pretrain", "run-1"), board)
+    callback.after_report(None, [{"step": 1, "loss": 2.0}], None)
+    (said,) = board.warn.call_args.args
+    assert said == f"{tmp_path}/file/tracking: Not a directory; metrics of some steps are lost for MLflow"
 
 
 def wait_for(condition):
