@@ -110,7 +110,7 @@ def test_a_record_that_was_cut_off_is_set_aside_and_named(queue, store):
     queue.put(metrics(0))
     with open(queue.folder / "queue.jsonl", "ab") as file:
         file.write(b'{"do": "metr')
-    said = []
+    said: list[str] = []
     courier = Courier(queue, store, said.append)
     courier.deliver()  # half a line may become a whole one
     assert store.got == [0]
@@ -123,7 +123,7 @@ def test_a_record_that_was_cut_off_is_set_aside_and_named(queue, store):
 
 
 def test_what_is_refused_holds_up_nothing_and_is_tried_again(queue, store):
-    said = []
+    said: list[str] = []
     courier = Courier(queue, store, said.append)
     store.refuses = lambda record: record["step"] == 2
     queue.put(*(metrics(step) for step in range(4)))
@@ -144,7 +144,7 @@ def test_what_is_refused_holds_up_nothing_and_is_tried_again(queue, store):
 
 def test_where_mlflow_is_required_the_opening_must_not_be_refused(queue, store):
     store.refuses = lambda record: True
-    said = []
+    said: list[str] = []
     queue.put(metrics(0), {**metrics(1), "do": "open"}, metrics(2))
     assert str(Courier(queue, store, said.append).deliver(strict=True)) == "bad step 1"
     assert queue.num_waiting() == 2
@@ -193,7 +193,8 @@ def test_the_thread_says_once_that_it_is_away_and_once_that_it_is_back(queue, st
         store(records)
         delivered.set()
 
-    said, is_back = [], threading.Event()
+    said: list[str] = []
+    is_back = threading.Event()
 
     def say(text):
         said.append(text)
