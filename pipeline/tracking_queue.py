@@ -164,7 +164,7 @@ class Courier:
         queue: Queue,
         send: Callable[[Sequence[Record]], None],
         say: Callable[[str], None],
-        keep: Callable[[], None] = lambda: None,
+        keep: Callable[[], object] = lambda: None,
     ) -> None:
         """send: gives records to MLflow, several at a time only of the metrics of one run; raises Refused for what MLflow does
         not take, and anything else where it cannot be reached. say: receives when MLflow went away and came back. keep: called
