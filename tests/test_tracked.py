@@ -133,6 +133,7 @@ def test_a_server_that_is_killed_and_comes_back(tmp_path, free_port, caplog):
                 points = client.get_metric_history(tracking.mlflow_run_id, name)
                 assert [point.step for point in points] == list(range(num_steps))
                 assert [point.timestamp for point in points] == sorted(point.timestamp for point in points)
+        assert ends.mlflow_run_id is not None
         assert {item.path for item in client.list_artifacts(ends.mlflow_run_id)} == {"settings.yaml", "note.txt"}
         assert client.get_run(ends.mlflow_run_id).info.status == "FINISHED"
         stored = client.get_run(stored_run(settings, {"kind": "finetune", "run_id": "run-2"}).mlflow_run_id)

@@ -50,6 +50,7 @@ def test_a_run_goes_on_under_its_id(tmp_path):
     from mlflow import MlflowClient
 
     client = MlflowClient(settings.uri)
+    assert first.mlflow_run_id is not None
     assert client.get_run(first.mlflow_run_id).info.status == "FAILED"
     with tracked(settings, str(folder), "run-1", "pretrain", Longer()) as again:
         again.opened()
@@ -93,7 +94,9 @@ def test_records_that_come_twice_change_nothing(tmp_path):
     from mlflow import MlflowClient
 
     client = MlflowClient(settings.uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("equihand").experiment_id])
+    experiment = client.get_experiment_by_name("equihand")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
     history = [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, "loss")]
     assert history == [(step, 4.0 - step, 1_700_000_000_000 + step) for step in (1, 2, 3)]
     assert len(client.get_metric_history(run.info.run_id, "score")) == 1
