@@ -182,7 +182,7 @@ def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog,
     assert "untracked" not in read_json(str(folder / "result.json"))
     monkeypatch.setattr("pipeline.tracking.Sender._give", given)
     assert deliver_left(str(folder)) == Delivered(1, "")
-    assert StoredRun(tracking.uri, result["mlflow_run_id"]).history()["score"] == [(3, -3.0)]
+    assert StoredRun(tracking.uri, result["mlflow_run_id"]).history()["score"] == [(2, -2.0), (3, -3.0)]
 
 
 def test_a_run_without_a_whole_checkpoint_says_so_in_one_line(ray_cluster, tmp_path):
