@@ -15,8 +15,9 @@ from pipeline.frames.inspect import Inspection, InspectSettings, inspect, wants_
 from pipeline.frames.manifest import read_manifest
 from pipeline.frames.schema import SPLITS
 from pipeline.progress import SILENT, Progress
-from pipeline.storage import join, preflight
-from pipeline.tracking import TrackingSettings, start_run
+from pipeline.storage import absolute, join, preflight
+from pipeline.tracked import tracked
+from pipeline.tracking import TrackingSettings
 
 
 class InspectJob(InspectSettings):
@@ -33,8 +34,7 @@ def run(settings: InspectJob, progress: Progress = SILENT, session: Session = ra
     preflight(settings.frame_set)
     with session() if wants_ray(settings, read_manifest(settings.frame_set)) else nullcontext():
         found = inspect(settings, progress)
-    if settings.track:
-        _track(settings, found)
+    untracked = _track(settings, found) if settings.track else {}
     if isinstance(progress, TerminalProgress):
         _show(settings, found, progress)
     return {
@@ -44,6 +44,7 @@ def run(settings: InspectJob, progress: Progress = SILENT, session: Session = ra
         "digest": found.manifest.digest,
         "verification": found.verification.to_json() if found.verification else None,
         "card": found.card,
+        **untracked,
     }
 
 
@@ -59,12 +60,16 @@ def _show(settings: InspectJob, found: Inspection, terminal: TerminalProgress) -
         terminal.note(f"card: {join(settings.output, 'card.html')}")
 
 
-def _track(settings: InspectJob, found: Inspection) -> None:
-    handle = start_run(settings.tracking, f"frames-{found.manifest.digest[:12]}", "inspect", settings)
-    handle.log_metrics({"num_rows": found.manifest.num_rows, "num_clips": found.manifest.num_clips}, step=0)
-    if found.card is not None:
-        handle.log_text("card.html", found.page)
-    handle.finish()
+def _track(settings: InspectJob, found: Inspection) -> dict[str, Any]:
+    run_id = f"frames-{found.manifest.digest[:12]}"
+    output = absolute(settings.output) if settings.output else None
+    with tracked(settings.tracking, output, run_id, "inspect", settings) as tracking:
+        tracking.opened()
+        counts = {"num_rows": found.manifest.num_rows, "num_clips": found.manifest.num_clips}
+        tracking.run.log_metrics(counts, step=0)
+        if found.card is not None:
+            tracking.run.log_text("card.html", found.page)
+    return tracking.untracked()
 
 
 JOB = Job("inspect", InspectJob, run, __doc__)

@@ -206,8 +206,9 @@ def run_job(job: Job[SettingsT], argv: Sequence[str] | None = None) -> NoReturn:
     What libraries print as errors, and the traceback of an error that has one to show, go to a log file of the run; an error
     names it. EQUIHAND_DEBUG=1 shows tracebacks in the terminal.
     argv: arguments without the program's name; None takes the process's own.
-    Exit codes: 0 done, 1 failed, 2 bad settings, 3 not finished in the time given, 4 done but not all of it
-    tracked, 130 interrupted, 143 a training that was asked to end (SIGTERM) and has kept where it is.
+    Exit codes: 0 done, 1 failed, 2 bad settings, 3 not finished in the time given, 4 done but MLflow will never have all of it
+    (from jobs.sync: does not have all of it yet), 130 interrupted, 143 a training that was asked to end (SIGTERM) and has kept where
+    it is.
     """
     from jobs.terminal import TerminalProgress
 
@@ -225,7 +226,7 @@ def run_job(job: Job[SettingsT], argv: Sequence[str] | None = None) -> NoReturn:
             _warnings_to(progress.warning),
         ):
             result = job.run(settings, progress, *session)
-        if isinstance(result, dict) and result.get("untracked"):
+        if isinstance(result, dict) and result.get("num_lost"):
             raise UntrackedError(f"done, and its results are written, but {result['untracked']}")
     except (Exception, KeyboardInterrupt) as error:
         code = _say(error, log_file)

@@ -54,7 +54,7 @@ CONNECT_TIMEOUT_S = 8.0
 STOP_GENTLY = {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": "300"}
 FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-_ONLY_HERE = ("demo",)  # of the table of jobs
+_ONLY_HERE = ("demo", "sync")  # of the table of jobs
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -79,7 +79,7 @@ class LeftError(EquihandError):
 
 
 class UntrackedError(EquihandError):
-    """The work is done and its results are written, but MLflow does not have all of them."""
+    """The work is done and its results are written, but MLflow does not have all of them, and does not get them by itself."""
 
     exit_code = 4
 

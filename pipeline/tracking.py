@@ -1,16 +1,15 @@
 """MLflow: runs, settings, metrics, pictures and models. The only file of the project that imports it.
 
-A run is created in the driver. Its handle (`Run`) is small and picklable, so that workers and callbacks can log to it
-through the client API (the fluent API keeps global state and is not safe across processes).
+What work has to record goes through a queue (`tracked.py`, `tracking_queue.py`), whose records `Sender` gives to MLflow. Each
+brings its own time, and runs are found by a tag: so MLflow takes one that it has already as the same. All goes through the client
+API (the fluent API keeps global state and is not safe across threads and processes).
 """
 
 import logging
-import math
 import os
 import re
 import sqlite3
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -21,9 +20,10 @@ from urllib.parse import unquote
 
 from pydantic import Field, field_validator
 
-from pipeline.config import Settings, Uri, flatten, to_yaml
+from pipeline.config import Settings, Uri
 from pipeline.errors import EquihandError, SettingsError, StorageError, one_line
-from pipeline.storage import absolute, is_local, preflight
+from pipeline.storage import absolute, as_local_file, is_local, join, preflight
+from pipeline.tracking_queue import Record, Refused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,11 +33,16 @@ if TYPE_CHECKING:
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# And these at every request. By itself it waits 120 s for an answer and tries 8 times, for minutes; the queue tries again.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 
-_RUN_ID_TAG = "equihand.run_id"
+_RUN_ID_TAG, _KIND_TAG, _PARENT_TAG = "equihand.run_id", "equihand.kind", "mlflow.parentRunId"
 _MAX_PARAM_LENGTH = 500
-_MAX_PARAMS_AT_ONCE = 100  # MLflow refuses more in one request
-_CONNECT_TIMEOUT_S = 5
+_MAX_PARAMS_AT_ONCE, _MAX_METRICS_AT_ONCE = 100, 1000  # MLflow refuses more in one request
+_CONNECT_TIMEOUT_S = 4
+_MAY_PASS = (401, 403, 408, 429)  # of 400 to 499, which otherwise mean that the request itself is at fault
 _NOT_IN_NAMES = re.compile(r"[^\w./ -]", re.ASCII)
 
 
@@ -51,6 +56,9 @@ class TrackingSettings(Settings):
     """MLflow experiment that the run belongs to."""
     artifacts: Uri | None = None
     """URI below which a new experiment keeps its artifacts. none leaves it to MLflow (./mlruns, or the server)."""
+    required: bool = True
+    """Whether work begins only when MLflow answers. false: it begins in any case, and `jobs.sync` delivers later what MLflow did
+    not get. Once work has begun, it never waits for MLflow."""
 
     @field_validator("uri")
     @classmethod
@@ -70,42 +78,114 @@ class TrackingSettings(Settings):
         return uri
 
 
+class Sender:
+    """Gives a queue's records to MLflow."""
+
+    def __init__(self, settings: TrackingSettings, folder: str) -> None:
+        """folder: URI of the run's folder, which holds the files that records name."""
+        self._settings, self._folder = settings, folder
+        self._ids: dict[tuple[str, str], str] = {}
+        self._is_open = False
+
+    def __call__(self, records: Sequence[Record]) -> None:
+        """Give one record, or several of the metrics of one run. Raises Refused where MLflow does not take them, EquihandError
+        where it cannot be reached."""
+        try:
+            with _opened(self._settings.uri, check=not self._is_open) as (_, client):
+                self._give(client, records)
+        except Refused:
+            raise
+        except Exception:
+            self._is_open = False
+            raise
+        self._is_open = True
+
+    def mlflow_run_id(self, kind: str, run_id: str) -> str | None:
+        """MLflow's own id of a run; None as long as it does not have it."""
+        return self._ids.get((kind, run_id))
+
+    def _give(self, client: "MlflowClient", records: Sequence[Record]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        record = records[0]
+        is_artifact = record["do"] in ("text", "file")
+        try:
+            self._give_one_kind(client, records)
+        except MlflowException as error:
+            status = error.get_http_status_code()
+            if 400 <= status < 500 and status not in _MAY_PASS:
+                raise Refused(_reason(error)) from error
+            raise
+        except EquihandError as error:
+            if is_artifact:
+                raise Refused(str(error)) from error
+            raise
+        except Exception as error:
+            # The store of the artifacts is another one than that of the metrics, which must not wait for it.
+            if is_artifact:
+                raise Refused(f"artifact '{record['name']}': {_reason(error)}") from error
+            raise
+
+    def _give_one_kind(self, client: "MlflowClient", records: Sequence[Record]) -> None:
+        from mlflow.entities import Metric
+
+        record = records[0]
+        mlflow_run_id = self._found_or_created(client, record)
+        if record["do"] == "open":
+            self._complete(client, mlflow_run_id, record)
+        elif record["do"] == "metrics":
+            rows = [
+                Metric(_allowed(name), value, each["time"], each["step"])
+                for each in records
+                for name, value in each["values"].items()
+            ]
+            for start in range(0, len(rows), _MAX_METRICS_AT_ONCE):
+                client.log_batch(mlflow_run_id, metrics=rows[start : start + _MAX_METRICS_AT_ONCE])
+        elif record["do"] == "text":
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, Path(record["name"]).name)
+                path.write_text(record["text"], encoding="utf-8")
+                _log_file(client, mlflow_run_id, str(path), record["name"])
+        elif record["do"] == "file":
+            with as_local_file(join(self._folder, record["name"])) as local:
+                _log_file(client, mlflow_run_id, local, record["name"])
+        elif record["do"] == "finish":
+            client.set_terminated(mlflow_run_id, record["status"], record["time"])
+
+    def _found_or_created(self, client: "MlflowClient", record: Record) -> str:
+        """MLflow's id of the record's run. One that it does not have (any more) is made, for the record to be kept."""
+        kind, run_id = key = (record["run"][0], record["run"][1])
+        if key not in self._ids:
+            experiment_id = _experiment(client, self._settings)
+            found = _find(client, experiment_id, kind, run_id)
+            if found is None:
+                tags = {_RUN_ID_TAG: run_id, _KIND_TAG: kind}
+                found = client.create_run(experiment_id, record["time"], tags, run_name=run_id).info.run_id
+            self._ids[key] = found
+        return self._ids[key]
+
+    def _complete(self, client: "MlflowClient", mlflow_run_id: str, record: Record) -> None:
+        """What a run is. What MLflow has already stays, such as of a run that goes on."""
+        from mlflow.entities import Param, RunTag
+
+        stored = client.get_run(mlflow_run_id).data
+        tags = dict(record["tags"])
+        if record["parent"] is not None:
+            tags[_PARENT_TAG] = self._found_or_created(client, {**record, "run": record["parent"]})
+        params = {_allowed(name): text[:_MAX_PARAM_LENGTH] for name, text in record["params"].items()}
+        missing = [Param(name, text) for name, text in params.items() if name not in stored.params]
+        client.log_batch(mlflow_run_id, tags=[RunTag(k, v) for k, v in tags.items() if k not in stored.tags])
+        for start in range(0, len(missing), _MAX_PARAMS_AT_ONCE):
+            client.log_batch(mlflow_run_id, params=missing[start : start + _MAX_PARAMS_AT_ONCE])
+        client.update_run(mlflow_run_id, status="RUNNING")
+
+
 @dataclass(frozen=True)
-class Run:
-    """A handle on one MLflow run; every method may be called from any process that reaches the tracking URI."""
+class StoredRun:
+    """A run that MLflow has."""
 
     tracking_uri: str
     mlflow_run_id: str
-    experiment_id: str
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log finite numbers at an optimiser step; what is not finite is left out (MLflow stores refuse it)."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        rows = [
-            Metric(_allowed(name), float(value), now, step) for name, value in metrics.items() if math.isfinite(value)
-        ]
-        _client(self.tracking_uri).log_batch(self.mlflow_run_id, metrics=rows)
-
-    def log_bytes(self, name: str, data: bytes) -> None:
-        """Store bytes as the artifact `name` (for example "pictures/views.png")."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(name).name
-            path.write_bytes(data)
-            self.log_file(path, str(Path(name).parent))
-
-    def log_text(self, name: str, text: str) -> None:
-        """Store text as the artifact `name`."""
-        self.log_bytes(name, text.encode())
-
-    def log_file(self, path: str | Path, folder: str = "") -> None:
-        """Store a local file as an artifact, below `folder`."""
-        _client(self.tracking_uri).log_artifact(self.mlflow_run_id, str(path), folder if folder != "." else None)
-
-    def log_folder(self, path: str | Path, folder: str) -> None:
-        """Store a local folder as artifacts, below `folder`."""
-        _client(self.tracking_uri).log_artifacts(self.mlflow_run_id, str(path), folder)
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """Every metric of the run as (step, value) pairs, in order of step."""
@@ -118,55 +198,41 @@ class Run:
             for name, points in series.items()
         }
 
-    def finish(self, status: str = "FINISHED") -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
-        _client(self.tracking_uri).set_terminated(self.mlflow_run_id, status)
+    def log_folder(self, path: str | Path, folder: str) -> None:
+        """Store a local folder as artifacts, below `folder`."""
+        _client(self.tracking_uri).log_artifacts(self.mlflow_run_id, str(path), folder)
 
 
-def start_run(
-    settings: TrackingSettings,
-    run_id: str,
-    kind: str,
-    resolved_settings: Settings,
-    tags: Mapping[str, str] | None = None,
-    parent: Run | None = None,
-) -> Run:
-    """Open the MLflow run of our run `run_id`; one that exists already (a resumed job) goes on.
+def stored_run(settings: TrackingSettings, result: Mapping[str, Any]) -> StoredRun:
+    """The run that a result is of: {"mlflow_run_id", or "kind" and "run_id"}.
 
-    kind: what the run does ("pretrain", "finetune", ...). The resolved settings become parameters and an artifact.
-    Raises EquihandError when the tracking server does not answer.
+    Raises EquihandError where MLflow does not have it, or does not answer.
     """
-    from mlflow.entities import Param
-
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.ERROR)
     with _opened(settings.uri) as (uri, client):
-        experiment_id = _experiment(client, settings)
-        found = client.search_runs(
-            [experiment_id], f"tags.`{_RUN_ID_TAG}` = '{run_id}' and tags.`equihand.kind` = '{kind}'", max_results=1
-        )
-        if found:
-            handle = Run(uri, found[0].info.run_id, experiment_id)
-            client.update_run(handle.mlflow_run_id, status="RUNNING")
-            return handle
-        all_tags = {_RUN_ID_TAG: run_id, "equihand.kind": kind, **(tags or {})}
-        if parent is not None:
-            all_tags["mlflow.parentRunId"] = parent.mlflow_run_id
-        created = client.create_run(experiment_id, run_name=run_id, tags=all_tags)
-        handle = Run(uri, created.info.run_id, experiment_id)
-        params = [
-            Param(_allowed(key), str(value)[:_MAX_PARAM_LENGTH]) for key, value in flatten(resolved_settings).items()
-        ]
-        for start in range(0, len(params), _MAX_PARAMS_AT_ONCE):
-            client.log_batch(handle.mlflow_run_id, params=params[start : start + _MAX_PARAMS_AT_ONCE])
-        handle.log_text("settings.yaml", to_yaml(resolved_settings))
-        return handle
+        mlflow_run_id = result.get("mlflow_run_id")
+        if mlflow_run_id is None:  # it was away when the run ended
+            mlflow_run_id = _find(client, _experiment(client, settings), result["kind"], result["run_id"])
+        if mlflow_run_id is None:
+            raise EquihandError(
+                f"it has no run '{result['run_id']}'; `python -m jobs.sync RUN` delivers what is missing"
+            )
+        return StoredRun(uri, client.get_run(mlflow_run_id).info.run_id)
 
 
-def existing_run(settings: TrackingSettings, mlflow_run_id: str) -> Run:
-    """The handle of a run by MLflow's own id. Raises EquihandError where the tracking server does not know it."""
-    with _opened(settings.uri) as (uri, client):
-        return Run(uri, mlflow_run_id, client.get_run(mlflow_run_id).info.experiment_id)
+def placed(settings: TrackingSettings) -> TrackingSettings:
+    """The same for a process in another working directory."""
+    artifacts = absolute(settings.artifacts) if settings.artifacts else None
+    return settings.model_copy(update={"uri": _prepared_uri(settings.uri, check=False), "artifacts": artifacts})
+
+
+def check_reachable(settings: TrackingSettings) -> None:
+    """Raises EquihandError, within ten seconds, where nobody answers at the address of the tracking server."""
+    if not settings.uri.startswith(("http://", "https://")):
+        return
+    try:
+        _check_somebody_listens(settings.uri)
+    except OSError as error:
+        raise EquihandError(f"MLflow at {one_line(settings.uri)}: {_reason(error)}") from error
 
 
 def save_model(
@@ -203,6 +269,18 @@ def save_model(
         )
 
 
+def _find(client: "MlflowClient", experiment_id: str, kind: str, run_id: str) -> str | None:
+    query = f"tags.`{_RUN_ID_TAG}` = '{run_id}' and tags.`{_KIND_TAG}` = '{kind}'"
+    found = client.search_runs([experiment_id], query, max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def _log_file(client: "MlflowClient", mlflow_run_id: str, path: str, name: str) -> None:
+    """Store a local file as the artifact `name`, which ends like it; one of this name is replaced."""
+    folder = str(Path(name).parent)
+    client.log_artifact(mlflow_run_id, path, None if folder == "." else folder)
+
+
 def _experiment(client: "MlflowClient", settings: TrackingSettings) -> str:
     from mlflow.exceptions import MlflowException
 
@@ -225,8 +303,11 @@ def _experiment(client: "MlflowClient", settings: TrackingSettings) -> str:
 
 
 @contextmanager
-def _opened(uri: str) -> Iterator[tuple[str, "MlflowClient"]]:
-    """The URI as workers need it, and a client. Raises EquihandError that names the URI for what MLflow says in the block."""
+def _opened(uri: str, check: bool = True) -> Iterator[tuple[str, "MlflowClient"]]:
+    """The URI for every folder, and a client. Raises EquihandError that names the URI for what MLflow says in the block.
+
+    check: first see, in seconds, whether anybody is there.
+    """
     from alembic.util import CommandError
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -236,8 +317,8 @@ def _opened(uri: str) -> Iterator[tuple[str, "MlflowClient"]]:
     of_database = (SQLAlchemyError, sqlite3.Error, CommandError, ModuleNotFoundError)
     of_artifacts = (Boto3Error, BotoCoreError, ClientError)
     try:
-        prepared = _prepared_uri(uri)
-        if prepared.startswith(("http://", "https://")):
+        prepared = _prepared_uri(uri, check)
+        if check and prepared.startswith(("http://", "https://")):
             _check_somebody_listens(prepared)
         yield prepared, _client(prepared)
     except EquihandError as error:
@@ -250,13 +331,14 @@ def _opened(uri: str) -> Iterator[tuple[str, "MlflowClient"]]:
         raise kind(f"MLflow at {one_line(uri)}: {_reason(error)}") from error
 
 
-def _prepared_uri(uri: str) -> str:
-    """SQLite files get an absolute path and their folder, because workers run in other directories."""
+def _prepared_uri(uri: str, check: bool) -> str:
+    """SQLite files get an absolute path and their folder."""
     path = _database_path(uri)
     if path is not None:
-        preflight(str(path.parent), write=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _check_database(path)
+        if check:
+            preflight(str(path.parent), write=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _check_database(path)
         _, question, options = uri.partition("?")
         return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}{question}{options}"
     return absolute(uri) if _is_folder(uri) else uri
@@ -294,7 +376,7 @@ def _check_somebody_listens(uri: str) -> None:
 
     environment = os.environ
     session = requests.Session()
-    session.mount(uri, requests.adapters.HTTPAdapter(max_retries=Retry(total=2, backoff_factor=1)))
+    session.mount(uri, requests.adapters.HTTPAdapter(max_retries=Retry(total=1, backoff_factor=0.5)))
     insecure = environment.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
     verify: bool | str = environment.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure
     certificate = environment.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
@@ -370,5 +452,7 @@ def _client(uri: str) -> "MlflowClient":
     if key not in _CLIENTS:
         from mlflow import MlflowClient
 
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
         _CLIENTS[key] = MlflowClient(tracking_uri=uri)
     return _CLIENTS[key]

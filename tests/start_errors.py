@@ -20,7 +20,8 @@ from jobs.ray_errors import ray_start_error
 from jobs.runtime import RaySettings, ray_session
 from pipeline import storage
 from pipeline.config import Settings, load
-from pipeline.tracking import TrackingSettings, start_run
+from pipeline.tracked import tracked
+from pipeline.tracking import TrackingSettings
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Job(Settings):
 
 def track(world: World, uri: str, *arguments: str) -> None:
     job = load(Job, [f"--tracking.uri={uri}", *arguments])
-    start_run(job.tracking, "run", "pretrain", job)
+    with tracked(job.tracking, str(world.folder / "run"), "run", "pretrain", job) as tracking:
+        tracking.opened()
 
 
 def closed_port() -> int:

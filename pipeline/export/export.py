@@ -38,7 +38,7 @@ from pipeline.models.shipped import model_uri
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import copy_from_local, join, preflight, write_json
-from pipeline.tracking import TrackingSettings, existing_run, save_model
+from pipeline.tracking import TrackingSettings, save_model, stored_run
 from pipeline.views import VIEW_MARGIN, ViewSettings
 
 MAX_DIFFERENCE = 1e-3
@@ -150,7 +150,7 @@ def export(settings: ExportSettings, progress: Progress = SILENT) -> dict[str, A
         files = {str(p.relative_to(local)): p.stat().st_size for p in sorted(local.rglob("*")) if p.is_file()}
         copy_from_local(local, settings.output)
         if settings.log_to_run:
-            existing_run(settings.tracking, run["mlflow_run_id"]).log_folder(local, "export")
+            stored_run(settings.tracking, run).log_folder(local, "export")
     result = {
         "model": settings.model,
         "output": settings.output,

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Settings, Uri
-from pipeline.delivery import Delivery, ending, with_untracked
 from pipeline.drawing.figures import Case, overlays, pick_cases
 from pipeline.errors import SettingsError
 from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
@@ -42,8 +40,9 @@ from pipeline.reports.report_data import Overlays, Picture, ReportData, Results,
 from pipeline.reports.run_report import finished_runs, gather_report
 from pipeline.reports.verdict import Comparison, Verdict, compare
 from pipeline.runs import new_run_id
-from pipeline.storage import join, preflight, write_bytes, write_json
-from pipeline.tracking import Run, TrackingSettings, start_run
+from pipeline.storage import absolute, join, preflight, write_bytes, write_json
+from pipeline.tracked import Tracking, tracked
+from pipeline.tracking import TrackingSettings
 
 
 class EvaluateSettings(Settings):
@@ -131,8 +130,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
     {"uri", "metrics", "notes"}}, "yardsticks": {name: {"metrics"}} of what answers without looking, "verdict":
     verdict.Verdict, "conclusions": its sentences, "probes": {name: scores named as in metric_names.PROBE_METRICS},
     "mlflow_run_id", "results": report_data.Results}; <output>/metrics.json holds it without the pictures. The overlays are
-    of the first model that is not the baseline. Where MLflow failed on the way, "untracked" says why, and all else is there.
-    Raises DataError where a model or the labels cannot be used, EquihandError at once where MLflow does not answer.
+    of the first model that is not the baseline. Where MLflow does not have all, "untracked" says why, and all else is there.
+    Raises DataError where a model or the labels cannot be used, EquihandError at once where MLflow is required and does not answer.
     """
     preflight(settings.frame_set)
     if settings.output:
@@ -143,13 +142,13 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
         )
     frame_set = FrameSet.open(settings.frame_set)
     finished_runs(settings.pretrain_run, settings.search_run)
-    run = None
-    if settings.track:
-        run = start_run(settings.tracking, new_run_id("evaluate"), "evaluate", settings, frame_set.describe())
-    deliver = Delivery()
-    with ending(*([run.finish] if run else []), deliver=deliver):
-        outcome = _evaluated(settings, frame_set, progress, stages, run, deliver)
-    return outcome | with_untracked(deliver.problem)
+    if not settings.track:
+        return _evaluated(settings, frame_set, progress, stages, None)
+    output, run_id = absolute(settings.output) if settings.output else None, new_run_id("evaluate")
+    with tracked(settings.tracking, output, run_id, "evaluate", settings, frame_set.describe()) as tracking:
+        tracking.opened()
+        outcome = _evaluated(settings, frame_set, progress, stages, tracking)
+    return outcome | tracking.untracked()
 
 
 def _evaluated(
@@ -157,10 +156,9 @@ def _evaluated(
     frame_set: FrameSet,
     progress: Progress,
     stages: Sequence[Stage],
-    run: Run | None,
-    deliver: Delivery,
+    tracking: Tracking | None,
 ) -> dict[str, Any]:
-    """Evaluate, and record it with `run`."""
+    """Evaluate, and record it with `tracking`."""
     models = {name: load_pose_model(uri) for name, uri in settings.models.items()}
     data = load_labelled(frame_set, settings.split, limit=settings.max_frames)
     use_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
@@ -234,7 +232,7 @@ def _evaluated(
         "verdict": verdict.model_dump(mode="json"),
         "conclusions": verdict.sentences(),
         "probes": probed,
-        "mlflow_run_id": run.mlflow_run_id if run else None,
+        "mlflow_run_id": tracking.mlflow_run_id if tracking else None,
     }
     if settings.output:
         report = gather_report(
@@ -246,12 +244,10 @@ def _evaluated(
             pretrain_run=settings.pretrain_run,
             search_run=settings.search_run,
             stages=stages,
-            deliver=deliver,
         )
         _write(settings.output, outcome, report, evaluations, data, settings.save_predictions)
-    if run is not None:
-        found = _tracked([*evaluations, *yardsticks], probed)
-        deliver(partial(run.log_metrics, found, step=0))
+    if tracking is not None:
+        tracking.run.log_metrics(_tracked([*evaluations, *yardsticks], probed), step=0)
     return {**outcome, "results": results.model_dump(mode="json")}
 
 

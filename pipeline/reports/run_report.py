@@ -12,9 +12,8 @@ import torch
 import yaml
 
 from pipeline import __version__
-from pipeline.delivery import Delivery
 from pipeline.drawing.figures import contact_sheet
-from pipeline.errors import DataError
+from pipeline.errors import DataError, one_line, warn
 from pipeline.frames.frame_set import FrameSet
 from pipeline.reports.report_data import (
     Environment,
@@ -30,7 +29,7 @@ from pipeline.reports.report_data import (
 )
 from pipeline.reports.verdict import Verdict
 from pipeline.storage import exists, join, read_bytes, read_json
-from pipeline.tracking import TrackingSettings, existing_run
+from pipeline.tracking import TrackingSettings, stored_run
 
 _SHEET_FRAMES = 48
 _SHOWN_VIEWS = ("size", "rotation_deg", "brightness", "saturation", "hue")
@@ -47,14 +46,11 @@ def gather_report(
     pretrain_run: str | None = None,
     search_run: str | None = None,
     stages: Sequence[Stage] = (),
-    deliver: Delivery | None = None,
 ) -> ReportData:
     """The data of a report; sections whose run is not given are left out, and curves that MLflow does not give.
 
-    pretrain_run, search_run: URIs of finished runs' folders. deliver: notes where MLflow fails. Raises DataError where one is
-    not that.
+    pretrain_run, search_run: URIs of finished runs' folders. Raises DataError where one is not that.
     """
-    deliver = deliver or Delivery()
     runs = {"pretrain": pretrain_run, "search": search_run}
     found = finished_runs(pretrain_run, search_run)
     settings = {kind: read_bytes(join(uri, "settings.yaml")).decode() for kind, uri in runs.items() if uri is not None}
@@ -67,7 +63,7 @@ def gather_report(
         stages=list(stages),
         frame_sets=[_frame_set(frame_set)],
         views=_views(pretrain_run, settings["pretrain"]) if pretrain_run else None,
-        pretraining=_pretraining(pretrain_run, found["pretrain"], settings["pretrain"], tracking, deliver)
+        pretraining=_pretraining(pretrain_run, found["pretrain"], settings["pretrain"], tracking)
         if pretrain_run
         else None,
         search=_search(found["search"]) if "search" in found else None,
@@ -123,13 +119,14 @@ def _views(run: str, settings: str) -> ViewsSection:
     )
 
 
-def _pretraining(
-    run: str, result: dict[str, Any], settings: str, tracking: TrackingSettings, deliver: Delivery
-) -> Pretraining:
+def _pretraining(run: str, result: dict[str, Any], settings: str, tracking: TrackingSettings) -> Pretraining:
     values = yaml.safe_load(settings)
     encoder, objective, workers = values["encoder"], values["objective"], result["world_size"]
     history: dict[str, list[tuple[int, float]]] = {}
-    deliver.once(lambda: history.update(existing_run(tracking, result["mlflow_run_id"]).history()))
+    try:
+        history = stored_run(tracking, result).history()
+    except Exception as error:  # its client and its database raise what they like
+        warn(f"{one_line(error)}; the report has no curves of {run}")
     return Pretraining(
         run_id=result["run_id"],
         history={name: [(float(step), value) for step, value in points] for name, points in history.items()},

@@ -23,7 +23,6 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import Settings, flatten
-from pipeline.delivery import ending, with_untracked
 from pipeline.errors import DamagedError, DataError, MissingError, SettingsError, TrainingError, one_line, warn
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSelection, load_labelled
@@ -33,7 +32,7 @@ from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
 from pipeline.run_log import log, run_log
 from pipeline.runs import RunSettings, new_run_id, open_run
-from pipeline.search.monitor import SearchMonitor
+from pipeline.search.monitor import SearchMonitor, search_monitor
 from pipeline.search.space import SearchSpace, first_guess, sampled, trial_settings
 from pipeline.storage import (
     copy_tree,
@@ -48,7 +47,8 @@ from pipeline.storage import (
     read_json,
     write_json,
 )
-from pipeline.tracking import TrackingSettings, start_run
+from pipeline.tracked import tracked
+from pipeline.tracking import TrackingSettings
 from pipeline.training.background import BackgroundCall
 from pipeline.training.finetune import finetune
 from pipeline.training.finetune_data import in_memory, load_validation
@@ -104,21 +104,24 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     if finished is not None:
         return finished
     _check_trust(settings, folder)
-    parent = start_run(settings.tracking, run_id, "search", settings, frame_set.describe())
     # Trials differ in batch size, but not in their number of epochs, by which the scheduler compares them.
     base = with_epochs(base, selection.num_frames, 1)
-    settings = settings.model_copy(update={"finetune": base})
-    monitor = SearchMonitor(run_id, parent, settings.tracking, base, progress)
+    given, settings = settings, settings.model_copy(update={"finetune": base})
     started = time.monotonic()
     _quiet_tune()
-    progress.start("search", settings.num_trials * base.epochs, "epochs")
-    with run_log(folder, "driver", warn), ending(monitor.close, parent.finish, deliver=monitor.deliver):
+    with (
+        run_log(folder, "driver", warn),
+        tracked(settings.tracking, folder, run_id, "search", given, frame_set.describe()) as tracking,
+        search_monitor(run_id, tracking.run, base, progress) as monitor,
+    ):
+        tracking.opened()
+        progress.start("search", settings.num_trials * base.epochs, "epochs")
         log("settings", settings=flatten(settings), **frame_set.describe())
         grid = _run_trials(settings, folder, frame_set, selection, monitor)
         result = {
             "run_id": run_id,
             "kind": "search",
-            "mlflow_run_id": parent.mlflow_run_id,
+            "mlflow_run_id": tracking.mlflow_run_id,
             **_outcome(grid, base, folder),
             "num_labels": selection.num_frames,
             **frame_set.describe(),
@@ -126,9 +129,9 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
         }
         write_json(join(folder, "result.json"), result)
         best = {f"best_{name}": value for name, value in result["metrics"].items()}
-        monitor.deliver(lambda: parent.log_metrics(best, step=0))
+        tracking.run.log_metrics(best, step=0)
     progress.finish()
-    return result | with_untracked(monitor.deliver.problem)
+    return result | tracking.untracked()
 
 
 def trial(

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.config import flatten, to_yaml
-from pipeline.delivery import ending
 from pipeline.errors import DataError, SettingsError, TrainingError, UnfinishedError, warn
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSettings, read_poses, select_labels
@@ -37,7 +36,7 @@ from pipeline.study.results import About, Results, Row, rows_of
 from pipeline.study.schedule import Say, Schedule
 from pipeline.study.settings import StudySettings
 from pipeline.study.subsets import write_subset
-from pipeline.tracking import start_run
+from pipeline.tracked import tracked
 from pipeline.training.board import progress_board
 from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe
 
@@ -62,16 +61,20 @@ def run_study(
     study = Study(settings, run_id)
     show(*plan_table(settings, study.works, study.results))
     write_bytes(join(study.folder, "settings.yaml"), to_yaml(settings).encode())
-    parent = start_run(settings.tracking, run_id, "study", settings, {"frame_set": settings.finetune.frame_set})
-    with run_log(study.folder, "driver", warn), ending(parent.finish):
+    tags = {"frame_set": settings.finetune.frame_set}
+    with (
+        run_log(study.folder, "driver", warn),
+        tracked(settings.tracking, study.folder, run_id, "study", settings, tags) as tracking,
+    ):
+        tracking.opened()
         log("settings", settings=flatten(settings))
         study.prepare(progress)
         total = sum(work.frames for work in study.works)
         with progress_board(progress, "study", total, "frames") as board:
-            failed = Schedule(study, parent, board, say, deadline).run()
+            failed = Schedule(study, tracking.run, board, say, deadline).run()
         found = study.report()
-        parent.log_bytes("report.html", study.read("report.html"))
-        parent.log_bytes("results.parquet", study.read("results.parquet"))
+        tracking.run.log_file("report.html")
+        tracking.run.log_file("results.parquet")
     if failed:
         key, reason = next(iter(failed.items()))
         raise TrainingError(
@@ -90,6 +93,7 @@ def run_study(
         "report": join(study.folder, "report.html"),
         "num_cells": len(study.works),
         "findings": [{"title": each.title, "outcome": each.outcome, "sentence": each.sentence} for each in found],
+        **tracking.untracked(),
     }
 
 

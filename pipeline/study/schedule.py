@@ -14,7 +14,7 @@ from pipeline.study.cells import Place, finetune_cell, pretrain_cell
 from pipeline.study.grid import arm_recipe, cell_recipe
 from pipeline.study.plan import Work
 from pipeline.study.settings import CellSettings
-from pipeline.tracking import Run, start_run
+from pipeline.tracked import Run
 from pipeline.training.board import BoardHandle
 from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.pretrain_recipe import PretrainRecipe
@@ -148,7 +148,7 @@ class Schedule:
         recipe: Settings
         recipe = arm_recipe(settings, work.arm) if work.cell is None else cell_recipe(settings, work.cell, None)
         tags = {"study": self.study.run_id, "method": work.arm.method, "grid": work.grid}
-        return start_run(settings.tracking, f"{self.study.run_id}-{work.key}", "cell", recipe, tags, self.parent)
+        return self.parent.child(f"{self.study.run_id}-{work.key}", "cell", recipe, tags)
 
 
 def _pretrain(place: Place, recipe: PretrainRecipe, board: BoardHandle) -> dict[str, Any]:

@@ -1,25 +1,22 @@
 """What a run's processes have to know of each other while it runs on a cluster.
 
 Workers post their progress to a small actor; a thread of the driver reads it and feeds the driver's `Progress`. Posts are
-not waited for. What they warn of reaches the driver the same way. The same actor holds the workers' signs of life, the run's
-MLflow handle, what MLflow did not take, whether the workers are to leave, and the reason why the run must stop, if there is one.
+not waited for. What they warn of reaches the driver the same way. The same actor holds the workers' signs of life, whether the
+workers are to leave, and the reason why the run must stop, if there is one.
 
-The actor lives on the driver's node where it can. Ray starts it again if it dies, empty; the driver tells it the MLflow handle
-again, and that the workers are to leave; their next posts bring the rest back.
+The actor lives on the driver's node where it can. Ray starts it again if it dies, empty; the driver tells it again that the workers
+are to leave, and their next posts bring the rest back.
 """
 
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.errors import TrainingError, warn
+from pipeline.errors import warn
 from pipeline.progress import Progress
 from pipeline.training.pulse import Sign
-
-if TYPE_CHECKING:  # the actor's process starts beside those of the workers, so it loads little
-    from pipeline.tracking import Run
 
 _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 20
@@ -30,8 +27,6 @@ class _Board:
         self.posts: dict[str, tuple[int, dict[str, Any]]] = {}
         self.warnings: list[str] = []
         self.reason = ""
-        self.run: Run | None = None
-        self.problem = ""
         self.signs: dict[int, tuple[Sign, float]] = {}
         self.leaving = False
 
@@ -41,10 +36,8 @@ class _Board:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def read(
-        self, run: "Run | None", leaving: bool
-    ) -> tuple[dict[str, tuple[int, dict[str, Any]]], list[str], dict[int, Sign]]:
-        self.run, self.leaving = run, leaving
+    def read(self, leaving: bool) -> tuple[dict[str, tuple[int, dict[str, Any]]], list[str], dict[int, Sign]]:
+        self.leaving = leaving
         return self.posts, self.warnings, self._signs()
 
     def pulse(self, rank: int, sign: Sign) -> tuple[bool, dict[int, Sign]]:
@@ -65,23 +58,12 @@ class _Board:
     def stopped(self) -> str:
         return self.reason
 
-    def tracked(self) -> "tuple[Run | None, str]":
-        return self.run, self.reason
-
-    def note_untracked(self, problem: str) -> None:
-        self.problem = problem
-
-    def untracked(self) -> str:
-        return self.problem
-
 
 class BoardHandle:
     """What workers hold; picklable."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self.run: Run | None = None
-        """Set by the driver: which MLflow run this is."""
         self.leaving = False
         """Set by the driver: the workers are to write a checkpoint and end."""
         self.signs: Mapping[int, Sign] = {}
@@ -117,29 +99,6 @@ class BoardHandle:
         reason: str = ray.get(self._actor.stopped.remote())
         return reason
 
-    def tracked(self) -> "Run":
-        """The MLflow run, waited for. Raises TrainingError where the run was stopped instead."""
-        import ray
-
-        while True:
-            run, reason = ray.get(self._actor.tracked.remote())
-            if run is not None:
-                return run
-            if reason:
-                raise TrainingError(reason)
-            time.sleep(_POLL_SECONDS)
-
-    def note_untracked(self, problem: str) -> None:
-        """Say why MLflow does not have all of the run by now; empty where it has."""
-        self._actor.note_untracked.remote(problem)
-
-    def untracked(self) -> str:
-        """What was noted last."""
-        import ray
-
-        problem: str = ray.get(self._actor.untracked.remote())
-        return problem
-
 
 @contextmanager
 def progress_board(progress: Progress, label: str, total: int | None, unit: str) -> Iterator[BoardHandle]:
@@ -159,12 +118,10 @@ def progress_board(progress: Progress, label: str, total: int | None, unit: str)
         while not ended:
             ended = stop.wait(_POLL_SECONDS)  # and a last look, at what came just before the end
             try:
-                posts, warnings, handle.signs = ray.get(
-                    actor.read.remote(handle.run, handle.leaving), timeout=_ANSWER_SECONDS
-                )
-            except (
-                Exception
-            ):  # it is starting still, or again; or the cluster goes away, and the driver's main thread knows why
+                read = actor.read.remote(handle.leaving)
+                posts, warnings, handle.signs = ray.get(read, timeout=_ANSWER_SECONDS)
+            except Exception:
+                # It is starting still, or again; or the cluster goes away, and the driver's main thread knows why.
                 if not ray.is_initialized():
                     return
                 continue

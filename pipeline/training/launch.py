@@ -19,7 +19,6 @@ import torch
 from pydantic import Field, field_validator
 
 from pipeline.config import Settings, flatten
-from pipeline.delivery import Delivery, ending, with_untracked
 from pipeline.errors import (
     DamagedError,
     DataError,
@@ -36,8 +35,9 @@ from pipeline.models.kept import Kept, checkpoints_in, fetch, read_best
 from pipeline.progress import Progress
 from pipeline.run_log import log, run_log
 from pipeline.runs import RunSettings, new_run_id, open_run
-from pipeline.storage import absolute, delete, exists, join, read_bytes, read_json, write_json
-from pipeline.tracking import Run, TrackingSettings, start_run
+from pipeline.storage import absolute, delete, exists, join, read_json, write_json
+from pipeline.tracked import Run, tracked
+from pipeline.tracking import TrackingSettings
 from pipeline.training.background import BackgroundCall
 from pipeline.training.board import BoardHandle, progress_board
 from pipeline.training.leaving import ENDS, MOVES, STAYS, Agreement, Left, on_sigterm
@@ -155,6 +155,7 @@ def train_on_workers(
         stack.enter_context(run_log(folder, "driver", warn))
         log("settings", settings=flatten(settings), tags=tags)
         board = stack.enter_context(progress_board(progress, kind, total, "frames"))
+        tracking = stack.enter_context(tracked(settings.tracking, folder, run_id, kind, settings, tags))
 
         def start() -> BackgroundCall:
             trainer = TorchTrainer(
@@ -173,7 +174,7 @@ def train_on_workers(
                         max_failures=workers.max_failures,
                         preemption_grace_s=_PREEMPTION_GRACE_S,  # type: ignore[call-arg]
                     ),
-                    callbacks=[_mlflow_callback(board, folder)],
+                    callbacks=[_mlflow_callback(tracking.run, board)],
                 ),
             )
             return BackgroundCall(trainer.fit)
@@ -181,15 +182,12 @@ def train_on_workers(
         fit = start()
         # MLflow takes seconds to open its run, and so do the workers to start: both at the same time.
         try:
-            mlflow_run = start_run(settings.tracking, run_id, kind, settings, tags)
+            tracking.opened()
         except EquihandError as error:
             board.stop(str(error))
             fit.wait(_STOP_S)
             raise
-        deliver = Delivery()
-        stack.enter_context(ending(mlflow_run.finish, deliver=deliver))
-        board.run = mlflow_run
-        log("tracked", mlflow_run_id=mlflow_run.mlflow_run_id)
+        log("tracked", mlflow_run_id=tracking.mlflow_run_id)
         stack.enter_context(on_sigterm(partial(_leave, board)))
         there = partial(_cluster_in_words, resources)
         while True:
@@ -214,7 +212,7 @@ def train_on_workers(
         result = {
             "run_id": run_id,
             "kind": kind,
-            "mlflow_run_id": mlflow_run.mlflow_run_id,
+            "mlflow_run_id": tracking.mlflow_run_id,
             "best_checkpoint": read_best(folder)[0] if checkpoints else None,
             "last_checkpoint": checkpoints[-1] if checkpoints else None,
             "wall_s": round(time.monotonic() - started, 1),
@@ -222,8 +220,7 @@ def train_on_workers(
         }
         write_json(join(folder, "result.json"), result)
         log("finished", result=result)
-        untracked = board.untracked()
-    return result | with_untracked(untracked or deliver.problem)
+    return result | tracking.untracked()
 
 
 def _leave(board: BoardHandle) -> bool:
@@ -434,24 +431,19 @@ def _reason(error: BaseException) -> str:
     return f"training failed, {at}{text}"
 
 
-def _mlflow_callback(board: BoardHandle, folder: str) -> Any:
-    """Logs what the workers report, from the controller, which runs on the driver's node."""
+def _mlflow_callback(run: Run, board: BoardHandle) -> Any:
+    """Records what the workers report, from the controller, which runs on the driver's node. The driver delivers it."""
     from ray.train import UserCallback
 
-    class LogToMlflow(UserCallback):
-        mlflow_run: Run | None = None
-        deliver: Delivery | None = None
-
+    class Record(UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            run = self.mlflow_run = self.mlflow_run or board.tracked()
-            deliver = self.deliver = self.deliver or Delivery(board.warn)
-            first, before = metrics[0], deliver.problem
+            first = metrics[0]
             numbers = {k: float(v) for k, v in first.items() if isinstance(v, int | float) and k != "step"}
-            deliver(partial(run.log_metrics, numbers, step=int(first.get("step", 0))))
-            for name in first.get("pictures", []):
-                data = read_bytes(join(folder, "pictures", name))
-                deliver(partial(run.log_bytes, f"pictures/{name}", data))
-            if deliver.problem != before:
-                board.note_untracked(deliver.problem)
+            try:
+                run.log_metrics(numbers, step=int(first.get("step", 0)))
+                for name in first.get("pictures", []):
+                    run.log_file(f"pictures/{name}")
+            except OSError as error:  # a full disk must not end the training
+                board.warn(f"{run.queue}: {error.strerror}; metrics of some steps are lost for MLflow")
 
-    return LogToMlflow()
+    return Record()

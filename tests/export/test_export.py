@@ -26,7 +26,8 @@ from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.projection import ProjectionHead
 from pipeline.models.weights import load_encoder, load_pose_model
 from pipeline.storage import read_json, write_json
-from pipeline.tracking import TrackingSettings, start_run
+from pipeline.tracked import tracked
+from pipeline.tracking import TrackingSettings
 from pipeline.views import ViewSettings, apply_views, identity_views
 from tests.conftest import ROOT
 from tests.tiny_sets import write_tiny_set
@@ -234,18 +235,19 @@ def test_pretraining_gives_an_encoder(trained, tmp_path):
 
 def test_export_is_stored_with_the_run(trained, tmp_path):
     tracking = TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow_run = start_run(tracking, "fine-1", "finetune", tracking)
     run_folder = tmp_path / "run"
+    with tracked(tracking, str(run_folder), "fine-1", "finetune", tracking) as run:
+        run.opened()
     best = read_json(f"{trained['pose']}/result.json")["best_checkpoint"]
-    write_json(str(run_folder / "result.json"), {"best_checkpoint": best, "mlflow_run_id": mlflow_run.mlflow_run_id})
+    write_json(str(run_folder / "result.json"), {"best_checkpoint": best, "mlflow_run_id": run.mlflow_run_id})
     settings = ExportSettings(
         model=str(run_folder), output=str(tmp_path / "out"), onnx=False, log_to_run=True, tracking=tracking
     )
     export(settings)
     import mlflow
 
-    mlflow.set_tracking_uri(mlflow_run.tracking_uri)
-    model = mlflow.pyfunc.load_model(f"runs:/{mlflow_run.mlflow_run_id}/export/mlflow")
+    mlflow.set_tracking_uri(tracking.uri)
+    model = mlflow.pyfunc.load_model(f"runs:/{run.mlflow_run_id}/export/mlflow")
     images = np.zeros((1, 3, SIZE, SIZE), dtype=np.uint8)
     outputs = model.predict({"images": images, "camera": default_camera(1, SIZE).numpy()})
     assert outputs["joints_2d"].shape == (1, 21, 2)

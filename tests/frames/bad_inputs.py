@@ -560,8 +560,9 @@ RUNS = {
     "result.json empty or cut off": "warning; made again from the last checkpoint, without training",
     "settings.yaml empty or cut off": "warning; the settings given now take its place",
     "run that ended between its last checkpoint and its result": "the result is written, without another epoch",
-    "MLflow that does not answer when evaluate, search or training starts": "stops at once, with one line that names its URI",
-    "MLflow that fails on the way": "warning; the work continues and its results are written; exit code 4",
+    "MLflow that does not answer when evaluate, search, study or training starts": "stops within 10 seconds, with one line that names its URI; with tracking.required false it goes on, and MLflow gets the run later",
+    "MLflow that goes away on the way": "one warning; the work goes on, and MLflow gets what it missed when it is back, or from `jobs.sync` after the run",
+    "MLflow that refuses a record": "warning; it is kept in RUN/tracking/refused.jsonl and tried again at the end and by `jobs.sync`; everything else is delivered",
     "S3 prefix where only a longer name begins alike (frames, frames-old)": 'stops: "nothing there"',
 }  # fmt: skip
 
@@ -602,7 +603,7 @@ def markdown() -> str:
         "",
         "What a run does when its own files were changed, cut off, emptied or lost, on disk or in S3. These tests try each row:",
         "`tests/models/test_kept.py`, `tests/training/test_launch.py`, `tests/search/test_campaign.py`,",
-        "`tests/models/test_weights.py` or `tests/reports/test_evaluate.py`.",
+        "`tests/models/test_weights.py`, `tests/reports/test_evaluate.py`, `tests/test_tracked.py` or `tests/test_tracking_queue.py`.",
         "",
         "| file | what becomes of the run |",
         "| --- | --- |",

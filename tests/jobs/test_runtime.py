@@ -26,9 +26,9 @@ def run(settings, progress):
     progress.note("own words")
     if settings.how == "data":
         raise DataError("s3://a/b: row 3 is broken")
-    if settings.how == "untracked":
+    if settings.how in ("untracked", "lost"):
         warn("s3://a/b: cut off")
-        return {"untracked": "MLflow failed: no answer"}
+        return {"untracked": "2 records wait"} | ({"num_lost": 1} if settings.how == "lost" else {})
     if settings.how == "wait":
         time.sleep(60)
     if settings.how == "native":
@@ -123,12 +123,16 @@ def test_interrupted(tmp_path, kind):
     assert errors == "interrupted; run the same command again to go on\n"
 
 
-def test_warnings_are_shown_and_what_is_not_tracked_has_its_exit_code(tmp_path):
-    process = job(tmp_path, "--how", "untracked")
+@pytest.mark.parametrize(
+    ("how", "said", "code"),
+    [("untracked", "", 0), ("lost", "error: done, and its results are written, but 2 records wait\n", 4)],
+)
+def test_warnings_are_shown_and_what_is_lost_for_mlflow_has_its_exit_code(tmp_path, how, said, code):
+    process = job(tmp_path, "--how", how)
     output, errors = process.communicate(timeout=250)
     assert "warning: s3://a/b: cut off\n" in output
-    assert errors == "error: done, and its results are written, but MLflow failed: no answer\n"
-    assert process.returncode == 4
+    assert errors == said
+    assert process.returncode == code
 
 
 def test_chatter_goes_to_its_file(tmp_path):

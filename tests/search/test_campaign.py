@@ -79,7 +79,7 @@ def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster, capl
 
     import mlflow
 
-    client = mlflow.MlflowClient(tracking_uri=TrackingSettings(**tracking).uri)
+    client = mlflow.MlflowClient(tracking_uri=TrackingSettings.model_validate(tracking).uri)
     experiment = client.get_experiment_by_name("search-test")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.models.checkpoints import read_trainer_state
 from pipeline.models.weights import load_pose_model
-from pipeline.tracking import Run
+from pipeline.tracking import StoredRun
 from tests.tiny_sets import write_tiny_set
 from tests.training.killing import wait_for_worker
 
@@ -58,7 +58,7 @@ def test_two_workers_lose_one_and_finish(tmp_path):
     assert read_trainer_state(result["last_checkpoint"])["epoch"] == EPOCHS
     assert load_pose_model(result["best_checkpoint"]).view_size == 32
 
-    history = Run(f"sqlite:///{tmp_path}/mlflow.db", result["mlflow_run_id"], "1").history()
+    history = StoredRun(f"sqlite:///{tmp_path}/mlflow.db", result["mlflow_run_id"]).history()
     # Every epoch once, also those around the kill: two steps each.
     assert [step for step, _ in history["loss"]] == [2 * (epoch + 1) for epoch in range(EPOCHS)]
     losses = [loss for _, loss in history["loss"]]

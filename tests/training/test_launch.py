@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -21,7 +22,8 @@ from pipeline.progress import SILENT
 from pipeline.run_log import run_log
 from pipeline.runs import RunSettings
 from pipeline.storage import read_json
-from pipeline.tracking import TrackingSettings
+from pipeline.tracked import Delivered, Run, deliver_left
+from pipeline.tracking import Sender, StoredRun, TrackingSettings
 from pipeline.training import launch
 from pipeline.training.board import progress_board
 from pipeline.training.launch import LaunchSettings, train_on_workers
@@ -67,10 +69,7 @@ def test_an_error_in_the_data_is_met_once(ray_cluster, tmp_path):
     assert run.info.status == "FAILED"
 
 
-def test_without_mlflow_nothing_is_trained(ray_cluster, tmp_path, monkeypatch):
-    """The workers start while MLflow opens its run, and end when it cannot."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-
+def test_without_mlflow_nothing_is_trained(ray_cluster, tmp_path):
     def loop(settings, data, worker):
         Path(worker.folder, "ran").touch()
 
@@ -126,6 +125,15 @@ def test_a_run_outlives_its_board(ray_cluster, tmp_path, monkeypatch, caplog):
     killer.join()
     assert result["tries"] == 2
     assert "still heard" in caplog.text
+
+
+def test_a_full_disk_does_not_end_the_training(tmp_path):
+    (tmp_path / "file").touch()
+    board = Mock()
+    callback = launch._mlflow_callback(Run(f"{tmp_path}/file/tracking", "pretrain", "run-1"), board)
+    callback.after_report(None, [{"step": 1, "loss": 2.0}], None)
+    (said,) = board.warn.call_args.args
+    assert said == f"{tmp_path}/file/tracking: Not a directory; metrics of some steps are lost for MLflow"
 
 
 def wait_for(condition):
@@ -273,10 +281,13 @@ def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog,
     damage(str(folder / "checkpoint_000003/model.safetensors"), "one byte changed")
     (folder / "checkpoint_manager_snapshot.json").write_bytes(b"")
 
-    def fails(run, status="FINISHED"):
-        raise OSError("database is locked")
+    def give(sender, client, records):
+        if records[0]["do"] == "finish":
+            raise OSError("database is locked")
+        return given(sender, client, records)
 
-    monkeypatch.setattr("pipeline.tracking.Run.finish", fails)
+    given = Sender._give
+    monkeypatch.setattr("pipeline.tracking.Sender._give", give)
     tracking = TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db")
     result = train(going_on, tmp_path, tracking)
     assert result["began_at"] == 2
@@ -290,8 +301,12 @@ def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog,
     placed, kept_one = [json.loads(line) for line in logs["worker-0.jsonl"].splitlines()][-3:-1]
     assert (placed["message"], placed["going_on_from"]) == ("placed", str(folder / "checkpoint_000002"))
     assert (kept_one["message"], kept_one["metrics"]["step"]) == ("checkpoint", 3)
-    assert result["untracked"] == "MLflow failed: database is locked"
+    assert "1 records wait" in result["untracked"]
+    assert f"database is locked); `python -m jobs.sync {folder}` delivers what is there" in result["untracked"]
     assert "untracked" not in read_json(str(folder / "result.json"))
+    monkeypatch.setattr("pipeline.tracking.Sender._give", given)
+    assert deliver_left(str(folder)) == Delivered(1, "")
+    assert StoredRun(tracking.uri, result["mlflow_run_id"]).history()["score"] == [(2, -2.0), (3, -3.0)]
 
 
 def test_a_run_without_a_whole_checkpoint_says_so_in_one_line(ray_cluster, tmp_path):

@@ -124,7 +124,9 @@ def test_a_worker_that_is_stopped_is_found_and_started_again(tmp_path):
     finally:
         job.kill()
     assert json.loads((folder / "result.json").read_text())["metrics"]["step"] == 512
-    assert re.search(r"^warning: waiting for 1 of 2 workers \(worker [01] not heard of any more\)", printed, re.M), printed
+    assert re.search(r"^warning: waiting for 1 of 2 workers \(worker [01] not heard of any more\)", printed, re.M), (
+        printed
+    )
 
 
 NEVER = """

@@ -16,7 +16,7 @@ from pipeline.models.encoder import EncoderSettings
 from pipeline.models.kept import Kept, OutOfTime, checkpoints_in
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 from pipeline.runs import RunSettings, open_run
-from pipeline.tracking import Run
+from pipeline.tracking import StoredRun
 from pipeline.training.launch import WorkerSettings
 from pipeline.training.leaving import Left
 from pipeline.training.optim import OptimiserSettings, build_optimiser
@@ -347,7 +347,7 @@ def test_two_workers_lose_one_and_finish(tmp_path):
     assert kept == [f"checkpoint_{number:06d}" for number in (8, 15, 16)]
     assert {path.name for path in (runs / "killed/pictures").iterdir()} == {"views.png", "neighbours.png"}
 
-    history = Run(f"sqlite:///{tmp_path}/mlflow.db", result["mlflow_run_id"], "1").history()
+    history = StoredRun(f"sqlite:///{tmp_path}/mlflow.db", result["mlflow_run_id"]).history()
     steps = [step for step, _ in history["loss"]]
     assert steps == sorted(set(steps))
     assert steps[-1] == 240

@@ -11,7 +11,7 @@ from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 from pipeline.runs import RunSettings
-from pipeline.tracking import Run, TrackingSettings
+from pipeline.tracking import StoredRun, TrackingSettings
 from pipeline.training.launch import WorkerSettings
 from pipeline.training.optim import OptimiserSettings, build_optimiser
 from pipeline.training.pretrain import Steps
@@ -66,7 +66,7 @@ def test_similar_positives_on_two_workers(tmp_path):
     mine(MineSettings(frame_set=frame_set))
     result = run_pretrain(settings)
     assert result["metrics"]["step"] == 8
-    history = Run(settings.tracking.uri, result["mlflow_run_id"], "1").history()
+    history = StoredRun(settings.tracking.uri, result["mlflow_run_id"]).history()
     assert [value for _, value in history["without_partner"]] == [0.0] * 4
     weights, meta = read_checkpoint(result["last_checkpoint"])
     assert meta["settings"]["encoder"]["width"] == 16
