@@ -28,6 +28,8 @@ class FaultyS3:
     def __init__(self, upstream: str, seed: int = 0, rate: float = 0.0, faults: tuple[str, ...] = FAULTS) -> None:
         self.upstream = urlsplit(upstream)
         self.seed, self.rate, self.faults = seed, rate, faults
+        self.outage = ""
+        """While it is "reset", every connection is reset; while it is "hang", nothing is answered."""
         self.requests: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
         self.keys: list[tuple[str, str, str]] = []
@@ -104,6 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = urlsplit(self.path)[2:4]
         options = parse_qs(query, keep_blank_values=True)
         is_list = self.command == "GET" and ("list-type" in options or "prefix" in options)
+        while self.owner.outage == "hang":
+            time.sleep(0.1)
+        if self.owner.outage == "reset":
+            self._reset()
+            return
         fault = self.owner.begin("LIST" if is_list else self.command, path, self.headers.get("Range") or query)
         try:
             self._answer(fault, body)
