@@ -17,16 +17,18 @@ from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.kept import checkpoints_in
 from pipeline.storage import read_json
 from tests.chaos.faults import FAULTS
-from tests.chaos.train import PAUSE_S, RECORDS
+from tests.chaos.train import RECORDS
 from tests.chaos.world import World, end, free_port, start_server
 from tests.conftest import s3_environment
 from tests.faulty_s3 import FaultyS3
 from tests.tiny_sets import write_tiny_set
 
 ROWS, SHARE, WORKERS = 960, 16, 2
-STEPS_PER_EPOCH, EPOCHS = ROWS // (SHARE * WORKERS), 12
+STEPS_PER_EPOCH, EPOCHS = ROWS // (SHARE * WORKERS), 30
 NUM_STEPS = STEPS_PER_EPOCH * EPOCHS
+PAUSE_S = 0.25  # so long that there are steps left for all faults
 RECOVERY_S = 240.0
+SETTLES_S = 3.0  # until what was killed is seen to be gone
 QUIET_STEPS = 6  # between a recovery and the next fault
 
 
@@ -83,10 +85,8 @@ def build_world(folder: Path, proxy: FaultyS3) -> World:
     client.create_bucket(Bucket="chaos")
     write_tiny_set("s3://chaos/set", splits={"train": ROWS}, labelled=False, rows_per_shard=240, row_group_size=40)
     (folder / "records").mkdir()
-    environment = {**os.environ, RECORDS: str(folder / "records"), PAUSE_S: "0.15", "PYTHONPATH": os.getcwd()}
-    os.environ.update(
-        {name: environment[name] for name in (RECORDS, PAUSE_S, "PYTHONPATH")}
-    )  # the nodes' workers get these
+    environment = {**os.environ, RECORDS: str(folder / "records"), "PYTHONPATH": os.getcwd()}
+    os.environ.update({name: environment[name] for name in (RECORDS, "PYTHONPATH")})  # the nodes' workers get these
     world = World(folder, proxy, [], environment)
     world.command = [sys.executable, "-m", "tests.chaos.train"]
     for name, value in {
@@ -131,6 +131,7 @@ def train_without_faults(world: World) -> dict[str, torch.Tensor]:
     for path in records.glob("*.jsonl"):
         path.unlink()
     world.command = command
+    (records / "pause").write_text(str(PAUSE_S))
     return final_weights("reference")
 
 
@@ -173,17 +174,16 @@ def run(
 def strike(world: World, fault: Any, rng: random.Random) -> tuple[str, ...]:
     """One fault, until the run has done a step that it had not done before."""
     lines, starts, pids = len(world.said()), world.starts, {p.pid for p in world.processes("RayTrainWorker")}
-    began, before = time.time(), last_step(world)
+    began = time.time()
     text = fault(world, rng)
+    time.sleep(SETTLES_S)
     assert world.job is not None
     if world.job.poll() is not None:  # its workers may outlive it for a moment
         for _ in range(600):
             if not {p.pid for p in world.processes("RayTrainWorker")} & pids:
                 break
             time.sleep(0.1)
-        before = last_step(world)
-    furthest = before if {p.pid for p in world.processes("RayTrainWorker")} != pids else last_step(world)
-    survived = wait_for(world, min(furthest + 1, NUM_STEPS))
+    survived = wait_for(world, min(last_step(world) + 1, NUM_STEPS))
     repeated, pause = after(world, began)
     did = "went on"
     if world.starts > starts:

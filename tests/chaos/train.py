@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 from jobs import pretrain as job
 from jobs.runtime import run_job
@@ -10,17 +11,20 @@ from pipeline.frames.batches import Batch
 from pipeline.training import pretrain, pretrain_run
 from pipeline.training.worker import Worker
 
-RECORDS, PAUSE_S = "CHAOS_RECORDS", "CHAOS_PAUSE_S"
+RECORDS = "CHAOS_RECORDS"
+"""Names a folder. Where it holds a file `pause`, each step takes as many seconds longer."""
 
 
 def recorded_epochs(settings, mixture, worker: Worker):
     """`run_epochs` with steps that are written down: {"at", "step", "rank", "frames"}."""
     run = pretrain.Steps.run
-    path = f"{os.environ[RECORDS]}/{os.getpid()}-{worker.rank}.jsonl"
-    with open(path, "a", buffering=1) as file:
+    records = Path(os.environ[RECORDS])
+    pause = records / "pause"
+    with open(records / f"{os.getpid()}-{worker.rank}.jsonl", "a", buffering=1) as file:
 
         def recorded(steps: pretrain.Steps, batch: Batch, waited: float, leaving: bool = False) -> None:
-            time.sleep(float(os.environ[PAUSE_S]))
+            if pause.exists():
+                time.sleep(float(pause.read_text()))
             run(steps, batch, waited, leaving)
             values = {"at": time.time(), "step": steps.number, "rank": worker.rank, "frames": batch.columns["frame_id"]}
             file.write(json.dumps(values) + "\n")
