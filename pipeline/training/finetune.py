@@ -266,7 +266,7 @@ class _Trainer:
 
     def interval_metrics(self) -> dict[str, float]:
         """Averages since the last call, over all workers. Raises TrainingError where too many steps were bad."""
-        losses, num_steps, seconds = self._log.take(self.number)
+        losses, num_steps, seconds = self._log.take(self.number, self.number % self.steps_per_epoch == 0)
         parts = dict(zip(("loss", *PoseLosses._fields[1:]), losses, strict=False))  # of an interval of bad steps none
         self.shown |= {name: round(value, 3) for name, value in parts.items() if name == "loss"}
         return {

@@ -231,7 +231,7 @@ class Steps:
     def interval_metrics(self) -> dict[str, float]:
         """Averages since the last call, over all workers. Raises TrainingError, on all of them, where too many steps were bad
         or no frame had a partner."""
-        losses, num_steps, seconds = self._log.take(self.number)
+        losses, num_steps, seconds = self._log.take(self.number, self.number % self.steps_per_epoch == 0)
         loss = dict(zip(("loss",), losses, strict=False))  # of an interval of bad steps there is none
         alone = gather_values(torch.tensor(self._fallbacks, device=self.worker.device)).mean().item()
         if alone == 1:

@@ -120,7 +120,7 @@ class LossLog:
     def __init__(self, worker: Worker, max_bad_steps: int = 0, num_bad: int = 0) -> None:
         """max_bad_steps: with one more, `take` ends the run. num_bad: those of the run before this process."""
         self._worker, self._max_bad_steps, self.num_bad = worker, max_bad_steps, num_bad
-        self._said = False
+        self._said = self._any_good = False
         self.restart()
 
     def restart(self) -> None:
@@ -140,23 +140,26 @@ class LossLog:
         self._frames.append(frames)
         self._own.append(losses.flatten()[0] if own is None else own)
 
-    def take(self, step: int) -> Interval:
+    def take(self, step: int, epoch_ends: bool = False) -> Interval:
         """The interval up to this step, of all workers, and begin another. Every worker must call it.
 
-        Raises TrainingError, the same on all workers, where too many steps of the run were bad.
+        Raises TrainingError, the same on all workers, where too many steps of the run were bad, or all of an epoch.
         """
         mine = torch.stack(self._losses).view(len(self._losses), -1)
         losses = gather_values(mine.flatten()).view(self._worker.world_size, *mine.shape)
         taken = torch.stack(self._taken).cpu()
+        self._any_good = self._any_good or bool(taken.any())
         if not taken.all():
-            self._tell(step - len(mine) + 1, losses, (~taken).nonzero().flatten().tolist())
+            bad = (~taken).nonzero().flatten().tolist()
+            self._tell(step - len(mine) + 1, losses, bad, none_good=epoch_ends and not self._any_good)
             losses = losses[:, taken]
         means = losses.mean(dim=(0, 1)).tolist() if losses.numel() else []
         interval = Interval(means, len(mine), time.perf_counter() - self._started)
+        self._any_good = self._any_good and not epoch_ends
         self.restart()
         return interval
 
-    def _tell(self, first_step: int, losses: Tensor, bad: list[int]) -> None:
+    def _tell(self, first_step: int, losses: Tensor, bad: list[int], none_good: bool) -> None:
         """Note the bad steps of the interval, by their number in it, in the run's log, and say once that there are some."""
         of_step = []
         for number in bad:
@@ -185,6 +188,10 @@ class LossLog:
             raise TrainingError(
                 f"{text}; with {self._max_bad_steps + 1} such steps, optimiser.max_bad_steps = {self._max_bad_steps} is "
                 f"exceeded, and the last good checkpoint is kept. {REMEDY}"
+            )
+        if none_good:
+            raise TrainingError(
+                f"{text}, and no other step of this epoch was good; the last good checkpoint is kept. {REMEDY}"
             )
         if self._worker.rank == 0 and not self._said:
             self._worker.say(

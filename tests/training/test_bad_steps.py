@@ -205,3 +205,18 @@ def test_an_optimiser_whose_state_overflowed_is_not_saved():
     next(iter(loop.optimiser.state.values()))["exp_avg_sq"][0] = INF
     with pytest.raises(TrainingError, match=r"'exp_avg_sq of 0\.weight' is no longer finite after step 1"):
         check_finite(loop.model, loop.optimiser, 1)
+
+
+def test_an_epoch_without_a_good_step_ends_the_run():
+    log = LossLog(Worker(say=lambda _: None), max_bad_steps=10)
+    nothing, bad, good = torch.tensor(float("nan")), torch.tensor(False), torch.tensor(True)
+    log.add(nothing, bad)
+    log.take(1)
+    log.add(torch.tensor(2.0), good)
+    assert log.take(2, epoch_ends=True).losses == [2.0]
+    for step in (3, 4):
+        log.add(nothing, bad)
+        if step == 3:
+            assert log.take(step).losses == []
+    with pytest.raises(TrainingError, match="the loss is nan at step 4 on worker 0, and no other step of this epoch"):
+        log.take(4, epoch_ends=True)
