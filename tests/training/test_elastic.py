@@ -98,20 +98,19 @@ def reads_here(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("legs", "changes"),
+    ("whole", "legs", "changes"),
     [
-        ([(1, 3), (2, 5), (4, 7), (1, STEPS)], {"micro_batch": None}),
-        ([(1, 4), (3, STEPS)], {"sync_batch_norm": True, "objective": {"name": "hybrid"}}),
-        ([(2, STEPS)], {"shares": 3, "micro_batch": 5}),
+        (2, [(1, 3), (2, 5), (4, 7), (1, STEPS)], {}),
+        (2, [(1, STEPS)], {"sync_batch_norm": True, "objective": {"name": "hybrid"}}),
+        (1, [(2, STEPS)], {"shares": 3, "micro_batch": 5}),
     ],
-    ids=["1, 2, 4, 1 of 2", "1, 3 of 2, synchronised", "2 of 3"],
+    ids=["1, 2, 4, 1 of 2", "1 of 2, synchronised", "2 of 3"],
 )
-def test_a_run_goes_on_with_any_number_of_workers(legs, changes, tmp_path, free_port):
-    """In the middle of an epoch, with weights as if it had always had one worker for each share."""
+def test_a_run_goes_on_with_any_number_of_workers(whole, legs, changes, tmp_path, free_port):
+    """In the middle of an epoch, with weights as if it had always had `whole` workers."""
     write_tiny_set(str(tmp_path / "set"), splits={"train": 32 * changes.get("shares", 2)}, labelled=False)
     settings = settings_for(tmp_path, **changes)
-    assert settings.shares is not None
-    go_on(settings, tmp_path / "whole", settings.shares, STEPS, free_port)
+    go_on(settings, tmp_path / "whole", whole, STEPS, free_port)
     for workers, until in legs:
         go_on(settings, tmp_path / "changing", workers, until, free_port)
     expected, found = final(tmp_path / "whole"), final(tmp_path / "changing")

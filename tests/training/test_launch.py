@@ -298,9 +298,10 @@ def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog,
     assert any(text.startswith(f"{folder}/checkpoint_manager_snapshot.json: not valid JSON") for text in said)
     logs = {path.name.split("-", 1)[1]: path.read_text() for path in (folder / "logs").iterdir()}
     assert sorted(logs) == ["driver.jsonl", "worker-0.jsonl"]
-    placed, kept_one = [json.loads(line) for line in logs["worker-0.jsonl"].splitlines()][-3:-1]
-    assert (placed["message"], placed["going_on_from"]) == ("placed", str(folder / "checkpoint_000002"))
-    assert (kept_one["message"], kept_one["metrics"]["step"]) == ("checkpoint", 3)
+    lines = [json.loads(line) for line in logs["worker-0.jsonl"].splitlines()]
+    placed, kept_one = (next(line for line in lines if line["message"] == what) for what in ("placed", "checkpoint"))
+    assert placed["going_on_from"] == str(folder / "checkpoint_000002")
+    assert kept_one["metrics"]["step"] == 3
     assert "1 records wait" in result["untracked"]
     assert f"database is locked); `python -m jobs.sync {folder}` delivers what is there" in result["untracked"]
     assert "untracked" not in read_json(str(folder / "result.json"))
