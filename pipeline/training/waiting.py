@@ -45,6 +45,9 @@ def missing(signs: Mapping[int, Sign], num_workers: int) -> Missing | None:
     what = next((each for each in doing if each not in ("step", "report")), "step")
     if what in doing:
         return Missing(what, f"a {what} of {_workers(doing[what])}", seconds[what], _LATE_S, is_limited=False)
+    if "report" in doing:  # a checkpoint that is due waits for the one before it
+        text = "a checkpoint to be written (is the storage slow, or away?)"
+        return Missing("report", text, seconds["report"], is_limited=False)
     return None
 
 
@@ -86,7 +89,8 @@ class Watch:
             return
         self._next_s = 2 * waited
         worker = self._worker if lacking.kind == "workers" else ""
-        text = f"{lacking.text}{worker} for {waited:.0f} s; {self._there()}"
+        there = "" if lacking.kind == "report" else f"; {self._there()}"
+        text = f"{lacking.text}{worker} for {waited:.0f} s{there}"
         if is_over:
             raise TrainingError(
                 f"gave up waiting for {text}. The deadline is workers.start_timeout_s = {self._deadline:g}; the same command goes on"

@@ -20,7 +20,10 @@ TRAINS = Sign("step", 0.2, 7)
         ({0: Sign("start", 9.0, 0), 1: Sign("start", 3.0, 0)}, "the first step of workers 0, 1"),
         ({0: Sign("probe", 9.0, 7), 1: Sign("report", 3.0, 7)}, "a probe of worker 0"),
         ({0: TRAINS, 1: TRAINS}, "a step of workers 0, 1"),
-        ({0: Sign("report", 9.0, 7), 1: Sign("report", 3.0, 7)}, None),
+        (
+            {0: Sign("report", 9.0, 7), 1: Sign("report", 3.0, 7)},
+            "a checkpoint to be written (is the storage slow, or away?)",
+        ),
     ],
 )
 def test_what_is_missing(signs, text):
