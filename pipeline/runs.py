@@ -5,6 +5,7 @@ returned. Another id: another run.
 """
 
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,7 +41,8 @@ def started_with(run: RunSettings) -> dict[str, Any]:
     """The settings that the run was started with, by dotted name; none of a new run."""
     if run.run_id is None:
         return {}
-    return flatten_values(_saved_settings(join(absolute(run.storage), run.run_id, "settings.yaml")) or {})
+    uri = join(absolute(run.storage), run.run_id, "settings.yaml")
+    return flatten_values(_saved_settings(uri, say=lambda _: None) or {})  # `open_run` says what is wrong with them
 
 
 def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, dict[str, Any] | None]:
@@ -85,7 +87,7 @@ def read_result(folder: str) -> dict[str, Any] | None:
     return None
 
 
-def _saved_settings(uri: str) -> dict[str, Any] | None:
+def _saved_settings(uri: str, say: Callable[[str], None] = warn) -> dict[str, Any] | None:
     """The settings that a run was started with; None for a new run, or where they can no longer be read."""
     if not exists(uri):
         return None
@@ -96,5 +98,5 @@ def _saved_settings(uri: str) -> dict[str, Any] | None:
         problem = "it is empty" if old is None else f"it holds a {type(old).__name__}"
     except ValueError as error:
         problem = str(error)
-    warn(f"{uri}: damaged ({problem}); the settings given now are taken for those of the run, and kept in its place")
+    say(f"{uri}: damaged ({problem}); the settings given now are taken for those of the run, and kept in its place")
     return None

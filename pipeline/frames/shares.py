@@ -31,9 +31,9 @@ def parts_of(rank: int, world_size: int, num_shares: int, share_size: int) -> tu
     if world_size <= num_shares:
         own = range(rank * num_shares // world_size, (rank + 1) * num_shares // world_size)
         return tuple(Part(share, 0, share_size) for share in own)
-    colleagues = workers_of(share_of(rank, world_size, num_shares), world_size, num_shares)
-    place, among = colleagues.index(rank), len(colleagues)
     share = share_of(rank, world_size, num_shares)
+    colleagues = workers_of(share, world_size, num_shares)
+    place, among = colleagues.index(rank), len(colleagues)
     return (Part(share, place * share_size // among, (place + 1) * share_size // among),)
 
 

@@ -7,8 +7,7 @@ in contrast.py, how a batch larger than the memory gets through the network in g
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -35,13 +34,11 @@ from pipeline.training.distributed import gather_values
 from pipeline.training.grad_cache import backward, cut
 from pipeline.training.online import NUM_VIEW_PAIRS, OnlineProbe, view_pairs_picture
 from pipeline.training.optim import build_optimiser, learning_rate_at, peak_learning_rate, set_learning_rate
-from pipeline.training.pretrain_recipe import PretrainRecipe, global_batch, probed_set, steps_of_epoch
+from pipeline.training.pretrain_recipe import PretrainRecipe, global_batch, num_shares, probed_set, steps_of_epoch
 from pipeline.training.supply import BadFrames, one_ahead
 from pipeline.training.sync_norm import synchronise_batch_norm
 from pipeline.training.worker import LossLog, Worker, check_finite
 from pipeline.views import generator_for
-
-Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> dict[str, Any]:
@@ -54,7 +51,7 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.benchmark = True
     rank, device = worker.rank, worker.device
-    settings = settings.model_copy(update={"shares": settings.shares or worker.world_size})
+    settings = settings.model_copy(update={"shares": num_shares(settings, worker.world_size)})
     epoch_steps = steps_of_epoch(settings, mixture, worker.world_size)
     frames_a_step = global_batch(settings, worker.world_size)
     saved = _saved_state(worker.resume)
@@ -77,8 +74,7 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
             bad.add(batch.problems)
             last_of_epoch = batch.step == epoch_steps - 1
             worker.notice(steps.number * frames_a_step, steps.figures())
-            is_logged = last_of_epoch or (steps.number % settings.log_every == 0) or _due(settings, steps.number)
-            if not (is_logged or leaving):
+            if not steps.is_logged:
                 continue
             metrics = {"step": steps.number, "epoch": (steps.number / epoch_steps), **steps.interval_metrics()}
             metrics["bad_frames"] = int(gather_values(torch.tensor([float(bad.num)], device=device)).sum().item())
@@ -136,13 +132,15 @@ class Steps:
         self.network, self.optimiser, self.settings, self.worker = network, optimiser, settings, worker
         self.steps_per_epoch = steps_per_epoch
         self.total = settings.epochs * steps_per_epoch
-        size, shares = settings.batch_size, settings.shares or worker.world_size
+        size, shares = settings.batch_size, num_shares(settings, worker.world_size)
         self.peak = peak_learning_rate(settings.optimiser, size * shares)
         self.parts = parts_of(worker.rank, worker.world_size, shares, size)
         counts = rows_of_workers(worker.world_size, shares, size)
         self.counts = None if min(counts) == max(counts) else counts
         self.autocast = worker.autocast(settings.precision)
         self.number = 0
+        self.is_logged = False
+        """Whether `interval_metrics` is due after the last step."""
         self.learning_rate = 0.0
         self._pairs: Pairs | None = None
         self._stats: dict[str, Tensor] = {}
@@ -153,8 +151,7 @@ class Steps:
         self._waited = 0.0
 
     def run(self, batch: Batch, waited: float, leaving: bool = False) -> None:
-        """One optimiser step; a bad one (bad_steps.py) changes nothing. leaving: its figures will be asked for, as those of a step
-        that is logged are."""
+        """One optimiser step; a bad one (bad_steps.py) changes nothing. leaving: it is logged, whatever its number."""
         settings, objective, worker = self.settings, self.settings.objective, self.worker
         step = batch.epoch * self.steps_per_epoch + batch.step
         self._pairs = pairs = self._make_pairs(batch)
@@ -162,11 +159,14 @@ class Steps:
         set_learning_rate(self.optimiser, self.learning_rate)
         self.optimiser.zero_grad(set_to_none=True)
         self._guard.begin()
+        parts, num_counted = self._passes(len(pairs))
         done = backward(
             self.network,
             pairs.render,
             lambda outputs: step_loss(outputs, pairs, objective),
-            *self._passes(len(pairs)),
+            parts,
+            self.autocast,
+            num_counted,
         )
         taken = self._guard.take()
 
@@ -176,12 +176,11 @@ class Steps:
         self._log.add(done.loss, taken, batch.columns.get("frame_id", ()), own)
         self._fallbacks.append(pairs.fallback)
         self._waited += waited
-        if (
-            self.number % settings.log_every == 0
-            or batch.step == self.steps_per_epoch - 1
-            or _due(settings, self.number)
-            or leaving
-        ):
+        last_of_epoch = batch.step == self.steps_per_epoch - 1
+        self.is_logged = (
+            leaving or last_of_epoch or self.number % settings.log_every == 0 or _due(settings, self.number)
+        )
+        if self.is_logged:
             self._stats = {f"loss_{name}": value for name, value in done.terms.items()} if len(done.terms) > 1 else {}
             if done.latents is not None:
                 self._stats |= similarity_stats(done.latents[:, 0], done.latents[:, 1])
@@ -197,8 +196,8 @@ class Steps:
             first += part.num_rows
         return made[0] if len(made) == 1 and self.counts is None else join_pairs(made, self.counts)
 
-    def _passes(self, num_frames: int) -> tuple[list[slice], Autocast, int | None]:
-        """What goes through the network at a time, and how, as `backward` takes it.
+    def _passes(self, num_frames: int) -> tuple[list[slice], int | None]:
+        """What goes through the network at a time, and the number of parts that its running statistics take note of.
 
         BatchNorm takes its statistics from each share, so several shares go through it one after the other, and its running
         statistics are those of the first share, as where another worker has it.
@@ -210,14 +209,14 @@ class Steps:
                 passes = math.ceil(max(self.counts) / settings.micro_batch)
                 ends = [num_frames * number // passes for number in range(passes + 1)]
                 parts = [slice(start, stop) for start, stop in pairwise(ends)]
-            return parts, self.autocast, None
+            return parts, None
         of_share = cut(settings.batch_size, settings.micro_batch)
         parts = [
             slice(first + part.start, first + part.stop)
             for first in range(0, num_frames, settings.batch_size)
             for part in of_share
         ]
-        return parts, self.autocast, len(of_share) if len(self.parts) > 1 else None
+        return parts, len(of_share) if len(self.parts) > 1 else None
 
     def examples(self) -> tuple[Tensor, Tensor]:
         """Some pairs of the last step as the network saw them, (N, 3, size, size) each."""
@@ -283,7 +282,7 @@ def _network(model: PretrainModel, settings: PretrainRecipe, worker: Worker) -> 
     """The model as it is trained."""
     model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network: nn.Module = model
-    shares = settings.shares or worker.world_size
+    shares = num_shares(settings, worker.world_size)
     if settings.sync_batch_norm and worker.world_size > 1:
         network = synchronise_batch_norm(network, worker.device)
     elif worker.world_size > shares:

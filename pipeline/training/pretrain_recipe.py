@@ -109,14 +109,19 @@ def check_recipe(settings: PretrainRecipe, workers: int) -> Mixture:
     return mixture
 
 
+def num_shares(settings: PretrainRecipe, workers: int) -> int:
+    """Shares that the global batch consists of, for a run of so many workers."""
+    return settings.shares or workers
+
+
 def global_batch(settings: PretrainRecipe, workers: int) -> int:
     """Frames of a step of all workers together."""
-    return (settings.shares or workers) * settings.batch_size
+    return num_shares(settings, workers) * settings.batch_size
 
 
 def steps_of_epoch(settings: PretrainRecipe, mixture: Mixture, workers: int) -> int:
     """Optimiser steps of an epoch. Raises SettingsError where the frames make not one batch."""
-    quotas, shares = mixture.quotas(settings.split), settings.shares or workers
+    quotas, shares = mixture.quotas(settings.split), num_shares(settings, workers)
     steps = steps_per_epoch(quotas, settings.batch_size, shares, drop_last=True)
     if steps == 0:
         raise SettingsError(

@@ -15,8 +15,12 @@ NODE_COMES_S = 5.0
 """How long a lost machine takes to be replaced."""
 
 
+def _to_a_worker(world: World, rng: random.Random, sign: int) -> None:
+    rng.choice(world.processes("RayTrainWorker")).send_signal(sign)
+
+
 def kill_worker(world: World, rng: random.Random) -> str:
-    rng.choice(world.processes("RayTrainWorker")).send_signal(signal.SIGKILL)
+    _to_a_worker(world, rng, signal.SIGKILL)
     return "kill -9 of a worker"
 
 
@@ -27,7 +31,7 @@ def kill_workers(world: World, rng: random.Random) -> str:
 
 
 def end_worker(world: World, rng: random.Random) -> str:
-    rng.choice(world.processes("RayTrainWorker")).send_signal(signal.SIGTERM)
+    _to_a_worker(world, rng, signal.SIGTERM)
     return "SIGTERM to a worker"
 
 
@@ -45,7 +49,7 @@ def kill_controller(world: World, rng: random.Random) -> str:
 
 
 def stop_worker(world: World, rng: random.Random) -> str:
-    rng.choice(world.processes("RayTrainWorker")).send_signal(signal.SIGSTOP)
+    _to_a_worker(world, rng, signal.SIGSTOP)
     return "SIGSTOP of a worker, which then hangs"
 
 
