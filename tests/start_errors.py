@@ -20,6 +20,7 @@ from jobs.ray_errors import ray_start_error
 from jobs.runtime import RaySettings, ray_session
 from pipeline import storage
 from pipeline.config import Settings, load
+from pipeline.errors import EquihandError
 from pipeline.tracked import tracked
 from pipeline.tracking import TrackingSettings
 
@@ -42,6 +43,17 @@ class Case:
     code: int
     """The exit code: 2 where a setting is wrong, 1 where what it names is."""
     start: Callable[[World], Any]
+
+    def met(self, world: World) -> str:
+        """The one line with which it ends."""
+        with pytest.raises(EquihandError) as raised:
+            self.start(world)
+        line = str(raised.value)
+        assert self.says in line
+        assert raised.value.exit_code == self.code
+        assert "\n" not in line
+        assert len(line) < 600
+        return line
 
 
 class Job(Settings):

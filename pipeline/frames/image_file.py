@@ -62,7 +62,7 @@ def read_image(uri: str, name: str, rejects: Rejects) -> Image.Image | None:
 def decode_image(data: bytes) -> Image.Image:
     """Upright 8-bit RGB. Raises HugeImageError, or ValueError for whatever else is wrong with the data."""
     try:
-        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in _known_formats()])
+        image = Image.open(io.BytesIO(data), formats=_known_formats())
         if image.width * image.height > MAX_PIXELS:
             raise HugeImageError(f"{image.width} x {image.height} pixels")
         return _to_rgb(ImageOps.exif_transpose(image))
@@ -79,9 +79,10 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 @cache
-def _known_formats() -> frozenset[str]:
+def _known_formats() -> list[str]:
+    """Those that this build of Pillow reads."""
     Image.init()
-    return frozenset(Image.OPEN)
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
