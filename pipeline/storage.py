@@ -38,6 +38,10 @@ _COPY_THREADS = 16
 _LEAST_FREE = 1 << 20  # bytes of a disk; below that nothing of ours fits
 _SCHEME_WITHOUT_SLASHES = re.compile(r"(file|s3[an]?|gs|https?|hdfs|abfss?):(?!//)", re.IGNORECASE)
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_AWS_ERROR = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
+_UNKNOWN_TO_ARROW = re.compile(r"Unable to parse ExceptionName: (\w+)")
+_ABOUT_ONE_OBJECT = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND", "ACCESS_DENIED")
+"""S3's words for an object that is not there (the second where its answer comes without a text), or may not be read."""
 T = TypeVar("T")
 
 DISK_TROUBLE = {
@@ -73,7 +77,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         raise BadUriError(f"{one_line(uri)}: unknown scheme '{scheme}://'; use a local path, file:// or s3://")
     if not bucket:
         raise BadUriError(f"{uri}: no bucket named; write s3://bucket/key")
-    return _s3(_s3_endpoint()), uri[len("s3://") :].rstrip("/")
+    return _s3(_s3_endpoint(), credentials_version()), uri[len("s3://") :].rstrip("/")
 
 
 def local_path(uri: str) -> str:
@@ -391,6 +395,11 @@ def _s3_reason(code: str, status: int | None, bucket: str, action: str) -> str |
         return f"bucket '{bucket}' is in another region; set AWS_REGION to the bucket's region"
     if code in ("requesttimetooskewed", "requestexpired"):
         return "this machine's clock is wrong; set it"
+    if code == "unknown" and status == 400:  # the answer to HEAD has no text
+        return (
+            f"refused without a reason (HTTP status 400){at}, as credentials are that have expired; check AWS_SESSION_TOKEN and "
+            "AWS_REGION"
+        )
     if code == "networkconnection":
         return _no_answer()
     return None
@@ -415,8 +424,38 @@ def _s3_endpoint() -> str | None:
     return None
 
 
+def credentials_version() -> tuple[object, ...]:
+    """Changes when the AWS credentials of this process may have: its environment, or the files that it names, which others
+    keep fresh. A file system, or a file that is open, goes on with those that it was opened with."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+    files = [
+        os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials",
+        os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config",
+    ]
+    return (*map(os.environ.get, names), *map(_version, files))
+
+
+def _version(path: str) -> tuple[int, ...]:
+    try:
+        info = os.stat(os.path.expanduser(path))
+    except OSError:
+        return ()
+    return info.st_ino, info.st_mtime_ns, info.st_size
+
+
+def is_away(error: Exception) -> bool:
+    """Whether an error of pyarrow's tells nothing about a file: its storage does not answer, or refuses whoever asks."""
+    said = _AWS_ERROR.search(str(error))
+    return isinstance(error, OSError) and said is not None and said[1] not in _ABOUT_ONE_OBJECT
+
+
+def forget_connections() -> None:
+    """Connect anew at the next request, with credentials that are looked up anew."""
+    _s3.cache_clear()
+
+
 @lru_cache(maxsize=8)
-def _s3(endpoint: str | None) -> pafs.S3FileSystem:
+def _s3(endpoint: str | None, credentials: tuple[object, ...]) -> pafs.S3FileSystem:
     return pafs.S3FileSystem(
         endpoint_override=endpoint,
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
@@ -475,9 +514,10 @@ def named_errors(uri: str) -> Iterator[None]:
 def _reason(error: OSError, uri: str) -> str:
     if error.errno in (known := DISK_TROUBLE | _PATH_TROUBLE):
         return known[error.errno]
-    said = re.search(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?", str(error))
+    said = _AWS_ERROR.search(str(error))
     if said is None:
         return one_line(error)
     bucket = re.search(r"s3://([^/\s]+)", uri)
-    reason = _s3_reason(said[1], int(said[2] or 0), bucket[1] if bucket else "", "use")
+    code = _UNKNOWN_TO_ARROW.search(str(error)) or said
+    reason = _s3_reason(code[1], int(said[2] or 0), bucket[1] if bucket else "", "use")
     return reason or one_line(error)

@@ -42,10 +42,11 @@ class Run:
     kind: str
     run_id: str
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log finite numbers at an optimiser step; what is not finite is left out (MLflow's stores refuse it)."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int, at: float | None = None) -> None:
+        """Log finite numbers at an optimiser step; what is not finite is left out (MLflow's stores refuse it). at: seconds since
+        1970; the same numbers logged twice with the same time are there once."""
         values = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        self._put(self._record("metrics", step=step, values=values))
+        self._put(self._record("metrics", at, step=step, values=values))
 
     def log_text(self, name: str, text: str) -> None:
         """Store text as the artifact `name`."""
@@ -61,9 +62,9 @@ class Run:
         child._open(settings, tags, parent=[self.kind, self.run_id])
         return child
 
-    def finish(self, status: str = "FINISHED") -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
-        self._put(self._record("finish", status=status))
+    def finish(self, status: str = "FINISHED", at: float | None = None) -> None:
+        """End the run: FINISHED, FAILED or KILLED. at: when it ended, in seconds since 1970; now, where not given."""
+        self._put(self._record("finish", at, status=status))
 
     def _open(self, settings: Settings, tags: Mapping[str, str] | None, parent: list[str] | None = None) -> None:
         """The settings become parameters and an artifact."""
@@ -71,8 +72,8 @@ class Run:
         opened = self._record("open", params=params, tags=dict(tags or {}), parent=parent)
         self._put(opened, self._record("text", name="settings.yaml", text=to_yaml(settings)))
 
-    def _record(self, do: str, **fields: Any) -> Record:
-        return {"do": do, "run": [self.kind, self.run_id], "time": int(time.time() * 1000), **fields}
+    def _record(self, do: str, at: float | None = None, **fields: Any) -> Record:
+        return {"do": do, "run": [self.kind, self.run_id], "time": int((at or time.time()) * 1000), **fields}
 
     def _put(self, *records: Record) -> None:
         Queue(self.queue).put(*records)

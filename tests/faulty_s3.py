@@ -2,6 +2,7 @@
 
 import http.client
 import random
+import re
 import socket
 import struct
 import threading
@@ -29,7 +30,10 @@ class FaultyS3:
         self.upstream = urlsplit(upstream)
         self.seed, self.rate, self.faults = seed, rate, faults
         self.outage = ""
-        """While it is "reset", every connection is reset; while it is "hang", nothing is answered."""
+        """While it is "reset", every connection is reset; while it is "503", every answer is that; while it is "hang", nothing
+        is answered."""
+        self.expired: set[str] = set()
+        """Access keys that are refused."""
         self.requests: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
         self.keys: list[tuple[str, str, str]] = []
@@ -111,6 +115,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.owner.outage == "reset":
             self._reset()
             return
+        if self.owner.outage == "503":
+            self._refuse(503, "SlowDown")
+            return
+        signed = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
+        if signed is not None and signed[1] in self.owner.expired:
+            self._refuse(400, "ExpiredToken")
+            return
         fault = self.owner.begin("LIST" if is_list else self.command, path, self.headers.get("Range") or query)
         try:
             self._answer(fault, body)
@@ -121,9 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, fault: str | None, body: bytes) -> None:
         if fault in ("500", "503"):
-            code = "InternalError" if fault == "500" else "SlowDown"
-            text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
-            self._send(int(fault), [("Content-Type", "application/xml")], b"" if self.command == "HEAD" else text)
+            self._refuse(int(fault), "InternalError" if fault == "500" else "SlowDown")
             return
         if fault == "delay":
             time.sleep(DELAY_S)
@@ -135,6 +144,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(status, headers, answer)
                 return
         self._reset()
+
+    def _refuse(self, status: int, code: str) -> None:
+        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+        self._send(status, [("Content-Type", "application/xml")], b"" if self.command == "HEAD" else text)
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         upstream = self.owner.upstream

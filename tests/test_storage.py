@@ -178,6 +178,11 @@ def test_preflight_names_what_the_server_refuses(s3, monkeypatch, status, code, 
             "AWS Error NETWORK_CONNECTION during ListObjectsV2 operation: curlCode: 7, Couldn't connect",
             "no answer from",
         ),
+        (
+            "AWS Error UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName: ExpiredToken Message",
+            r"credentials were refused \(ExpiredToken",
+        ),
+        ("AWS Error UNKNOWN (HTTP status 400) during HeadObject operation: No response body.", "AWS_SESSION_TOKEN"),
         ("AWS Error SLOW_DOWN during PutObject operation: Please reduce\n your rate", "SLOW_DOWN during PutObject"),
     ],
 )

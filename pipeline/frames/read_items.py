@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
 from pipeline.frames.epoch_plan import Item, RowRange, StreamPlan
 from pipeline.frames.pairs import SCHEMA_OF_PAIRS, beside, pairs_shard
 from pipeline.frames.schema import SCHEMA
-from pipeline.frames.shards import UNREADABLE, open_for_long, read_rows
+from pipeline.frames.shards import UNREADABLE, open_for_long, raise_if_away, read_for_long
 from pipeline.storage import join
 
 TENSOR_COLUMNS = {"joints_3d": (21, 3), "camera": (3, 3), "crop": (2, 3), "joints_2d": (21, 2)}
@@ -63,15 +63,16 @@ class ItemReader:
         """Ray Data's face: one row, the pickled item -> one block of decoded rows."""
         try:
             block = self.read(pickle.loads(batch["item"][0]))  # noqa: S301 - from our own driver, through Ray; never from storage
-        except DataError as error:
+        except (DataError, StorageError) as error:
             # Ray Data keeps of an exception only its text, and what reads it has to know that it is ours.
-            return pa.table({_FAILED: [str(error)]})
+            return pa.table({_FAILED: [type(error).__name__], "why": [str(error)]})
         return pa.table({name: _packed(values) for name, values in block.items()})
 
     def unpack(self, table: pa.Table) -> Block:
-        """The block that `read` gave, without copying pixels; its DataError where it raised one."""
+        """The block that `read` gave, without copying pixels; its DataError or StorageError where it raised one."""
         if _FAILED in table.column_names:
-            raise DataError(table[_FAILED][0].as_py())
+            kind = DataError if table[_FAILED][0].as_py() == DataError.__name__ else StorageError
+            raise kind(table["why"][0].as_py())
         pixels = (self.image_size, self.image_size, 3)
         block = {}
         for name in table.column_names:
@@ -84,7 +85,8 @@ class ItemReader:
         return block
 
     def read(self, item: Item) -> Block:
-        """The item's rows. Raises DataError where neither they nor its spares hold a usable one."""
+        """The item's rows. Raises DataError where neither they nor its spares hold a usable one, StorageError where the storage
+        does not answer for long."""
         seed = [self.plan.seed, item.epoch, item.number, 1, item.of_set]
         block = self._decoded(item, item.ranges, np.random.default_rng(seed) if self.plan.shuffle else None)
         good = block["problem"] == ""
@@ -185,6 +187,7 @@ class ItemReader:
                 for rows, start, size in zip(ranges, starts, sizes, strict=False)
             }
         except UNREADABLE as error:
+            raise_if_away(join(uri, path), error)
             if len(ranges) > 1:  # perhaps only one of them is damaged
                 return {rows: table for each in ranges for rows, table in self._of_shard(uri, path, [each]).items()}
             return {ranges[0]: (self._schema().empty_table(), _reason(error))}
@@ -192,11 +195,11 @@ class ItemReader:
     def _row_groups(self, uri: str, path: str, row_groups: list[int]) -> pa.Table:
         schema = self._schema()
         own = [name for name in schema.names if name in SCHEMA.names]
-        table = read_rows(open_for_long(join(uri, path)), own, row_groups)
+        table = read_for_long(join(uri, path), own, row_groups)
         if self.plan.pairs is not None:
             shard = pairs_shard(uri, self.plan.pairs, path)
             mined = [name for name in schema.names if name not in SCHEMA.names]
-            table = beside(table, read_rows(open_for_long(shard), ["frame_id", *mined], row_groups), shard)
+            table = beside(table, read_for_long(shard, ["frame_id", *mined], row_groups), shard)
         return table.select(schema.names).cast(schema)
 
     def _schema(self) -> pa.Schema:

@@ -14,7 +14,16 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, one_line
 from pipeline.frames.schema import LATER_COLUMNS, with_later_columns
-from pipeline.storage import is_local, local_path, resolve
+from pipeline.storage import (
+    credentials_version,
+    forget_connections,
+    is_away,
+    is_local,
+    local_path,
+    named_errors,
+    resolve,
+    with_patience,
+)
 
 UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError, IndexError, OverflowError)
 """What pyarrow, and what makes something of the rows, raise on damaged files."""
@@ -24,10 +33,12 @@ _MAX_BYTES = 2**31  # of a row group, unpacked
 
 @contextmanager
 def opened(uri: str) -> Iterator[pq.ParquetFile]:
-    """A shard, open. Raises DataError, which names it, where it cannot be read, also within the block."""
+    """A shard, open. Raises DataError, which names it, where it cannot be read, also within the block; StorageError where its
+    storage does not answer."""
     try:
         yield open_shard(uri)
     except UNREADABLE as error:
+        raise_if_away(uri, error)
         text = one_line(error, 200)
         raise DataError(f"{uri}: cannot be read ({text}); jobs.inspect --verify finds all damage of the set") from None
 
@@ -53,12 +64,30 @@ def open_for_long(uri: str) -> pq.ParquetFile:
     """A shard that stays open in this process for as long as it is the same file: its footer is read once. Raises UNREADABLE.
 
     A local file that was deleted or replaced could still be read by the processes that have it open, and by no others: what
-    comes of it would depend on which process reads. Nothing is asked of object storage.
+    comes of it would depend on which process reads. Nothing is asked of object storage, whose files go on with the credentials
+    that they were opened with.
     """
     if not is_local(uri):
-        return _kept_open(uri, ())
+        return _kept_open(uri, credentials_version())
     info = os.stat(local_path(uri))
     return _kept_open(uri, (info.st_ino, info.st_mtime_ns, info.st_size))
+
+
+def read_for_long(uri: str, columns: Sequence[str], groups: Sequence[int]) -> pa.Table:
+    """Rows of a shard that stays open; tried anew for a while where its storage does not answer, and then a StorageError. Raises
+    UNREADABLE where it does."""
+
+    def attempt() -> pa.Table | Exception:
+        try:
+            return read_rows(open_for_long(uri), columns, groups)
+        except UNREADABLE as error:
+            raise_if_away(uri, error)
+            return error
+
+    found = with_patience(attempt)
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def read_rows(
@@ -79,6 +108,16 @@ def read_rows(
     return with_later_columns(table) if columns is None else with_later_columns(table, columns)
 
 
+def raise_if_away(uri: str, error: Exception) -> None:
+    """Raise a StorageError instead of one of UNREADABLE that says nothing of the shard, as its storage does not answer. What is opened
+    after that has new connections."""
+    if is_away(error):
+        forget_connections()
+        _kept_open.cache_clear()
+        with named_errors(uri):
+            raise error
+
+
 @lru_cache(maxsize=_KEPT_OPEN)
-def _kept_open(uri: str, version: tuple[int, ...]) -> pq.ParquetFile:
+def _kept_open(uri: str, version: tuple[object, ...]) -> pq.ParquetFile:
     return open_shard(uri)

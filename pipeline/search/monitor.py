@@ -4,34 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray import tune
-
 from pipeline.errors import warn
 from pipeline.progress import Progress
+from pipeline.search.records import FAILED, TrialRecord
 from pipeline.search.space import trial_settings
 from pipeline.tracked import Run
 from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.validation import score_figures
-
-_OPEN: dict[str, "SearchMonitor"] = {}
-
-
-class _Forward(tune.Callback):
-    """Tune pickles its callbacks with its state, so this one only knows the name of its monitor."""
-
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        _OPEN[self.run_id].result(trial.trial_id, trial.config, result)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        _OPEN[self.run_id].ended(trial.trial_id, "FINISHED")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        _OPEN[self.run_id].ended(trial.trial_id, "FAILED")
 
 
 class SearchMonitor:
@@ -39,55 +18,60 @@ class SearchMonitor:
 
     def __init__(self, run_id: str, parent: Run, base: FinetuneSettings, progress: Progress) -> None:
         self.run_id, self.parent, self.base, self.progress = run_id, parent, base, progress
-        self._runs: dict[str, Run] = {}
-        self._epochs: dict[str, float] = {}
+        self._runs: dict[int, Run] = {}
+        self._epochs: dict[int, float] = {}
         self._best = float("inf")
         self._figures: dict[str, float] = {}
-        _OPEN[run_id] = self
 
-    def callback(self) -> Any:
-        """The callback for Tune's RunConfig."""
-        return _Forward(self.run_id)
-
-    def result(self, trial_id: str, values: dict[str, Any], result: dict[str, Any]) -> None:
+    def result(self, record: TrialRecord, metrics: dict[str, Any]) -> None:
         """A trial reported."""
-        if "score" not in result:
-            return
-        for text in result.get("warnings", []):
+        for text in metrics.get("warnings", []):
             warn(text)
-        names = ("loss", "learning_rate", "frames_per_second", "score")
-        metrics = {
-            key: float(value) for key, value in result.items() if key in names or key.startswith(("loss_", "val_"))
-        }
-        self._run(trial_id, values).log_metrics(metrics, step=int(result["step"]))
-        self._best = min(self._best, result["score"])
-        self._figures = score_figures(result, self._best, "best ")
-        self._epochs[trial_id] = result["epoch"]
+        self._log(record, metrics)
+        self._best = min(self._best, metrics["score"])
+        self._figures = score_figures(metrics, self._best, "best ")
+        self._epochs[record.number] = metrics["epoch"]
         self._show()
 
-    def ended(self, trial_id: str, status: str) -> None:
-        """A trial is over, by itself, by the scheduler, or by an error."""
-        self._epochs[trial_id] = self.base.epochs
-        self._end(trial_id, status)
+    def ended(self, record: TrialRecord) -> None:
+        """A trial is over, by itself, by the search, or by an error."""
+        self._epochs[record.number] = self.base.epochs
+        self._end(record.number, "FAILED" if record.state == FAILED else "FINISHED")
         self._show()
+
+    def known(self, record: TrialRecord) -> None:
+        """A trial was over before this driver began. All of it is told once more, with the times at which it was: MLflow may lack
+        the last of it, and else nothing changes there."""
+        for metrics in record.history:
+            self._log(record, metrics)
+        if record.history:
+            self._runs.pop(record.number).finish("FINISHED", at=record.history[-1].get("reported_at"))
+            self._best = min(self._best, record.best or self._best)
+        self._epochs[record.number] = self.base.epochs
+        self._show()
+
+    def _log(self, record: TrialRecord, metrics: dict[str, Any]) -> None:
+        names = ("loss", "learning_rate", "frames_per_second", "score")
+        figures = {
+            key: float(value) for key, value in metrics.items() if key in names or key.startswith(("loss_", "val_"))
+        }
+        self._run(record).log_metrics(figures, step=int(metrics["step"]), at=metrics.get("reported_at"))
 
     def close(self, status: str) -> None:
         """The search is over; status of the trials that are not."""
-        _OPEN.pop(self.run_id, None)
-        for trial_id in list(self._runs):
-            self._end(trial_id, status)
+        for number in list(self._runs):
+            self._end(number, status)
 
-    def _end(self, trial_id: str, status: str) -> None:
-        if trial_id in self._runs:
-            self._runs[trial_id].finish(status)
-            del self._runs[trial_id]
+    def _end(self, number: int, status: str) -> None:
+        if number in self._runs:
+            self._runs.pop(number).finish(status)
 
-    def _run(self, trial_id: str, values: dict[str, Any]) -> Run:
+    def _run(self, record: TrialRecord) -> Run:
         """The child run of a trial, opened when it first reports."""
-        if trial_id not in self._runs:
-            settings = trial_settings(self.base, values)
-            self._runs[trial_id] = self.parent.child(f"{self.run_id}-{trial_id}", "trial", settings)
-        return self._runs[trial_id]
+        if record.number not in self._runs:
+            settings = trial_settings(self.base, record.values)
+            self._runs[record.number] = self.parent.child(f"{self.run_id}-{record.name}", "trial", settings)
+        return self._runs[record.number]
 
     def _show(self) -> None:
         self.progress.update(round(sum(self._epochs.values())), trials=len(self._epochs), **self._figures)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from pydantic import model_validator
 
 from pipeline.config import Settings
@@ -44,19 +45,17 @@ class SearchSpace(Settings):
         return self
 
 
-def sampled(space: SearchSpace) -> dict[str, Any]:
-    """The space as Ray Tune's domains."""
-    from ray import tune
-
-    domains: dict[str, Any] = {}
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """The space as Optuna's distributions."""
+    found: dict[str, BaseDistribution] = {}
     for name in ("learning_rate", "encoder_lr_factor", "weight_decay"):
         if (limits := getattr(space, name)) is not None:
-            domains[name] = tune.loguniform(*limits)
+            found[name] = FloatDistribution(limits[0], limits[1], log=True)
     if space.batch_size is not None:
-        domains["batch_size"] = tune.choice(list(space.batch_size))
+        found["batch_size"] = CategoricalDistribution(space.batch_size)
     if space.augmentation is not None:
-        domains["augmentation"] = tune.uniform(*space.augmentation)
-    return domains
+        found["augmentation"] = FloatDistribution(space.augmentation[0], space.augmentation[1])
+    return found
 
 
 def first_guess(space: SearchSpace, base: FinetuneSettings) -> dict[str, Any] | None:

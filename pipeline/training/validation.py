@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from pipeline.errors import TrainingError
 from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
 from pipeline.evaluation.metrics import pose_metrics
 from pipeline.evaluation.yardsticks import Constant, skills
@@ -37,12 +38,19 @@ def validate(
     """ "val_*" metrics on plain views, each hand's bone length given; averages over all workers' frames.
 
     Beside the model's errors are those of the constants, and the skill over the one in 3D (see yardsticks.skills). Metrics in
-    3D are of the frames with joints in 3D, and left out where there are none; those in the image are of all frames.
+    3D are of the frames with joints in 3D, and left out where there are none; those in the image are of all frames. Raises
+    TrainingError, on all workers, where a pose is not finite.
     """
     share_buffers(model)
     batch = data.batch(slice(None))
     lengths = bone_lengths(model, batch.joints_3d, batch.has_3d)
     predictions = predict(model, batch.frames, batch.camera, view_size, lengths)
+    good = predictions.joints_2d.isfinite().all(-1).all(-1) & predictions.joints_3d.isfinite().all(-1).all(-1)
+    num_bad = int(gather_values((~good).sum().to(model.mean_bone_length.device)[None]).sum())
+    if num_bad:
+        raise TrainingError(
+            f"the poses of {num_bad} validation frames are not finite, though the weights are; the learning rate may be too high"
+        )
     target_2d = project(batch.joints_3d, batch.camera)
     metrics = image_metrics(predictions.joints_2d, target_2d, torch.from_numpy(data.pixel_size))
     if constant_2d is not None:

@@ -1,6 +1,7 @@
 """See the package."""
 
 import argparse
+import hashlib
 import os
 import random
 import shutil
@@ -18,13 +19,13 @@ from pipeline.models.kept import checkpoints_in
 from pipeline.storage import read_json
 from tests.chaos.faults import FAULTS
 from tests.chaos.train import RECORDS
-from tests.chaos.world import World, end, free_port, start_server
+from tests.chaos.world import World, end, free_port, start_server, write_credentials
 from tests.conftest import s3_environment
 from tests.faulty_s3 import FaultyS3
 from tests.tiny_sets import write_tiny_set
 
-ROWS, SHARE, WORKERS = 960, 16, 2
-STEPS_PER_EPOCH, EPOCHS = ROWS // (SHARE * WORKERS), 30
+ROWS, GLOBAL_BATCH = 960, 32
+STEPS_PER_EPOCH, EPOCHS = ROWS // GLOBAL_BATCH, 30
 NUM_STEPS = STEPS_PER_EPOCH * EPOCHS
 PAUSE_S = 0.25  # so long that there are steps left for all faults
 RECOVERY_S = 240.0
@@ -39,13 +40,16 @@ def main() -> int:
     parser.add_argument(
         "--faults", nargs="+", choices=[fault.__name__ for fault in FAULTS], help="these, in this order"
     )
+    parser.add_argument("--workers", type=int, default=2, choices=[1, 2], help="training processes")
     parser.add_argument("--keep", action="store_true", help="keep the folder of a run, and name it")
     options = parser.parse_args()
-    went_well = [one_run(seed, options.minutes, options.faults, options.keep) for seed in options.seeds]
+    went_well = [
+        one_run(seed, options.minutes, options.faults, options.workers, options.keep) for seed in options.seeds
+    ]
     return 0 if all(went_well) else 1
 
 
-def one_run(seed: int, minutes: float, names: list[str] | None, keep: bool) -> bool:
+def one_run(seed: int, minutes: float, names: list[str] | None, workers: int, keep: bool) -> bool:
     """A run without faults and one with; whether all is as it should be."""
     rng = random.Random(seed)
     faults = (
@@ -61,7 +65,7 @@ def one_run(seed: int, minutes: float, names: list[str] | None, keep: bool) -> b
     print(f"seed {seed}: {', '.join(fault.__name__ for fault in faults)}", flush=True)
     try:
         with proxy.running():
-            world = build_world(folder, proxy)
+            world = build_world(folder, proxy, workers)
             reference = train_without_faults(world)
             return run(world, faults, rng, time.monotonic() + 60 * minutes, reference)
     finally:
@@ -76,11 +80,15 @@ def one_run(seed: int, minutes: float, names: list[str] | None, keep: bool) -> b
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def build_world(folder: Path, proxy: FaultyS3) -> World:
+def build_world(folder: Path, proxy: FaultyS3, workers: int) -> World:
     """Servers, cluster, data, and the command."""
     import boto3
 
     os.environ.update(s3_environment(proxy.uri), RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # as on a machine where a program keeps a file fresh
+        os.environ.pop(name, None)
+    os.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(folder / "credentials")
+    write_credentials(folder, "first")
     client: Any = boto3.client("s3")
     client.create_bucket(Bucket="chaos")
     write_tiny_set("s3://chaos/set", splits={"train": ROWS}, labelled=False, rows_per_shard=240, row_group_size=40)
@@ -92,7 +100,7 @@ def build_world(folder: Path, proxy: FaultyS3) -> World:
     for name, value in {
         "frame_set": "s3://chaos/set",
         "epochs": EPOCHS,
-        "batch_size": SHARE,
+        "batch_size": GLOBAL_BATCH // workers,
         "precision": "float32",
         "views.size": 32,
         "encoder.width": 8,
@@ -101,7 +109,7 @@ def build_world(folder: Path, proxy: FaultyS3) -> World:
         "log_every": 5,
         "checkpoint.every_steps": 10,
         "num_readers": 1,
-        "workers.num_workers": WORKERS,
+        "workers.num_workers": workers,
         "workers.threads": 1,
         "workers.use_gpu": "false",
         "workers.max_failures": 20,
@@ -139,6 +147,14 @@ def final_weights(run_id: str) -> dict[str, torch.Tensor]:
     return read_checkpoint(checkpoints_in(f"s3://chaos/runs/{run_id}")[-1])[0]
 
 
+def sha256(weights: dict[str, torch.Tensor]) -> str:
+    """Of all names and numbers."""
+    found = hashlib.sha256()
+    for name, values in sorted(weights.items()):
+        found.update(name.encode() + values.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 def run(
     world: World, faults: list[Any], rng: random.Random, deadline: float, reference: dict[str, torch.Tensor]
 ) -> bool:
@@ -168,6 +184,7 @@ def run(
         print("\n".join(world.said()[-30:]))
     else:
         print("steps, frames of every epoch, MLflow's records and weights (bit for bit): as without faults")
+        print(f"SHA-256 of the weights without faults, and with: {sha256(reference)}, {sha256(final_weights('chaos'))}")
     return not problems and all(row[-1] == "survived" for row in rows)
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.chaos.world import World, end
+from tests.chaos.world import World, end, write_credentials
 
 NODE_COMES_S = 5.0
 """How long a lost machine takes to be replaced."""
@@ -151,6 +151,16 @@ def _storage(world: World, seconds: float, text: str, **changes: Any) -> str:
     return text
 
 
+def expire_credentials(world: World, rng: random.Random) -> str:
+    """The object store refuses the old ones a second before there are new ones."""
+    key = f"key{rng.randrange(10**6)}"
+    world.proxy.expired.add(world.key)
+    time.sleep(1)
+    write_credentials(world.folder, key)
+    world.key = key
+    return "S3 refuses the credentials, which have expired; new ones in their file 1 s later"
+
+
 def lose_mlflow(world: World, rng: random.Random) -> str:
     end(world.mlflow)
     time.sleep(20)
@@ -185,6 +195,7 @@ FAULTS: tuple[Callable[[World, random.Random], str], ...] = (
     slow_storage,
     no_storage,
     hanging_storage,
+    expire_credentials,
     lose_mlflow,
     stop_mlflow,
 )

@@ -46,6 +46,13 @@ def end(process: subprocess.Popen[bytes] | None) -> None:
         process.wait(30)
 
 
+def write_credentials(folder: Path, key: str) -> None:
+    """The file from which the AWS SDK takes credentials, as a program that keeps them fresh writes it."""
+    fresh = folder / "credentials.new"
+    fresh.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\naws_session_token = of-{key}\n")
+    fresh.replace(folder / "credentials")
+
+
 class World:
     """The machine room. `job` is the process under test."""
 
@@ -54,6 +61,8 @@ class World:
         self.records = Path(environment["CHAOS_RECORDS"])
         self.job: subprocess.Popen[bytes] | None = None
         self.starts = 0
+        self.key = "first"
+        """The access key that S3 takes."""
         self.mlflow: subprocess.Popen[bytes] | None = None
         self.mlflow_port = free_port()
         self.cluster: Any = None

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pipeline import storage
-from pipeline.errors import MissingError, StorageError
+from pipeline.errors import DataError, MissingError, StorageError
 from pipeline.frames import plan
 from pipeline.frames.epoch_plan import StreamPlan, plan_epoch
 from pipeline.frames.frame_set import FrameSet
@@ -48,7 +48,11 @@ def settings_for(uri: str) -> IngestSettings:
 
 def epoch_of(uri: str) -> dict[str, bytes]:
     """{frame id: pixels} of an epoch, read as the stream's tasks read it."""
-    frames = FrameSet.open(uri)
+    return epoch_of_set(FrameSet.open(uri))
+
+
+def epoch_of_set(frames: FrameSet) -> dict[str, bytes]:
+    """The same of a set that is open."""
     plan = StreamPlan(split="train", batch_size=8, columns=("frame_id",))
     reader = ItemReader(48, plan)
     found: dict[str, bytes] = {}
@@ -105,6 +109,69 @@ def test_every_fault_is_survived_by_reads_writes_and_lists(s3, proxy, fault):
     assert proxy.injected[fault] >= 4
     proxy.rate = 0.0
     assert storage.read_bytes(f"{s3}/new") == data
+
+
+def key_file(folder, key: str):
+    """The file from which the AWS SDK takes credentials, as a program that keeps them fresh writes it."""
+    path = folder / "credentials"
+    path.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\naws_session_token = of-{key}\n")
+    return path
+
+
+def test_credentials_that_are_kept_fresh_do_not_expire(clips, s3, proxy, tmp_path, monkeypatch):
+    for place in PLACES:
+        monkeypatch.setattr(place, map_inline)
+    ingest(settings_for(clips), f"{s3}/frames")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(key_file(tmp_path, "FIRST")))
+    frames = FrameSet.open(f"{s3}/frames")
+    expected = epoch_of_set(frames)
+    key_file(tmp_path, "SECOND")
+    proxy.expired.add("FIRST")
+    _kept_open.cache_clear()  # also where the footer has to be read
+    assert epoch_of(f"{s3}/frames") == expected
+    key_file(tmp_path, "THIRD")
+    proxy.expired.add("SECOND")
+    assert epoch_of(f"{s3}/frames") == expected
+    storage.write_bytes(f"{s3}/x", b"x")
+
+    # Nobody renews them any more: it is said so, and no row is taken for damaged.
+    proxy.expired.add("THIRD")
+    for _ in range(2):  # open already, and opened anew
+        with pytest.raises(StorageError, match=r"s3://.*\.parquet: .*expired") as refused:
+            epoch_of_set(frames)
+        assert not isinstance(refused.value, DataError)
+        _kept_open.cache_clear()
+    with pytest.raises(StorageError, match=r"credentials were refused \(ExpiredToken.*AWS_SESSION_TOKEN"):
+        storage.write_bytes(f"{s3}/x", b"x")
+
+    # They come late: what waits goes on.
+    late = threading.Timer(0.5, key_file, (tmp_path, "FOURTH"))
+    monkeypatch.setattr(storage, "_backoff_s", lambda attempt: 0.5)
+    late.start()
+    assert epoch_of_set(frames) == expected
+    late.join()
+
+
+@pytest.mark.parametrize("fault", ["503", "reset"])
+def test_rows_of_storage_that_does_not_answer_are_not_taken_for_damaged(clips, s3, proxy, monkeypatch, fault):
+    for place in PLACES:
+        monkeypatch.setattr(place, map_inline)
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    storage.forget_connections()
+    ingest(settings_for(clips), f"{s3}/frames")
+    expected = epoch_of(f"{s3}/frames")
+    frames = FrameSet.open(f"{s3}/frames")
+    proxy.outage = fault
+    with pytest.raises(StorageError, match=r"s3://.*\.parquet: ") as away:
+        epoch_of_set(frames)
+    assert not isinstance(away.value, DataError)
+    back = threading.Timer(1.0, setattr, (proxy, "outage", ""))
+    back.start()
+    monkeypatch.setattr(storage, "_backoff_s", lambda attempt: 0.7)
+    assert epoch_of_set(frames) == expected
+    back.join()
+    storage.forget_connections()
 
 
 def test_an_epoch_lists_nothing_and_reads_long_stretches(clips, s3, proxy, monkeypatch):

@@ -1,15 +1,13 @@
 """A whole search on a tiny labelled set: trials, the best model, MLflow child runs, and going on with it."""
 
-import json
-import pickle
-
 import pytest
 
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, TrainingError
 from pipeline.models.kept import checkpoints_in
 from pipeline.models.weights import load_pose_model
-from pipeline.search.campaign import SearchSettings, _damage, concurrent_trials, run_search
-from pipeline.storage import delete, exists, join, list_files, read_json
+from pipeline.search.campaign import SearchSettings, concurrent_trials, run_search
+from pipeline.search.records import read_records, write_record
+from pipeline.storage import delete, exists, join, read_json
 from pipeline.tracking import TrackingSettings
 from tests.tiny_sets import write_tiny_set
 from tests.training.damage import damage
@@ -88,48 +86,60 @@ def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster, capl
     assert all(r.info.status == "FINISHED" and "score" in r.data.metrics for r in children)
     assert all("val_constant_pa_epe_mm" in r.data.metrics and "val_mpjpe_skill" in r.data.metrics for r in children)
 
-    # The same id again: the stored result. Without it (an interrupted search): Tune's state, and no trial runs twice.
+    # The same id again: the stored result. Without it (an interrupted search): no trial runs twice.
     assert run_search(settings) == result
     delete(join(s3, "runs", "search-1", "result.json"))
-    with pytest.raises(SettingsError, match=r"/tune: Tune's own state is made of pickles.*trust_state true") as refused:
-        run_search(settings)
-    assert refused.value.exit_code == 2
-    settings = settings.model_copy(update={"trust_state": True})
     again = run_search(settings)
-    assert again["best_trial"] == result["best_trial"]
     assert again["trials"] == result["trials"]
+    assert again["wall_s"] < result["wall_s"]
     assert exists(join(s3, "runs", "search-1", "best", "meta.json"))
 
-    # Tune's state is lost too, and the newest checkpoint of a trial damaged: the same trials, and none starts anew.
+    # One was not over, and its newest checkpoint is damaged: it goes on from the one before.
     delete(join(s3, "runs", "search-1", "result.json"))
-    state = next(u for u in list_files(join(s3, "runs", "search-1", "tune")) if "experiment_state" in u)
-    damage(state, "empty")
+    records = read_records(join(s3, "runs", "search-1"))
+    best_record = next(record for record in records if record.name == result["best_trial"])
+    best_record.state = "running"
+    write_record(join(s3, "runs", "search-1"), best_record)
     trial = join(s3, "runs", "search-1", "trials", result["best_trial"])
     damage(join(checkpoints_in(trial)[-1], "trainer.pt"), "one byte changed")
     restored = run_search(settings)
-    assert f"{state}: damaged" in caplog.text
     assert "/trainer.pt: damaged" in caplog.text
-    values = {json.dumps(trial["config"], sort_keys=True): trial["value"] for trial in result["trials"]}
-    found = {json.dumps(trial["config"], sort_keys=True): trial["value"] for trial in restored["trials"]}
-    assert found.keys() == values.keys()
-    assert restored["metrics"]["score"] <= result["metrics"]["score"]
+    values = {trial["name"]: (trial["config"], trial["value"]) for trial in result["trials"]}
+    found = {trial["name"]: (trial["config"], trial["value"]) for trial in restored["trials"]}
+    assert {**found, result["best_trial"]: None} == {**values, result["best_trial"]: None}
+    assert restored["metrics"]["score"] == pytest.approx(result["metrics"]["score"], rel=1e-5)
+    # Each trial still has one child, whose metrics are there once.
+    runs = client.search_runs([experiment.experiment_id])
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == result["mlflow_run_id"]]
+    assert sorted((r.info.run_name, r.info.status) for r in children) == [
+        (f"search-1-{number:04d}", "FINISHED") for number in range(3)
+    ]
+    for child in children:
+        steps = [m.step for m in client.get_metric_history(child.info.run_id, "score")]
+        if not child.info.run_name.endswith(result["best_trial"]):
+            assert len(steps) == len(set(steps)) == len(values_of(result, child.info.run_name[-4:])["rungs"])
 
 
-def test_the_damaged_file_of_tunes_state_is_named(tmp_path):
-    """Not run, only read to its end."""
-    state = tmp_path / "tune"
-    assert _damage(str(state)) is None
-    (state / "trial_a").mkdir(parents=True)
-    (state / "tuner.pkl").write_bytes(pickle.dumps({"a": 1}))
-    (state / "search_gen_state-x.json").write_bytes(pickle.dumps({"a": 1}))
-    (state / "experiment_state-x.json").write_text('{"a": 1}')
-    (state / "trial_a/params.json").write_bytes(b"")  # nobody reads it
-    assert _damage(str(state)) is None
-    for name in ("tuner.pkl", "search_gen_state-x.json", "experiment_state-x.json"):
-        whole = (state / name).read_bytes()
-        for how in ("empty", "cut off"):
-            damage(str(state / name), how)
-            assert str(_damage(str(state))).startswith(f"{state / name}: damaged")
-            (state / name).write_bytes(whole)
-    (state / "tuner.pkl").unlink()
-    assert _damage(str(state)) == f"{state}/tuner.pkl: missing"
+def values_of(result, name):
+    return next(trial for trial in result["trials"] if trial["name"] == name)
+
+
+def test_trials_that_fail_are_marked_and_tried_again_by_the_same_command(tmp_path, ray_cluster):
+    """A learning rate with which each diverges."""
+    write_tiny_set(str(tmp_path / "set"), splits={"train": 48, "val": 16}, image_size=48)
+    none = dict.fromkeys(("batch_size", "augmentation", "weight_decay", "encoder_lr_factor"))
+    settings = search_settings(
+        str(tmp_path / "set"),
+        num_trials=1,
+        space={"learning_rate": [99, 100], **none},
+        run={"storage": str(tmp_path / "runs"), "run_id": "s"},
+        tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+    )
+    with pytest.raises(TrainingError, match=r"no trial gave a model: .*not finite") as failed:
+        run_search(settings)
+    assert "\n" not in str(failed.value)
+    records = read_records(str(tmp_path / "runs/s"))
+    assert [record.state for record in records] == ["failed"]
+    with pytest.raises(TrainingError, match="not finite"):
+        run_search(settings)
+    assert read_records(str(tmp_path / "runs/s")) == records  # no others instead

@@ -2,27 +2,48 @@ from contextlib import suppress
 
 from pipeline.progress import SILENT
 from pipeline.search.monitor import search_monitor
+from pipeline.search.records import COMPLETED, FAILED, TrialRecord
 from pipeline.tracked import Run
 from pipeline.tracking_queue import Queue
 from pipeline.training.finetune_recipe import FinetuneSettings
 
+BASE = FinetuneSettings(frame_set="frames", epochs=2)
+REACHED = {"score": 1.0, "epoch": 1.0, "step": 4, "loss": 2.0, "wall_s": 3.0, "reported_at": 1000.0}
+
 
 def test_trials_are_recorded_as_children_that_end_as_they_did(tmp_path):
-    base = FinetuneSettings(frame_set="frames", epochs=2)
     parent = Run(str(tmp_path), "search", "s")
-    result = {"score": 1.0, "epoch": 1.0, "step": 4, "loss": 2.0, "wall_s": 3.0}
-    with suppress(KeyboardInterrupt), search_monitor("s", parent, base, SILENT) as monitor:
-        monitor.result("a", {}, result)
-        monitor.result("b", {}, result)
-        monitor.ended("a", "FINISHED")
+    a, b, c = (TrialRecord(number, {}) for number in range(3))
+    with suppress(KeyboardInterrupt), search_monitor("s", parent, BASE, SILENT) as monitor:
+        monitor.result(a, REACHED)
+        monitor.result(b, REACHED)
+        monitor.result(c, REACHED)
+        a.state, c.state = COMPLETED, FAILED
+        monitor.ended(a)
+        monitor.ended(c)
         raise KeyboardInterrupt
     records = [record for record, _ in Queue(tmp_path).waiting()]
     assert [(record["do"], record["run"][1]) for record in records] == [
-        *[(do, "s-a") for do in ("open", "text", "metrics")],
-        *[(do, "s-b") for do in ("open", "text", "metrics")],
-        ("finish", "s-a"),
-        ("finish", "s-b"),
+        *[(do, f"s-{name}") for name in ("0000", "0001", "0002") for do in ("open", "text", "metrics")],
+        ("finish", "s-0000"),
+        ("finish", "s-0002"),
+        ("finish", "s-0001"),
     ]
     assert records[0]["parent"] == ["search", "s"]
     assert records[2]["values"] == {"score": 1.0, "loss": 2.0}
-    assert (records[2]["step"], records[-2]["status"], records[-1]["status"]) == (4, "FINISHED", "KILLED")
+    assert (records[2]["step"], records[2]["time"]) == (4, 1_000_000)
+    assert [record["status"] for record in records[-3:]] == ["FINISHED", "FAILED", "KILLED"]
+
+
+def test_a_trial_that_was_over_before_is_told_again_with_its_own_times(tmp_path):
+    parent = Run(str(tmp_path), "search", "s")
+    over = TrialRecord(0, {}, COMPLETED, history=[REACHED, {**REACHED, "step": 8, "reported_at": 1010.0}])
+    with search_monitor("s", parent, BASE, SILENT) as monitor:
+        monitor.known(over)
+        monitor.known(TrialRecord(1, {}, FAILED))  # before it reported anything: MLflow has never heard of it
+    records = [record for record, _ in Queue(tmp_path).waiting() if record["do"] not in ("open", "text")]
+    assert [(record["do"], record["time"]) for record in records] == [
+        ("metrics", 1_000_000),
+        ("metrics", 1_010_000),
+        ("finish", 1_010_000),
+    ]

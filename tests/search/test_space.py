@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.search.space import SearchSpace, augmented, first_guess, sampled, trial_settings
+from pipeline.search.space import SearchSpace, augmented, distributions, first_guess, trial_settings
 from pipeline.training.finetune_recipe import FINETUNE_VIEWS, FinetuneSettings
 
 BASE = FinetuneSettings(frame_set="labelled")
@@ -28,7 +28,7 @@ def test_augmentation_goes_from_the_plain_view_to_the_full_ranges():
 
 def test_none_is_not_searched():
     space = SearchSpace(batch_size=None, augmentation=None)
-    assert set(sampled(space)) == {"learning_rate", "encoder_lr_factor", "weight_decay"}
+    assert set(distributions(space)) == {"learning_rate", "encoder_lr_factor", "weight_decay"}
 
 
 def test_own_values_are_the_first_trial_where_the_space_holds_them():

@@ -1,0 +1,131 @@
+"""Ray Tune runs the trials: their processes, their resources, another try after a failure. What they try is the search's.
+
+Tune keeps a state of its own, of pickles, which nobody reads: it goes to a temporary folder.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from pipeline.errors import EquihandError, causes, one_line
+from pipeline.training.background import BackgroundCall
+
+NUMBER = "number"
+"""Of the trial, in what it is given; the other keys are its values."""
+_RESTARTS = 1  # a lost worker is worth another try; a diverged trial then fails again, from its last checkpoint
+
+
+class Trials(Protocol):
+    """What decides, in the driver."""
+
+    def next(self) -> dict[str, Any] | None:
+        """{NUMBER: ..., and values} of a trial to be run; None where there is no more."""
+
+    def reported(self, given: dict[str, Any], metrics: dict[str, Any]) -> bool:
+        """A trial has reached that; whether to end it."""
+
+    def ended(self, given: dict[str, Any], error: str) -> None:
+        """A trial is over; error: why, where it failed."""
+
+
+_OPEN: dict[str, Trials] = {}
+
+
+class _Ask(Searcher):
+    """Tune pickles its parts, so they only know the name of what decides."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(metric="score", mode="min")
+        self.key = key
+
+    def suggest(self, trial_id: str) -> Any:
+        return _OPEN[self.key].next() or Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """See _Tell."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing of it is stored."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing of it is stored."""
+
+
+class _Judge(FIFOScheduler):
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.key = key
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        is_over = "score" in result and _OPEN[self.key].reported(trial.config, result)
+        return str(self.STOP if is_over else self.CONTINUE)
+
+
+class _Tell(tune.Callback):
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        _OPEN[self.key].ended(trial.config, "")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        _OPEN[self.key].ended(trial.config, _reason(trial))
+
+
+def _reason(trial: Any) -> str:
+    """Why a trial failed, in one line."""
+    error = trial.get_pickled_error()  # of this process's own temporary folder
+    if not isinstance(error, BaseException):
+        lines = str(trial.get_error() or "no reason given").strip().splitlines()
+        return one_line(lines[-1])
+    innermost = [*causes(error)][-1]
+    return (
+        str(innermost) if isinstance(innermost, EquihandError) else f"{type(innermost).__name__}: {one_line(innermost)}"
+    )
+
+
+def run_trials(
+    key: str,
+    trials: Trials,
+    function: Callable[..., None],
+    given: dict[str, Any],
+    num: int,
+    concurrent: int,
+    resources: dict[str, float],
+) -> None:
+    """Call function(values, **given) for each trial, in processes of the cluster, until `trials` has no more.
+
+    key: names the search in this process. num: of trials at most. concurrent: at a time. resources: of each, {"cpu": ..., "gpu": ...}.
+    """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is said by `trials`
+    _OPEN[key] = trials
+    try:
+        with tempfile.TemporaryDirectory(prefix="equihand-tune-") as directory:
+            tuner = tune.Tuner(
+                tune.with_resources(tune.with_parameters(function, **given), resources),
+                tune_config=tune.TuneConfig(
+                    num_samples=num,
+                    max_concurrent_trials=concurrent,
+                    search_alg=_Ask(key),
+                    scheduler=_Judge(key),
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=directory,
+                    failure_config=tune.FailureConfig(max_failures=_RESTARTS),
+                    callbacks=[_Tell(key)],
+                    verbose=0,
+                ),
+            )
+            BackgroundCall(tuner.fit).result()
+    finally:
+        del _OPEN[key]
