@@ -24,6 +24,7 @@ from jobs.ray_errors import lost_in_ray, ray_start_error
 from pipeline.config import Settings, load, to_yaml
 from pipeline.errors import EquihandError, LeftError, SettingsError, StorageError, UntrackedError, causes, one_line
 from pipeline.masking import masked
+from pipeline.ray_cluster import set_fixed
 from pipeline.storage import DISK_TROUBLE
 from pipeline.training.background import THREAD as BACKGROUND
 
@@ -127,12 +128,14 @@ def ray_session(settings: RaySettings = _ANY_RAY) -> Iterator[None]:
     except Exception as error:  # Ray raises whatever comes, Exception itself among it
         raise ray_start_error(address, error) from error
     quiet_libraries()
+    set_fixed(address == "local")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # ray.init put its own handler there, which ends without clean-up
     try:
         yield
     finally:
         ray.shutdown()
+        set_fixed(False)
 
 
 def _check_address(address: str, name: str) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from pipeline.errors import DataError, EquihandError
+from pipeline.ray_cluster import said_when_lost, wait_for_node
 
 MAX_RETRIES = 2
 """Of an item whose worker died. Without a limit, a file that crashes the decoder would keep the job busy for ever."""
 MAX_ITEMS = 16_384
 """About; Ray Data needs 20 ms for each, and more the more there are."""
+
+_ONE_CPU = {"CPU": 1.0}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,7 +29,7 @@ def ray_map(
 ) -> Iterator[Result]:
     """work(item) for every item, by Ray Data on one CPU each; results as they come, or `ordered` like the items.
 
-    Needs a running Ray, where there are items. Work, items and results travel pickled. Progress is the caller's, who counts
+    Needs a running Ray, where there are items; waits for a first node where there is none yet (TrainingError where none comes). Work, items and results travel pickled. Progress is the caller's, who counts
     results as they come; the work ends where the caller stops asking.
 
     lasting: workers are processes of their own, each with one copy of `work` for all its items, so what that loads and keeps
@@ -40,6 +43,7 @@ def ray_map(
         return
     import ray
 
+    wait_for_node(_ONE_CPU)
     num_items = len(rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of passing max_retries; there is no other way in Ray 2.60
@@ -72,13 +76,14 @@ def ray_map(
     results.context.execution_options.preserve_order = ordered
     results.context.raise_original_map_exception = True  # else it comes as "UDF failed", without what failed
     try:
-        # Nothing is fetched ahead: a result would come only with the one after it.
-        block: Any
-        for block in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for result in map(pickle.loads, block["result"].to_pylist()):
-                if isinstance(result, EquihandError):
-                    raise result
-                yield result
+        with said_when_lost(_ONE_CPU):
+            # Nothing is fetched ahead: a result would come only with the one after it.
+            block: Any
+            for block in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for result in map(pickle.loads, block["result"].to_pylist()):
+                    if isinstance(result, EquihandError):
+                        raise result
+                    yield result
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.RayActorError):
         raise DataError(
             f"a worker died {MAX_RETRIES + 1} times over the same input: out of memory (have fewer workers: num_workers, or "

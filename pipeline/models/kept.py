@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class Kept:
         """URI of the checkpoint that was resumed from or kept last."""
         self.history: list[dict[str, float]] = []
         """Metrics at each checkpoint so far."""
+        self.recent: list[dict[str, Any]] = []
+        """What was reported last when the checkpoint that was resumed from was begun."""
         self._scores: dict[str, float | None] = {}
         self._before_s = 0.0
         self._started = time.monotonic()
@@ -91,6 +93,7 @@ class Kept:
                 say(f"{problem}; going on from the checkpoint before it, {uri}")
             self.newest = uri
             self.history, self._before_s = past.get("metrics", []), past.get("wall_s", 0.0)
+            self.recent = past.get("recent", self.history[-1:])
             return found
         if problems:
             raise DataError(
@@ -99,15 +102,18 @@ class Kept:
             )
         return None
 
-    def keep(self, save: SaveCheckpoint, metrics: dict[str, Any], last: bool = False) -> None:
+    def keep(
+        self, save: SaveCheckpoint, metrics: dict[str, Any], recent: Sequence[dict[str, Any]] = (), last: bool = False
+    ) -> None:
         """Save a checkpoint of now. metrics: "score", smaller is better, says which are the best; without it, it is none of
-        them. Raises OutOfTime after the deadline, unless it is the last one."""
+        them. recent: the last that was reported, of which it is not known that it has arrived. Raises OutOfTime after the
+        deadline, unless it is the last one."""
         match = _NUMBERED.fullmatch(_name(self.newest)) if self.newest else None
         uri = join(self.uri, f"checkpoint_{int(match[1]) + 1 if match else 1:06d}")
         self.history.append({key: value for key, value in metrics.items() if isinstance(value, int | float)})
         with tempfile.TemporaryDirectory() as directory:
             save(Path(directory))
-            past = {"metrics": self.history, "wall_s": round(self.wall_s, 1)}
+            past = {"metrics": self.history, "wall_s": round(self.wall_s, 1), "recent": [*recent] or self.history[-1:]}
             write_json(str(Path(directory, HISTORY)), past)
             seal(directory, HISTORY)
             try:

@@ -32,6 +32,7 @@ from pipeline.prediction.overlay import write_image_overlay, write_video_overlay
 from pipeline.prediction.smooth import SmoothSettings, smooth_track
 from pipeline.prediction.table import SCHEMA, make_table
 from pipeline.progress import SILENT, Progress
+from pipeline.ray_cluster import choose_gpus, said_when_lost, wait_for_node
 from pipeline.ray_map import ray_map
 from pipeline.storage import copy_from_local, join, preflight, resolve, write_json
 
@@ -249,9 +250,9 @@ def _run(prepared: Prepared) -> Iterator[tuple[list[Row], Rejects]]:
     import ray
 
     settings, pieces = prepared.settings, prepared.pieces
-    use_gpu = settings.use_gpu
-    if use_gpu is None:
-        use_gpu = ray.cluster_resources().get("GPU", 0) >= settings.num_actors
+    use_gpu = choose_gpus(settings.use_gpu, settings.num_actors, "use_gpu")
+    needs = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
+    wait_for_node(needs)
     items = [{"piece": json.dumps(piece)} for piece in pieces]
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
@@ -271,16 +272,17 @@ def _run(prepared: Prepared) -> Iterator[tuple[list[Row], Rejects]]:
     )
     dataset.context.execution_options.preserve_order = True
     rows: list[Row] = []
-    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        for meta in batch["meta"]:
-            values = json.loads(meta)
-            if "frame_id" in values:
-                rows.append(row_from_json(values))
-                continue
-            if "error" in values:
-                raise DataError(values["error"])
-            yield rows, Rejects.from_json(values["rejects"])
-            rows = []
+    with said_when_lost(needs):
+        for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+            for meta in batch["meta"]:
+                values = json.loads(meta)
+                if "frame_id" in values:
+                    rows.append(row_from_json(values))
+                    continue
+                if "error" in values:
+                    raise DataError(values["error"])
+                yield rows, Rejects.from_json(values["rejects"])
+                rows = []
 
 
 def finish_piece(rows: Sequence[Row], settings: PredictSettings, kind: Kind, mean_bone_length: float) -> pa.Table:

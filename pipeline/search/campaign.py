@@ -25,6 +25,7 @@ from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.kept import Kept, read_best
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
+from pipeline.ray_cluster import START_TIMEOUT_S, choose_gpus, said_when_lost, wait_for_node
 from pipeline.run_log import log, run_log
 from pipeline.runs import RunSettings, new_run_id, open_run
 from pipeline.search.monitor import SearchMonitor, search_monitor
@@ -59,11 +60,14 @@ class SearchSettings(Settings):
     num_trials: int = Field(default=16, ge=1)
     """Number of trials in all."""
     max_concurrent: int | None = Field(default=None, ge=1)
-    """Largest number of trials at a time. none: as many as the CPUs and GPUs of the cluster hold."""
+    """Largest number of trials at a time. none: as many as the CPUs and GPUs of the cluster hold, also those that come later."""
     cpus_per_trial: int = Field(default=1, ge=1)
     """Logical CPUs, and torch threads, of one trial."""
     gpus_per_trial: float | None = Field(default=None, ge=0)
-    """GPUs of one trial; fractions are possible. none: 1 where the cluster has GPUs, else 0."""
+    """GPUs of one trial; fractions are possible. none: 1 where the cluster has GPUs, else 0, and refused where an autoscaler starts
+    nodes."""
+    start_timeout_s: float = Field(default=START_TIMEOUT_S, gt=0)
+    """Seconds for which the search waits for a node that holds a trial."""
     grace_epochs: int | None = Field(default=None, ge=1)
     """Epochs before a trial may be stopped. none: a quarter of all epochs."""
     reduction_factor: int = Field(default=3, ge=2)
@@ -162,22 +166,6 @@ def trial(
         finetune(settings, **data, worker=Worker(device=device, resume=resume, report=report))
 
 
-def concurrent_trials(settings: SearchSettings, resources: dict[str, float]) -> tuple[int, float]:
-    """How many trials run at a time, and the GPUs of each. Raises SettingsError when not one fits the cluster."""
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    gpus_per_trial = settings.gpus_per_trial if settings.gpus_per_trial is not None else min(1.0, gpus)
-    limits = [cpus // settings.cpus_per_trial]
-    if gpus_per_trial:
-        limits.append(gpus // gpus_per_trial)
-    fitting = int(min(limits))
-    if fitting < 1:
-        raise SettingsError(
-            f"a trial needs {settings.cpus_per_trial} CPUs and {gpus_per_trial:g} GPUs, the cluster has {cpus:g} and "
-            f"{gpus:g}; lower cpus_per_trial or gpus_per_trial"
-        )
-    return min(fitting, settings.num_trials, settings.max_concurrent or fitting), gpus_per_trial
-
-
 def _quiet_optuna() -> None:
     """The progress bar and MLflow show the trials."""
     import optuna
@@ -249,8 +237,6 @@ def _run_trials(
     settings: SearchSettings, folder: str, frame_set: FrameSet, selection: LabelSelection, monitor: SearchMonitor
 ) -> list[TrialRecord]:
     """Run the trials, or what is left of them."""
-    import ray
-
     records = read_records(folder)
     for record in records:
         if record.state == FAILED:  # what made it fail may have been mended
@@ -263,7 +249,9 @@ def _run_trials(
     campaign = _Campaign(settings, folder, records, monitor)
     if not campaign.num_left:
         return records
-    concurrent, gpus = concurrent_trials(settings, ray.cluster_resources())
+    gpus = settings.gpus_per_trial
+    if gpus is None:
+        gpus = float(choose_gpus(None, 1, "gpus_per_trial"))
     base = settings.finetune
     data = {
         "train": load_labelled(frame_set, base.split, clips=selection.clips),
@@ -280,8 +268,11 @@ def _run_trials(
         "threads": settings.cpus_per_trial,
         "use_gpu": gpus > 0,
     }
-    resources = {"cpu": settings.cpus_per_trial, "gpu": gpus}
-    run_trials(monitor.run_id, campaign, trial, given, campaign.num_left, concurrent, resources)
+    resources = {"CPU": float(settings.cpus_per_trial), "GPU": gpus}
+    wait_for_node(resources, settings.start_timeout_s)
+    with said_when_lost(resources):
+        concurrent = min(settings.max_concurrent or campaign.num_left, campaign.num_left)
+        run_trials(monitor.run_id, campaign, trial, given, campaign.num_left, concurrent, resources)
     return list(campaign.records.values())
 
 

@@ -14,10 +14,12 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from pipeline.errors import EquihandError, causes, one_line
+from pipeline.ray_cluster import is_fixed
 from pipeline.training.background import BackgroundCall
 
 NUMBER = "number"
 """Of the trial, in what it is given; the other keys are its values."""
+_MOST_PENDING = 4
 _RESTARTS = 1  # a lost worker is worth another try; a diverged trial then fails again, from its last checkpoint
 
 
@@ -101,8 +103,10 @@ def run_trials(
 ) -> None:
     """Call function(values, **given) for each trial, in processes of the cluster, until `trials` has no more.
 
-    key: names the search in this process. num: of trials at most. concurrent: at a time. resources: of each, {"cpu": ..., "gpu": ...}.
+    key: names the search in this process. num: of trials at most. concurrent: at a time. resources: of each, {"CPU": ..., "GPU": ...}.
     """
+    # Trials that wait for a node make an autoscaler start it; but each of them was proposed without knowing what the others reach.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1" if is_fixed() else str(_MOST_PENDING))
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is said by `trials`
@@ -110,7 +114,9 @@ def run_trials(
     try:
         with tempfile.TemporaryDirectory(prefix="equihand-tune-") as directory:
             tuner = tune.Tuner(
-                tune.with_resources(tune.with_parameters(function, **given), resources),
+                tune.with_resources(
+                    tune.with_parameters(function, **given), {name.lower(): value for name, value in resources.items()}
+                ),
                 tune_config=tune.TuneConfig(
                     num_samples=num,
                     max_concurrent_trials=concurrent,

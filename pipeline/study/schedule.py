@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Settings
 from pipeline.errors import EquihandError
+from pipeline.ray_cluster import autoscaler_state, choose_gpus, is_fixed
 from pipeline.run_log import run_log
 from pipeline.study.cells import Place, finetune_cell, pretrain_cell
 from pipeline.study.grid import arm_recipe, cell_recipe
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.study.run import Study
 
 _POLL_S = 1.0
+_MOST_ASKED_FOR = 16  # of an autoscaler, where max_concurrent is not given
 _MAX_RETRIES = 2  # of a cell whose process is lost; it goes on from its last checkpoint
 
 Say = Callable[[str], None]
@@ -80,16 +82,17 @@ class Schedule:
             return True
         if self.settings.max_concurrent is not None and len(running) >= self.settings.max_concurrent:
             return False
+        if not is_fixed() and autoscaler_state() is not None:  # nodes come for what waits
+            return len(running) < _MOST_ASKED_FOR
         total = ray.cluster_resources()
         cpus, gpus = zip(*(self._resources(each) for each in [*running, work]), strict=True)
         return sum(cpus) + len(cpus) <= total.get("CPU", 0) and sum(gpus) <= total.get("GPU", 0) + 1e-6
 
     def _resources(self, work: Work) -> tuple[int, float]:
         """CPUs and GPUs of a work."""
-        import ray
-
-        cell: CellSettings = self.settings.pretrain_cell if work.cell is None else self.settings.finetune_cell
-        return cell.cpus, cell.gpus if cell.gpus is not None else min(1.0, ray.cluster_resources().get("GPU", 0.0))
+        name = "pretrain_cell" if work.cell is None else "finetune_cell"
+        cell: CellSettings = getattr(self.settings, name)
+        return cell.cpus, float(choose_gpus(None, 1, f"{name}.gpus")) if cell.gpus is None else cell.gpus
 
     def _start(self, work: Work) -> Any:
         """The work as a Ray task."""

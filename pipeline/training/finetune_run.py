@@ -11,8 +11,9 @@ from pipeline.storage import preflight
 from pipeline.training.finetune import run_epochs
 from pipeline.training.finetune_data import worker_data
 from pipeline.training.finetune_recipe import FinetuneSettings, batch_and_steps, check_settings, with_epochs
-from pipeline.training.launch import LaunchSettings, train_on_workers
+from pipeline.training.launch import train_on_workers
 from pipeline.training.worker import Worker
+from pipeline.training.workers import LaunchSettings
 
 
 class FinetuneRunSettings(LaunchSettings, FinetuneSettings):

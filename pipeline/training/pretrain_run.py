@@ -6,9 +6,10 @@ from pipeline.frames.mixing import uris_of
 from pipeline.progress import SILENT, Progress
 from pipeline.runs import started_with
 from pipeline.storage import preflight
-from pipeline.training.launch import LaunchSettings, train_on_workers
+from pipeline.training.launch import train_on_workers
 from pipeline.training.pretrain import run_epochs
 from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe, global_batch, probed_set, steps_of_epoch
+from pipeline.training.workers import LaunchSettings
 
 
 class PretrainSettings(LaunchSettings, PretrainRecipe):

@@ -6,7 +6,7 @@ lost that checkpoint, not the one before.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -15,8 +15,8 @@ from pipeline.errors import one_line
 from pipeline.models.checkpoints import Snapshot
 from pipeline.run_log import log
 
-Keep = Callable[[Snapshot, dict[str, Any]], None]
-"""Writes a checkpoint with its metrics."""
+Keep = Callable[[Snapshot, dict[str, Any], list[dict[str, Any]]], None]
+"""Writes a checkpoint with its metrics, and what was reported last."""
 
 
 class Saving:
@@ -27,13 +27,13 @@ class Saving:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: Future[None] | None = None
 
-    def save(self, snapshot: Snapshot, metrics: dict[str, Any]) -> float:
-        """Begin to write a checkpoint of now; the seconds for which that held up the caller. Raises what went wrong with the one
-        before."""
+    def save(self, snapshot: Snapshot, metrics: dict[str, Any], recent: Iterable[dict[str, Any]] = ()) -> float:
+        """Begin to write a checkpoint of now; the seconds for which that held up the caller. recent: what was reported last. Raises what
+        went wrong with the one before."""
         began = time.perf_counter()
         self.wait()
         waited = time.perf_counter() - began
-        self._last = self._thread.submit(self._keep, snapshot.copied(), dict(metrics))
+        self._last = self._thread.submit(self._keep, snapshot.copied(), dict(metrics), [*recent])
         pause = time.perf_counter() - began
         log("checkpoint begun", step=metrics.get("step"), pause_s=round(pause, 3), waited_s=round(waited, 3))
         return pause

@@ -1,11 +1,12 @@
 """What a run waits for, said at the terminal and in its log, less and less often, and a deadline."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pipeline.errors import TrainingError
+from pipeline import ray_cluster
+from pipeline.errors import SettingsError, TrainingError
+from pipeline.ray_cluster import in_words
 from pipeline.training.pulse import Sign
 
 _SOON_S = 10.0
@@ -64,17 +65,19 @@ class Watch:
         resources: Mapping[str, float],
         deadline_s: float,
         say: Callable[[str], None],
-        there: Callable[[], str],
+        there: Callable[[Mapping[str, float]], str] = ray_cluster.there,
+        can_never_hold: Callable[[Mapping[str, float], int], bool] = ray_cluster.can_never_hold,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """resources: of each worker. there: what the cluster has, in words."""
-        self._num_workers, self._deadline = num_workers, deadline_s
+        """resources: of each worker. there: what the cluster has, in words. can_never_hold: whether it never can."""
+        self._num_workers, self._resources, self._deadline = num_workers, resources, deadline_s
         self._worker = f" of ({in_words(resources)})"
-        self._say, self._there, self._clock = say, there, clock
+        self._say, self._there, self._clock, self._can_never_hold = say, there, clock, can_never_hold
         self._kind, self._since, self._next_s = "", clock(), 0.0
 
     def look(self, signs: Mapping[int, Sign]) -> None:
-        """Say what is missing where that is due. Raises TrainingError after the deadline."""
+        """Say what is missing where that is due. Raises TrainingError after the deadline, SettingsError where what is
+        missing can never come."""
         now, lacking = self._clock(), missing(signs, self._num_workers)
         if lacking is None:
             self._kind = ""
@@ -89,30 +92,12 @@ class Watch:
             return
         self._next_s = 2 * waited
         worker = self._worker if lacking.kind == "workers" else ""
-        there = "" if lacking.kind == "report" else f"; {self._there()}"
+        if worker and self._can_never_hold(self._resources, self._num_workers):
+            raise SettingsError(ray_cluster.never_text(self._resources, self._num_workers))
+        there = "" if lacking.kind == "report" else f"; {self._there(self._resources)}"
         text = f"{lacking.text}{worker} for {waited:.0f} s{there}"
         if is_over:
             raise TrainingError(
                 f"gave up waiting for {text}. The deadline is workers.start_timeout_s = {self._deadline:g}; the same command goes on"
             )
         self._say(f"waiting for {text}")
-
-
-def in_words(resources: Mapping[str, float]) -> str:
-    """Such as "3 CPU, 1 GPU"."""
-    return ", ".join(
-        f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU") if name == "CPU" or resources.get(name)
-    )
-
-
-def cluster_in_words(nodes: list[dict[str, Any]], free: Mapping[str, float], worker: Mapping[str, float]) -> str:
-    """What a cluster has, and why a worker may find no place. nodes: as ray.nodes() lists them."""
-    alive = [node["Resources"] for node in nodes if node.get("Alive", node.get("alive"))]
-    counted = Counter(in_words(each) for each in alive)
-    kinds = " and ".join(f"{count} node{'s' if count > 1 else ''} of ({what})" for what, count in counted.items())
-    text = f"the cluster has {kinds or 'no node'}, free: {in_words(free)}"
-    if alive and not any(all(node.get(name, 0) >= need for name, need in worker.items()) for node in alive):
-        return f"{text}; no node is large enough for a worker"
-    if alive and free.get("CPU", 0) < 1:
-        return f"{text}; no CPU is left for another worker or for readers"
-    return text

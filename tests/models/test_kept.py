@@ -26,7 +26,7 @@ def saver(step: int, score: float | None = None):
 
 def keep(kept: Kept, step: int, score: float | None = None, last: bool = False) -> None:
     metrics = {"step": step, "epoch": step / 10, "loss": 1.0, "pictures": ["views.png"]}
-    kept.keep(saver(step, score), metrics if score is None else {**metrics, "score": score}, last)
+    kept.keep(saver(step, score), metrics if score is None else {**metrics, "score": score}, last=last)
 
 
 def resumed_step(kept: Kept, directory: Path, say=lambda text: None) -> int:

@@ -5,7 +5,7 @@ import pytest
 from pipeline.errors import SettingsError, TrainingError
 from pipeline.models.kept import checkpoints_in
 from pipeline.models.weights import load_pose_model
-from pipeline.search.campaign import SearchSettings, concurrent_trials, run_search
+from pipeline.search.campaign import SearchSettings, run_search
 from pipeline.search.records import read_records, write_record
 from pipeline.storage import delete, exists, join, read_json
 from pipeline.tracking import TrackingSettings
@@ -29,18 +29,6 @@ def search_settings(frame_set: str, **changes) -> SearchSettings:
             **changes,
         }
     )
-
-
-def test_concurrency_follows_the_cluster():
-    settings = search_settings("unused", num_trials=20)
-    assert concurrent_trials(settings, {"CPU": 8.0}) == (8, 0.0)
-    assert concurrent_trials(settings, {"CPU": 8.0, "GPU": 2.0}) == (2, 1.0)
-    assert concurrent_trials(search_settings("unused"), {"CPU": 8.0}) == (3, 0.0)
-    quarter = search_settings("unused", num_trials=20, gpus_per_trial=0.25)
-    assert concurrent_trials(quarter, {"CPU": 64.0, "GPU": 2.0}) == (8, 0.25)
-    assert concurrent_trials(search_settings("unused", max_concurrent=2), {"CPU": 8.0})[0] == 2
-    with pytest.raises(SettingsError, match="a trial needs 4 CPUs"):
-        concurrent_trials(search_settings("unused", cpus_per_trial=4), {"CPU": 2.0})
 
 
 def test_too_many_frames_for_a_search_are_refused(tmp_path):

@@ -14,10 +14,10 @@ from pipeline.models.checkpoints import read_checkpoint
 from pipeline.models.kept import Kept, checkpoints_in
 from pipeline.models.pretrain import PretrainModel
 from pipeline.training import pretrain
-from pipeline.training.launch import WorkerSettings
 from pipeline.training.pretrain_recipe import check_recipe
 from pipeline.training.pretrain_run import PretrainSettings, with_shares
 from pipeline.training.worker import Worker
+from pipeline.training.workers import WorkerSettings
 from tests.tiny_sets import write_tiny_set
 from tests.training.gloo import process_group
 

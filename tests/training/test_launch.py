@@ -24,12 +24,13 @@ from pipeline.runs import RunSettings
 from pipeline.storage import read_json
 from pipeline.tracked import Delivered, Run, deliver_left
 from pipeline.tracking import Sender, StoredRun, TrackingSettings
-from pipeline.training import launch
+from pipeline.training import launch, worker_run
 from pipeline.training.board import progress_board
-from pipeline.training.launch import LaunchSettings, train_on_workers
+from pipeline.training.launch import train_on_workers
 from pipeline.training.leaving import ENDS, MOVES
 from pipeline.training.pulse import Pulse, Sign
 from pipeline.training.saving import saving
+from pipeline.training.workers import LaunchSettings
 from tests.training.damage import damage
 
 
@@ -181,7 +182,7 @@ def alone(monkeypatch):
 
 def work(loop, tmp_path, board):
     settings = LaunchSettings(run=RunSettings(storage=str(tmp_path), run_id="run"))
-    return launch._run_worker(loop, settings, None, board, str(tmp_path / "run"), 1, False, time.time())
+    return worker_run.run_worker(loop, settings, None, board, str(tmp_path / "run"), 1, False, time.time())
 
 
 def test_a_worker_leaves_with_the_checkpoint_of_its_last_step(alone, tmp_path):
@@ -239,13 +240,13 @@ def hang(folder: str) -> None:
     """A worker's process whose step does not end."""
     kept, written = Kept(folder), threading.Event()
 
-    def keep(snapshot, metrics):
+    def keep(snapshot, metrics, recent):
         assert written.wait(300)
         kept.keep(snapshot, metrics)
 
     def give_up(reason: str) -> None:
         written.set()
-        launch._give_up(FakeBoard(), writer, reason)  # type: ignore[arg-type]
+        worker_run._give_up(FakeBoard(), writer, reason)  # type: ignore[arg-type]
 
     with run_log(folder, "worker-0"), saving(keep) as writer:
         writer.save(save_step(1), {"step": 1})
@@ -276,8 +277,10 @@ def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog,
     """The newest checkpoint is damaged, and so is the list that Ray Train kept of them. MLflow fails on the way."""
     folder = tmp_path / "runs/broken"
     kept = Kept(str(folder))
+    lost = {"step": 1, "epoch": 0.5, "score": -1.5, "loss": 0.25}  # reported before the second one, and not arrived
     for step in (1, 2, 3):
-        kept.keep(save_step(step), {"step": step, "score": -step})
+        metrics = {"step": step, "score": -step}
+        kept.keep(save_step(step), metrics, recent=[lost, metrics] if step == 2 else [])
     damage(str(folder / "checkpoint_000003/model.safetensors"), "one byte changed")
     (folder / "checkpoint_manager_snapshot.json").write_bytes(b"")
 
@@ -307,7 +310,9 @@ def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog,
     assert "untracked" not in read_json(str(folder / "result.json"))
     monkeypatch.setattr("pipeline.tracking.Sender._give", given)
     assert deliver_left(str(folder)) == Delivered(1, "")
-    assert StoredRun(tracking.uri, result["mlflow_run_id"]).history()["score"] == [(2, -2.0), (3, -3.0)]
+    history = StoredRun(tracking.uri, result["mlflow_run_id"]).history()
+    assert history["score"] == [(1, -1.5), (2, -2.0), (3, -3.0)]
+    assert history["loss"] == [(1, 0.25)]
 
 
 def test_a_run_without_a_whole_checkpoint_says_so_in_one_line(ray_cluster, tmp_path):

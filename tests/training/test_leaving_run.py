@@ -114,7 +114,8 @@ NEVER = """
 import sys
 import ray
 from jobs.runtime import Job, RaySettings, run_job
-from pipeline.training.launch import LaunchSettings, train_on_workers
+from pipeline.training.launch import train_on_workers
+from pipeline.training.workers import LaunchSettings
 
 @ray.remote(num_cpus=3)
 class Neighbour:
@@ -156,7 +157,8 @@ from torch import nn
 from jobs.runtime import RaySettings, ray_session
 from pipeline.models.checkpoints import Snapshot, read_trainer_state
 from pipeline.progress import SILENT
-from pipeline.training.launch import LaunchSettings, train_on_workers
+from pipeline.training.launch import train_on_workers
+from pipeline.training.workers import LaunchSettings
 
 def loop(settings, data, worker):
     folder = Path(worker.folder)

@@ -17,7 +17,6 @@ from pipeline.models.kept import Kept, OutOfTime, checkpoints_in
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 from pipeline.runs import RunSettings, open_run
 from pipeline.tracking import StoredRun
-from pipeline.training.launch import WorkerSettings
 from pipeline.training.leaving import Left
 from pipeline.training.optim import OptimiserSettings, build_optimiser
 from pipeline.training.pretrain import Steps, run_epochs
@@ -25,6 +24,7 @@ from pipeline.training.pretrain_recipe import check_recipe
 from pipeline.training.pretrain_run import PretrainSettings, run_pretrain
 from pipeline.training.saving import saving
 from pipeline.training.worker import Worker
+from pipeline.training.workers import WorkerSettings
 from pipeline.views import ViewSettings
 from tests.tiny_sets import write_tiny_set
 from tests.training.damage import damage

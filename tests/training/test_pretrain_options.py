@@ -12,11 +12,11 @@ from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 from pipeline.runs import RunSettings
 from pipeline.tracking import StoredRun, TrackingSettings
-from pipeline.training.launch import WorkerSettings
 from pipeline.training.optim import OptimiserSettings, build_optimiser
 from pipeline.training.pretrain import Steps
 from pipeline.training.pretrain_run import PretrainSettings, run_pretrain
 from pipeline.training.worker import Worker
+from pipeline.training.workers import WorkerSettings
 from pipeline.views import ViewSettings
 from tests.tiny_sets import write_tiny_set
 

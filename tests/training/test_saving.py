@@ -40,7 +40,7 @@ def test_what_is_written_is_of_the_moment_it_was_asked_for(tmp_path):
     snapshot(model, optimiser, 2)(tmp_path / "then")
     kept, go = Kept(str(tmp_path / "run")), threading.Event()
 
-    def keep(moment, metrics):
+    def keep(moment, metrics, recent):
         assert go.wait(LONG)
         kept.keep(moment, metrics)
 
@@ -63,7 +63,7 @@ def test_the_next_one_waits_for_the_one_before_and_the_end_for_the_last(tmp_path
     began: list[int] = []
     ended: list[int] = []
 
-    def keep(moment, metrics):
+    def keep(moment, metrics, recent):
         assert began == ended
         began.append(metrics["step"])
         ended.append(metrics["step"])
@@ -78,7 +78,7 @@ def test_an_error_reaches_the_training(tmp_path):
     model, optimiser = trained(1)
     done = threading.Event()
 
-    def refused(moment, metrics):
+    def refused(moment, metrics, recent):
         try:
             raise StorageError("s3://a/b: no answer")
         finally:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.errors import TrainingError
+from pipeline.errors import SettingsError, TrainingError
 from pipeline.training.pulse import Sign
-from pipeline.training.waiting import Watch, cluster_in_words, missing
+from pipeline.training.waiting import Watch, missing
 
 TRAINS = Sign("step", 0.2, 7)
 
@@ -32,7 +32,7 @@ def test_what_is_missing(signs, text):
 
 
 class Waited:
-    def __init__(self, deadline_s: float = 1000.0) -> None:
+    def __init__(self, deadline_s: float = 1000.0, never: bool = False) -> None:
         self.now = 0.0
         self.said: list[tuple[float, str]] = []
         self.watch = Watch(
@@ -40,7 +40,8 @@ class Waited:
             {"CPU": 1.0, "GPU": 1.0},
             deadline_s,
             lambda text: self.said.append((self.now, text)),
-            lambda: "the cluster has no node",
+            lambda worker: "the cluster has no node",
+            lambda worker, num: (worker, num) == ({"CPU": 1.0, "GPU": 1.0}, 2) and never,
             lambda: self.now,
         )
 
@@ -48,6 +49,15 @@ class Waited:
         while self.now < end:
             self.now += 0.5
             self.watch.look(signs(self.now) if callable(signs) else signs)
+
+
+def test_what_can_never_come_is_not_waited_for():
+    waited = Waited(never=True)
+    with pytest.raises(
+        SettingsError, match=r"^2 x \(1 CPU, 1 GPU\): no nodes that this cluster may start can hold that"
+    ):
+        waited.until(2000.0, {0: TRAINS})
+    assert (waited.now, waited.said) == (10.5, [])
 
 
 def test_it_is_said_less_and_less_often_until_the_deadline():
@@ -83,17 +93,3 @@ def test_a_long_probe_is_said_and_has_no_deadline():
     waited = Waited(deadline_s=30.0)
     waited.until(200.0, lambda now: {0: Sign("probe", now, 7), 1: Sign("report", now, 7)})
     assert [when for when, _ in waited.said] == [60.0, 120.0]
-
-
-def test_what_a_cluster_has():
-    small = {"Alive": True, "Resources": {"CPU": 4.0, "memory": 1.0}}
-    large = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}
-    gone = {"Alive": False, "Resources": {"CPU": 99.0}}
-    text = cluster_in_words([small, large, small, gone], {"CPU": 3.0}, {"CPU": 2.0})
-    assert text == "the cluster has 2 nodes of (4 CPU) and 1 node of (8 CPU, 1 GPU), free: 3 CPU"
-    assert cluster_in_words([small], {"CPU": 4.0}, {"CPU": 6.0}).endswith("; no node is large enough for a worker")
-    assert cluster_in_words([small, small], {"CPU": 6.0}, {"CPU": 2.0, "GPU": 1.0}).endswith(
-        "is large enough for a worker"
-    )
-    assert cluster_in_words([small], {}, {"CPU": 2.0}).endswith("no CPU is left for another worker or for readers")
-    assert cluster_in_words([gone], {}, {"CPU": 2.0}) == "the cluster has no node, free: 0 CPU"

@@ -1,0 +1,226 @@
+"""What a Ray cluster has, and what it could get: nodes of a cluster with an autoscaler come when they are asked for, and go again.
+
+Jobs ask for what they need and wait for it. Only what can never come is refused at once.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.errors import SettingsError, TrainingError, warn
+
+START_TIMEOUT_S = 1800.0
+"""For which data work waits for a first node."""
+_SOON_S = 10.0
+_ASK_AUTOSCALER_EVERY_S = 5.0
+_LOOK_S = 2.0
+_fixed = [False]
+
+
+def set_fixed(value: bool) -> None:
+    """Say whether this process has started the Ray that it uses, of one node for good."""
+    _fixed[0] = value
+
+
+def is_fixed() -> bool:
+    """Whether nothing can come to what is there."""
+    return _fixed[0]
+
+
+def choose_gpus(given: bool | None, num: int, name: str) -> bool:
+    """Whether to use GPUs, `num` of them; given: the setting called `name`. Where it is none, they are used if the cluster has them.
+
+    Raises SettingsError for none where an autoscaler starts nodes: which are there just now should not decide.
+    """
+    if given is not None:
+        return given
+    import ray
+
+    if not is_fixed() and autoscaler_state() is not None:
+        raise SettingsError(
+            f"setting '{name}' must be given: nodes of this cluster come and go, so those that are there now do not decide "
+            "whether GPUs are used"
+        )
+    return ray.cluster_resources().get("GPU", 0) >= num
+
+
+def autoscaler_state() -> Any:
+    """What the cluster's autoscaler (of version 2, as KubeRay's) says, as Ray's AutoscalingState; None where there is none."""
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated import autoscaler_pb2
+
+    reply = autoscaler_pb2.GetClusterStatusReply()  # type: ignore[attr-defined]
+    try:
+        reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=5))
+    except Exception:  # of a client outside the cluster, or a server that is just starting
+        return None
+    return reply.autoscaling_state if reply.autoscaling_state.autoscaler_state_version else None
+
+
+def can_never_hold(resources: Mapping[str, float], num: int = 1) -> bool:
+    """Whether the autoscaler says so of `num` bundles of these resources that were asked for. False where nobody knows."""
+    state = autoscaler_state()
+    if state is None:
+        return False
+    wanted = {name: float(value) for name, value in resources.items() if value}
+    single = any(_bundle(request) == wanted for request in state.infeasible_resource_requests)
+    gangs = [
+        [_bundle(request) for request in gang.requests]
+        or [_bundle(request) for each in gang.bundle_selectors for request in each.resource_requests]
+        for gang in state.infeasible_gang_resource_requests
+    ]
+    return single or any(bundles == [wanted] * num for bundles in gangs)
+
+
+def _bundle(request: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in request.resources_bundle.items() if value}
+
+
+def wait_for_node(
+    resources: Mapping[str, float], deadline_s: float = START_TIMEOUT_S, say: Callable[[str], None] = warn
+) -> None:
+    """Until a node is there that is large enough for {"CPU": ..., "GPU": ...}; asks an autoscaler for it, and says what it waits for.
+
+    Raises SettingsError where no node can ever hold that, TrainingError after the deadline.
+    """
+    import ray
+
+    if _large_enough(resources):
+        return
+    if is_fixed():
+        raise SettingsError(
+            f"{in_words(resources)} at a time are needed, {there(resources)}; give this Ray more (ray.num_cpus), or ask for less"
+        )
+
+    def nothing() -> None:
+        """Only its resources matter."""
+
+    asks = ray.remote(num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0), max_retries=0)
+    task = asks(nothing).remote()
+    reminder = Reminder(f"a node for ({in_words(resources)})", deadline_s, say, lambda: there(resources))
+    asked = time.monotonic()
+    try:
+        while not _large_enough(resources):
+            if ray.wait([task], timeout=1)[0]:
+                return
+            reminder.look()
+            if time.monotonic() - asked > _ASK_AUTOSCALER_EVERY_S:
+                asked = time.monotonic()
+                if can_never_hold(resources):
+                    raise SettingsError(never_text(resources, 1))
+    finally:
+        ray.cancel(task, force=True)
+
+
+@contextmanager
+def said_when_lost(resources: Mapping[str, float], say: Callable[[str], None] = warn) -> Iterator[None]:
+    """While the block runs, say where no node is there (any more) that holds that: Ray waits for one in silence, and asks for it."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        reminder: Reminder | None = None
+        while not ended.wait(_LOOK_S):
+            if _large_enough(resources):
+                reminder = None
+                continue
+            words = f"a node for ({in_words(resources)})"
+            reminder = reminder or Reminder(words, float("inf"), say, lambda: there(resources))
+            reminder.look()
+
+    thread = threading.Thread(target=watch, daemon=True, name="nodes")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(_LOOK_S)
+
+
+def never_text(resources: Mapping[str, float], num: int) -> str:
+    """That this can never come."""
+    what = f"{num} x ({in_words(resources)})" if num > 1 else f"({in_words(resources)})"
+    return (
+        f"{what}: no nodes that this cluster may start can hold that; ask for less, or let its autoscaler start larger or more nodes "
+        "(maxReplicas, max_workers)"
+    )
+
+
+class Reminder:
+    """Says what is waited for, less and less often, and gives up after a deadline."""
+
+    def __init__(self, what: str, deadline_s: float, say: Callable[[str], None], there: Callable[[], str]) -> None:
+        """there: what the cluster has, in words."""
+        self._what, self._deadline_s, self._say, self._there = what, deadline_s, say, there
+        self._since, self._next_s = time.monotonic(), _SOON_S
+
+    def look(self) -> None:
+        """Say it where that is due. Raises TrainingError after the deadline."""
+        waited = time.monotonic() - self._since
+        is_over = waited >= self._deadline_s
+        if waited < self._next_s and not is_over:
+            return
+        self._next_s = 2 * waited
+        text = f"{self._what} for {waited:.0f} s; {self._there()}"
+        if is_over:
+            raise TrainingError(f"gave up waiting for {text}. The same command goes on")
+        self._say(f"waiting for {text}")
+
+
+def there(resources: Mapping[str, float]) -> str:
+    """What the cluster has, in words, and why these resources may find no place in it."""
+    import ray
+
+    return cluster_in_words(ray.nodes(), ray.available_resources(), resources, autoscaler_state())
+
+
+def cluster_in_words(
+    nodes: list[dict[str, Any]], free: Mapping[str, float], wanted: Mapping[str, float], scaling: Any = None
+) -> str:
+    """The same. nodes: as ray.nodes() lists them; scaling: the autoscaler's state."""
+    alive = _resources_of(nodes)
+    counted = Counter(in_words(each) for each in alive)
+    kinds = " and ".join(f"{count} node{'s' if count > 1 else ''} of ({what})" for what, count in counted.items())
+    text = f"the cluster has {kinds or 'no node'}, free: {in_words(free)}{_coming(scaling)}"
+    if alive and not any(_holds(node, wanted) for node in alive):
+        return f"{text}; no node is large enough for ({in_words(wanted)})"
+    if alive and free.get("CPU", 0) < 1:
+        return f"{text}; no CPU is left for another worker or for readers"
+    return text
+
+
+def _coming(scaling: Any) -> str:
+    """What an autoscaler is doing."""
+    if scaling is None:
+        return ""
+    asked = Counter(each.ray_node_type_name for each in scaling.pending_instances)
+    for each in scaling.pending_instance_requests:
+        asked[each.ray_node_type_name] += each.count
+    parts = [f"{count} x {name}" for name, count in asked.items()]
+    text = f"; being started: {', '.join(parts)}" if parts else "; its autoscaler starts none just now"
+    failed = {each.ray_node_type_name: each.reason for each in scaling.failed_instance_requests}
+    return text + "".join(f"; {name} failed to start: {reason}" for name, reason in failed.items())
+
+
+def in_words(resources: Mapping[str, float]) -> str:
+    """Such as "3 CPU, 1 GPU"."""
+    return ", ".join(
+        f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU") if name == "CPU" or resources.get(name)
+    )
+
+
+def _large_enough(resources: Mapping[str, float]) -> bool:
+    import ray
+
+    return any(_holds(node, resources) for node in _resources_of(ray.nodes()))
+
+
+def _resources_of(nodes: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return [node["Resources"] for node in nodes if node.get("Alive", node.get("alive"))]
+
+
+def _holds(node: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    return all(node.get(name, 0) >= need for name, need in wanted.items())
