@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo mlflow test lint format types unit chaos cluster cluster-down clean
+.PHONY: help setup demo mlflow test lint format types unit slow chaos cluster cluster-down clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sort | awk -F ':.*  ## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ types: $(READY)  ## mypy
 
 unit: $(READY)  ## pytest (make unit ARGS="tests/test_views.py -x")
 	@$(BIN)/python -m pytest $(ARGS)
+
+slow: $(READY)  ## pytest: what takes minutes, apart from the other tests
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 chaos: $(READY)  ## pretraining under faults, with three seeds (half an hour; make chaos ARGS="--seeds 4")
 	@$(BIN)/python -m tests.chaos $(ARGS)

@@ -1,6 +1,7 @@
 """A Ray cluster of one head and two worker nodes on this machine, to rehearse what runs on a real one.
 
     python -m cluster.local up        start it (nothing happens when it already runs)
+    python -m cluster.local up --autoscale    start the head alone; nodes come when jobs ask for them, and go
     python -m cluster.local status    what runs
     python -m cluster.local down      stop it, and nothing else
 
@@ -37,6 +38,9 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 WORKER_OBJECT_STORE_MB = 256
 HEAD_OBJECT_STORE_MB = 100
+IDLE_S = 20.0
+"""After which a node that nobody uses goes, where nodes come and go."""
+_HEAD_ID = "f" * 51 + "00000"
 
 # address, job_server, num_workers, cpus, folder; processes: {node: [process id, start time]}, `ray start` of each node;
 # members: [[process id, start time], ...], what these had started when the cluster was ready
@@ -47,10 +51,18 @@ class ClusterError(EquihandError):
     """The local cluster could not be started."""
 
 
-def up(home: Path, num_workers: int = 2, cpus: int = 4, job_port: int = 8265) -> State:
+def up(
+    home: Path,
+    num_workers: int = 2,
+    cpus: int = 4,
+    job_port: int = 8265,
+    autoscale: bool = False,
+    idle_s: float = IDLE_S,
+) -> State:
     """Start a cluster and wait until all of its nodes are there. One that runs already is left as it is.
 
-    home: folder of the state file and of the nodes' output.
+    home: folder of the state file and of the nodes' output. autoscale: start no worker node before it is asked for, and not more than
+    num_workers; one that nobody uses for idle_s seconds goes.
     cpus: logical CPUs of each worker node; more than the machine has is fine for a rehearsal.
     job_port: port of the job server and dashboard, on loopback.
     Raises ClusterError; whatever had been started is stopped then.
@@ -85,6 +97,12 @@ def up(home: Path, num_workers: int = 2, cpus: int = 4, job_port: int = 8265) ->
     worker = [f"--address=127.0.0.1:{gcs_port}", f"--num-cpus={cpus}"]
     worker += [f"--object-store-memory={WORKER_OBJECT_STORE_MB << 20}"]
     deadline = time.monotonic() + START_TIMEOUT_S
+    if autoscale:
+        shutil.copy(Path(__file__).with_name("nodes.py"), home)
+        config = home / "autoscaling.json"  # which is YAML, too
+        config.write_text(json.dumps(_autoscaling(gcs_port, num_workers, cpus, str(folder), idle_s)), encoding="utf-8")
+        head.append(f"--autoscaling-config={config.resolve()}")
+        state["num_workers"] = num_workers = 0
     try:
         _start_node(home, state, "head", head)
         _wait(state, home, 1, deadline)
@@ -130,6 +148,47 @@ def down(home: Path, keep_files: bool = False) -> bool:
     return True
 
 
+def _autoscaling(gcs_port: int, most: int, cpus: int, folder: str, idle_s: float) -> dict[str, Any]:
+    """Configuration of Ray's autoscaler, whose nodes are processes of this machine (nodes.py)."""
+    lists = ["initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"]
+    lists += [
+        "head_start_ray_commands",
+        "worker_start_ray_commands",
+        "cluster_synced_files",
+        "rsync_exclude",
+        "rsync_filter",
+    ]
+    return {
+        "cluster_name": "local",
+        "max_workers": most,
+        "idle_timeout_minutes": idle_s / 60,
+        "provider": {
+            "type": "external",
+            "module": "nodes.ProcessNodes",
+            "folder": folder,
+            "launch_multiple": True,
+            "head_node_id": _HEAD_ID,
+            "gcs_address": f"127.0.0.1:{gcs_port}",
+        },
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {
+                "resources": {"CPU": cpus, "object_store_memory": WORKER_OBJECT_STORE_MB << 20},
+                "node_config": {},
+                "labels": {},
+                "min_workers": 0,
+                "max_workers": most,
+            },
+        },
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        **{name: [] for name in lists},
+    }
+
+
 def _start_node(home: Path, state: State, name: str, options: list[str]) -> None:
     agent_listen, agent_grpc, runtime_env, metrics, client = _free_ports(5)
     command = [
@@ -148,6 +207,10 @@ def _start_node(home: Path, state: State, name: str, options: list[str]) -> None
         command.append(f"--ray-client-server-port={client}")
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_JOB_ID")}
     environment["RAY_AUTH_MODE"] = "token"
+    if any(option.startswith("--autoscaling-config") for option in options):
+        environment |= {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        environment["PYTHONPATH"] = str(home.resolve())  # of the autoscaler, which imports nodes.py
+        environment |= {"RAY_CLOUD_INSTANCE_ID": _HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID}
     # A job's entry point says `python`: it shall be the one that has the dependencies.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     Path(state["folder"], name).mkdir(parents=True, exist_ok=True)
@@ -249,6 +312,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cluster.local", description="A local Ray cluster for rehearsals.")
     parser.add_argument("action", choices=["up", "status", "down"])
     parser.add_argument("--workers", type=int, default=2, help="worker nodes (default: 2)")
+    parser.add_argument("--autoscale", action="store_true", help="start worker nodes only when jobs ask for them")
     parser.add_argument("--cpus", type=int, default=4, help="logical CPUs of each worker node (default: 4)")
     parser.add_argument("--port", type=int, default=8265, help="port of the job server (default: 8265)")
     arguments = parser.parse_args()
@@ -260,7 +324,7 @@ def main() -> int:
         state = (
             status(home)
             if arguments.action == "status"
-            else up(home, arguments.workers, arguments.cpus, arguments.port)
+            else up(home, arguments.workers, arguments.cpus, arguments.port, arguments.autoscale)
         )
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -270,7 +334,9 @@ def main() -> int:
         print("the local cluster is not whole: make cluster-down" if broken else "no local cluster is running")
         return 1
     print(
-        f"local cluster: 1 head, {state['num_workers']} worker nodes of {state['cpus']} CPUs ("
+        f"local cluster: 1 head, {state['num_workers']} worker nodes of {state['cpus']} CPUs"
+        + (f", up to {arguments.workers} more when jobs ask for them" if arguments.autoscale else "")
+        + " ("
         + ", ".join(f"{name}: process {pid}" for name, (pid, _) in state["processes"].items())
         + ")\n"
         f"  submit:  python -m jobs.submit --address {state['job_server']} JOB [--setting value ...]\n"

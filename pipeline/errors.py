@@ -50,6 +50,10 @@ class RefusedError(StorageError):
     """This file may not be read or written; its storage answers, so others may be."""
 
 
+class CredentialsError(StorageError):
+    """The storage refuses whoever asks: the credentials are wrong, or have expired and may be renewed."""
+
+
 class FullError(StorageError):
     """The disk is full, or the quota is used up. Beginning anew does not help; going on after somebody has made room does."""
 

@@ -16,15 +16,24 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.errors import BadUriError, DamagedError, FullError, MissingError, RefusedError, StorageError, one_line
+from pipeline.errors import (
+    BadUriError,
+    CredentialsError,
+    DamagedError,
+    FullError,
+    MissingError,
+    RefusedError,
+    StorageError,
+    one_line,
+)
 from pipeline.local_files import File
 from pipeline.local_files import walk as walk_local
 from pipeline.text_files import parse_json
@@ -42,6 +51,8 @@ _AWS_ERROR = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
 _UNKNOWN_TO_ARROW = re.compile(r"Unable to parse ExceptionName: (\w+)")
 _ABOUT_ONE_OBJECT = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND", "ACCESS_DENIED")
 """S3's words for an object that is not there (the second where its answer comes without a text), or may not be read."""
+_CREDENTIALS = ("invalidaccesskeyid", "signaturedoesnotmatch", "invalidtoken", "expiredtoken", "invalidclienttokenid")
+P = ParamSpec("P")
 T = TypeVar("T")
 
 DISK_TROUBLE = {
@@ -61,6 +72,22 @@ _PATH_TROUBLE = {
     errno.ENAMETOOLONG: "the name is too long for the file system",
     errno.ELOOP: "the path goes round in circles (symbolic links)",
 }
+
+
+def _with_fresh_credentials(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, begun anew a few times where the credentials were refused: whoever keeps them fresh may be a moment late."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        for attempt in range(1, _PATIENCE):
+            try:
+                return function(*args, **kwargs)
+            except CredentialsError:
+                forget_connections()
+                time.sleep(_backoff_s(attempt))
+        return function(*args, **kwargs)
+
+    return wrapped
 
 
 def is_local(uri: str) -> bool:
@@ -101,6 +128,7 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/") or "/", *(part.strip("/") for part in parts)])
 
 
+@_with_fresh_credentials
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     with named_errors(uri):
@@ -108,6 +136,7 @@ def exists(uri: str) -> bool:
         return filesystem.get_file_info(path).type != pafs.FileType.NotFound
 
 
+@_with_fresh_credentials
 def is_file(uri: str) -> bool:
     """Whether the URI names a file (not a folder)."""
     with named_errors(uri):
@@ -127,6 +156,7 @@ def list_sizes(uri: str, suffix: str | tuple[str, ...] = "") -> dict[str, int]:
     return {name: num_bytes for name, num_bytes in found.items() if name.lower().endswith(suffix)}
 
 
+@_with_fresh_credentials
 def walk(uri: str) -> list[File]:
     """All files below a folder, of which several may be names of one (see local_files.py). A missing folder gives an empty list.
 
@@ -141,6 +171,7 @@ def walk(uri: str) -> list[File]:
         return [File(info.path[len(path) + 1 :], info.size, info.path) for info in found]
 
 
+@_with_fresh_credentials
 def list_folders(uri: str) -> list[str]:
     """The folders directly in a folder, sorted, as URIs. A missing folder gives an empty list."""
     with named_errors(uri):
@@ -150,6 +181,7 @@ def list_folders(uri: str) -> list[str]:
     return sorted(prefix + info.path for info in found if info.type == pafs.FileType.Directory)
 
 
+@_with_fresh_credentials
 def size(uri: str) -> int:
     """Bytes of one file."""
     with named_errors(uri):
@@ -160,6 +192,7 @@ def size(uri: str) -> int:
         return info.size
 
 
+@_with_fresh_credentials
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
     """A whole file, in one request. Raises DamagedError where it has more bytes than `limit`."""
     with named_errors(uri):
@@ -216,6 +249,7 @@ def _backoff_s(attempt: int) -> float:
     return min(0.2 * 2**attempt, 20.0) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads attempts in time
 
 
+@_with_fresh_credentials
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole file, atomically: a reader sees the old content or the new, never a part of it."""
     with named_errors(uri):
@@ -251,6 +285,7 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, json.dumps(value, indent=1, allow_nan=False).encode())
 
 
+@_with_fresh_credentials
 def delete(uri: str) -> None:
     """Remove a file or a whole folder; a missing one is fine."""
     with named_errors(uri):
@@ -384,7 +419,7 @@ def _s3_reason(code: str, status: int | None, bucket: str, action: str) -> str |
     said, code, at = code, code.replace("_", "").lower(), _at_endpoint()
     if code in ("nosuchbucket", "404", "notfound"):
         return f"bucket '{bucket}' does not exist{at}; create it or correct the URI"
-    if code in ("invalidaccesskeyid", "signaturedoesnotmatch", "invalidtoken", "expiredtoken", "invalidclienttokenid"):
+    if code in _CREDENTIALS:
         return (
             f"the credentials were refused ({said}){at}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
             "AWS_SESSION_TOKEN"
@@ -466,6 +501,7 @@ def _s3(endpoint: str | None, credentials: tuple[object, ...]) -> pafs.S3FileSys
     )
 
 
+@_with_fresh_credentials
 def _copy(source: str, target: str) -> None:
     with named_errors(f"{source} -> {target}"):
         (source_fs, source_path), (target_fs, target_path) = resolve(source), resolve(target)
@@ -507,17 +543,32 @@ def named_errors(uri: str) -> Iterator[None]:
     except OSError as error:
         if "ACCESS_DENIED" in str(error):  # of one S3 object; pyarrow has no class for it
             raise RefusedError(f"{uri}: no permission") from None
-        kind = FullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-        raise kind(f"{uri}: {_reason(error, uri)}") from error
+        raise _kind(error)(f"{uri}: {_reason(error, uri)}") from error
+
+
+def _kind(error: OSError) -> type[StorageError]:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FullError
+    code, status = _aws_code(error)
+    is_unknown = code == "UNKNOWN" and status == 400
+    return CredentialsError if is_unknown or code.replace("_", "").lower() in _CREDENTIALS else StorageError
+
+
+def _aws_code(error: OSError) -> tuple[str, int]:
+    """S3's own word for it, and the HTTP status; "" and 0 where it is not S3's error."""
+    said = _AWS_ERROR.search(str(error))
+    if said is None:
+        return "", 0
+    code = _UNKNOWN_TO_ARROW.search(str(error)) or said
+    return code[1], int(said[2] or 0)
 
 
 def _reason(error: OSError, uri: str) -> str:
     if error.errno in (known := DISK_TROUBLE | _PATH_TROUBLE):
         return known[error.errno]
-    said = _AWS_ERROR.search(str(error))
-    if said is None:
+    code, status = _aws_code(error)
+    if not code:
         return one_line(error)
     bucket = re.search(r"s3://([^/\s]+)", uri)
-    code = _UNKNOWN_TO_ARROW.search(str(error)) or said
-    reason = _s3_reason(code[1], int(said[2] or 0), bucket[1] if bucket else "", "use")
+    reason = _s3_reason(code, status, bucket[1] if bucket else "", "use")
     return reason or one_line(error)

@@ -151,6 +151,18 @@ def test_credentials_that_are_kept_fresh_do_not_expire(clips, s3, proxy, tmp_pat
     late.start()
     assert epoch_of_set(frames) == expected
     late.join()
+    for key, work in {
+        "FIFTH": lambda: storage.exists(f"{s3}/x"),
+        "SIXTH": lambda: storage.delete(f"{s3}/x"),
+        "SEVENTH": lambda: storage.list_files(f"{s3}/frames"),
+        "EIGHTH": lambda: storage.copy_tree(f"{s3}/frames", f"{s3}/copy"),
+    }.items():
+        before = (tmp_path / "credentials").read_text().split()[3]
+        proxy.expired.add(before)
+        late = threading.Timer(0.5, key_file, (tmp_path, key))
+        late.start()
+        work()
+        late.join()
 
 
 @pytest.mark.parametrize("fault", ["503", "reset"])
