@@ -24,7 +24,7 @@ from jobs.ray_errors import lost_in_ray, ray_start_error
 from pipeline.config import Settings, load, to_yaml
 from pipeline.errors import EquihandError, LeftError, SettingsError, StorageError, UntrackedError, causes, one_line
 from pipeline.masking import masked
-from pipeline.ray_cluster import set_fixed
+from pipeline.ray_cluster import set_data_labels, set_fixed
 from pipeline.storage import DISK_TROUBLE
 from pipeline.training.background import THREAD as BACKGROUND
 
@@ -53,6 +53,9 @@ class RaySettings(Settings):
     num_cpus: int | None = Field(default=None, ge=1)
     """Logical CPUs of a local Ray. none takes the number of the machine's cores but at least 4, so that a laptop can do
     several things at once."""
+    data_labels: dict[str, str] = {}
+    """Labels of the cluster's nodes that do data work, such as {ray-subcluster: data}; {} takes any. Readers of a training have
+    workers.reader_labels."""
     object_store_mb: int | None = Field(default=None, ge=80)
     """Memory of the object store of a local Ray, in MiB. none leaves it to Ray (30 % of the memory)."""
 
@@ -129,6 +132,8 @@ def ray_session(settings: RaySettings = _ANY_RAY) -> Iterator[None]:
         raise ray_start_error(address, error) from error
     quiet_libraries()
     set_fixed(address == "local")
+    if settings.data_labels:
+        set_data_labels(settings.data_labels)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # ray.init put its own handler there, which ends without clean-up
     try:

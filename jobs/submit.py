@@ -5,7 +5,7 @@
     python -m jobs.submit --stop ID        end a job
     python -m jobs.submit --list           the cluster's jobs
 
-The settings are checked here, before anything is sent. The submission's id is the run's id: submitting a run that is
+The settings are checked here, before anything is sent; they travel as one file, submitted/settings.yaml. The submission's id is the run's id: submitting a run that is
 still going attaches to it; one that has ended is submitted as a further attempt of the same run, so training goes on
 from its last checkpoint. Ctrl-C detaches; the job goes on. The exit code is the job's (0 done, 1 failed, 2 bad settings).
 
@@ -32,16 +32,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+import yaml
+
 from jobs.main import JOBS
 from jobs.packing import pack
 from jobs.ray_errors import proxy_hint
 from jobs.ray_token import headers, token_path
 from jobs.runtime import EXIT_INTERRUPTED, Job
-from pipeline.config import flatten, uris_in
+from pipeline.config import flatten, flatten_values, uris_in
 from pipeline.errors import EquihandError, SettingsError, one_line
 from pipeline.masking import holds_secret
 from pipeline.models.shipped import shipped_models
+from pipeline.ray_cluster import in_words
 from pipeline.storage import is_local
+from pipeline.text_files import parse_yaml
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -53,7 +57,9 @@ CONNECT_TIMEOUT_S = 8.0
 # A stopped job writes a checkpoint, closes its MLflow run and ends its workers. By default Ray would wait 3 s for that.
 STOP_GENTLY = {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": "300"}
 FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+OLDEST_PYTHON = (3, 11)
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_SETTINGS_FILE = "submitted/settings.yaml"
 _ONLY_HERE = ("demo", "sync")  # of the table of jobs
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -64,9 +70,15 @@ class Submission(NamedTuple):
 
     job: str
     run_id: str
-    arguments: list[str]
-    files: dict[str, Path]
-    """Files that travel with the code, by their path in the job's working directory."""
+    settings: str
+    """What was given, as a YAML file."""
+    worker: dict[str, float]
+    """What one worker needs of a node, {"CPU": ..., "GPU": ...}; empty where the job has none."""
+
+    @property
+    def command(self) -> list[str]:
+        """What runs on the cluster, in the folder of the package."""
+        return ["python", "-m", f"jobs.{self.job}", f"--config={_SETTINGS_FILE}"]
 
 
 def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Submission:
@@ -75,8 +87,8 @@ def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Su
     Raises SettingsError: bad settings, a password in one of them, or a path that the cluster's nodes cannot see.
     """
     definition = job_called(job)
-    arguments = list(arguments)
-    settings = definition.load(arguments)
+    settings = definition.load(list(arguments))
+    given = settings.model_dump(mode="json", exclude_unset=True)
     run_id_setting = next((name for name in flatten(settings) if name.rpartition(".")[2] == "run_id"), None)
     if run_id_setting is not None:
         run_id = run_id or flatten(settings)[run_id_setting]
@@ -84,11 +96,11 @@ def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Su
     if not _RUN_ID.fullmatch(run_id):
         raise SettingsError(f"run id '{run_id}': use letters, digits, '.', '_' and '-' only")
     if run_id_setting is not None:
-        arguments = [*_without(arguments, run_id_setting), f"--{run_id_setting}={run_id}"]
-    tracking, server = getattr(settings, "tracking", None), os.environ.get("MLFLOW_TRACKING_URI")
-    if tracking is not None and server and "uri" not in tracking.model_fields_set:
-        arguments.append(f"--tracking.uri={server}")
-    settings = definition.load(arguments)
+        _give(given, run_id_setting, run_id)
+    if "tracking" in type(settings).model_fields and not _is_given("tracking.uri", arguments):
+        # A file beside the job would be lost with its node. What there is to be recorded lies in the run's storage then.
+        _give(given, "tracking.uri", os.environ.get("MLFLOW_TRACKING_URI"))
+    settings = definition.command_line.model_validate(given)
     for name, value in flatten(settings).items():
         if holds_secret(str(value)):
             raise SettingsError(
@@ -103,7 +115,38 @@ def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Su
             f"setting '{name}' = '{value}' is a path below this folder, which the cluster's nodes do not see; "
             "use s3://, or an absolute path on storage that all nodes share"
         )
-    return Submission(job, run_id, *_with_config_packed(arguments))
+    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=120)
+    return Submission(job, run_id, text, needs_of(settings))
+
+
+def _is_given(name: str, arguments: Sequence[str]) -> bool:
+    """Whether a setting stands in the arguments, or in their --config file. (What was read has all settings of a group.)"""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    config = parser.parse_known_args([*arguments])[0].config
+    values = parse_yaml(config.read_bytes()) if config else {}
+    in_file = name in flatten_values(values or {})
+    return in_file or any(argument.partition("=")[0] == f"--{name}" for argument in arguments)
+
+
+def _give(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set "a.b" in nested settings."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    values[last] = value
+
+
+def needs_of(settings: Any) -> dict[str, float]:
+    """What one worker, trial or model of a job needs of a node, as far as its settings say."""
+    workers = getattr(settings, "workers", None)
+    if workers is not None:
+        return {"CPU": workers.cpus_per_worker, "GPU": float(bool(workers.use_gpu))}
+    if hasattr(settings, "cpus_per_trial"):
+        return {"CPU": float(settings.cpus_per_trial), "GPU": float(settings.gpus_per_trial or 0)}
+    if hasattr(settings, "num_actors"):
+        return {"CPU": 1.0, "GPU": float(bool(settings.use_gpu))}
+    return {}
 
 
 def job_called(name: str) -> Job[Any]:
@@ -137,7 +180,7 @@ def attempts_of(client: "JobSubmissionClient", run_id: str) -> dict[int, "JobDet
 
 def submit(client: "JobSubmissionClient", address: str, submission: Submission) -> str:
     """Submit a job, or find the attempt of the same run that is still going; returns the submission's id."""
-    job, run_id, arguments, files = submission
+    run_id = submission.run_id
     attempts = attempts_of(client, run_id)
     latest = max(attempts, default=0)
     if latest and attempts[latest].status not in ENDED:
@@ -146,16 +189,17 @@ def submit(client: "JobSubmissionClient", address: str, submission: Submission) 
     # Ray refuses an id that it has seen, also that of a job that has ended.
     submission_id = f"{run_id}-attempt{latest + 1}" if latest else run_id
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder, "equihand.zip")
-        size = pack(ROOT, package, files)
+        package, settings = Path(folder, "equihand.zip"), Path(folder, "settings.yaml")
+        settings.write_text(submission.settings, encoding="utf-8")
+        size = pack(ROOT, package, {_SETTINGS_FILE: settings})
         client.submit_job(
-            entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]),
+            entrypoint=shlex.join(submission.command),
             submission_id=submission_id,
             runtime_env={
                 "working_dir": str(package),
                 "env_vars": {**STOP_GENTLY, **forwarded_environment(address, os.environ)},
             },
-            metadata={"job": job, "run_id": run_id},
+            metadata={"job": submission.job, "run_id": run_id},
         )
     print(f"submitted {submission_id} ({size / 1e3:.0f} kB of code) to {address}", flush=True)
     return submission_id
@@ -226,7 +270,39 @@ def connect(address: str) -> "JobSubmissionClient":
         )
     if version != ray.__version__:
         print(f"note: the cluster runs Ray {version}, this machine {ray.__version__}", file=sys.stderr)
+    python = _asked(address, "/api/v0/cluster_metadata", sent).get("data", {}).get("pythonVersion", "")
+    if python and tuple(map(int, re.findall(r"\d+", python)[:2])) < OLDEST_PYTHON:
+        raise EquihandError(
+            f"the cluster's Python is {python}; jobs need {'.'.join(map(str, OLDEST_PYTHON))} or newer on its nodes, and what "
+            "cluster/Containerfile installs"
+        )
     return JobSubmissionClient(address, headers=sent)
+
+
+def check_fit(address: str, worker: Mapping[str, float]) -> str:
+    """Why the job will wait, where no node of the cluster holds one worker now; else empty, also where nobody knows."""
+    if not worker:
+        return ""
+    summary = _asked(address, "/nodes?view=summary", headers()).get("data", {}).get("summary", [])
+    nodes = [node["raylet"].get("resourcesTotal", {}) for node in summary if node["raylet"].get("state") == "ALIVE"]
+    if not nodes or any(all(node.get(name, 0) >= need for name, need in worker.items()) for node in nodes):
+        return ""
+    there = ", ".join(in_words(node) for node in nodes)
+    return (
+        f"no node of the cluster holds ({in_words(worker)}) now; there: {there}. The job waits until one comes, or its "
+        "start_timeout_s is over"
+    )
+
+
+def _asked(address: str, path: str, sent: Mapping[str, str]) -> dict[str, Any]:
+    """What the job server answers; {} where it does not, as one of another version of Ray."""
+    request = urllib.request.Request(f"{address}{path}", headers=dict(sent))  # noqa: S310 - `job_server` lets http and https through only
+    try:
+        with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S / 2) as answer:  # noqa: S310
+            found = json.load(answer)
+    except (OSError, ValueError, HTTPException):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def job_server(address: str) -> str:
@@ -257,28 +333,6 @@ def _version(address: str, sent: Mapping[str, str]) -> tuple[str, bool]:
         if error.code in (401, 403):
             return "", True
         raise
-
-
-def _without(arguments: Sequence[str], name: str) -> list[str]:
-    """Arguments without one setting, in both of its spellings (`--name value`, `--name=value`)."""
-    kept = [argument for argument in arguments if not argument.startswith(f"--{name}=")]
-    while f"--{name}" in kept:
-        position = kept.index(f"--{name}")
-        del kept[position : position + 2]
-    return kept
-
-
-def _with_config_packed(arguments: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
-    """Let `--config` name the copy of the file that goes along in the package, wherever the original lies."""
-    arguments, files = list(arguments), {}
-    for position, argument in enumerate(arguments):
-        flag, separator, value = argument.partition("=")
-        if flag == "--config":
-            path = Path(value if separator else arguments[position + 1])
-            packed = f"submitted/{path.name}"
-            files[packed] = path
-            arguments[position if separator else position + 1] = f"--config={packed}" if separator else packed
-    return arguments, files
 
 
 def _first_line(error: object) -> str:
@@ -336,6 +390,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.attach:
             submission_id = _latest(client, options.attach)
         else:
+            if note := check_fit(address, submission.worker):
+                print(f"note: {note}", file=sys.stderr)
+            if (
+                "tracking" in (given := yaml.safe_load(submission.settings))
+                and given["tracking"].get("uri", "") is None
+            ):
+                print(
+                    "note: no MLflow server is given (--tracking.uri, MLFLOW_TRACKING_URI): what is to be recorded is kept with the "
+                    "run, and `python -m jobs.sync RUN --tracking_uri ...` delivers it",
+                    file=sys.stderr,
+                )
             submission_id = submit(client, address, submission)
         how = f"python -m jobs.submit --address {address}"
         hint = f"  log:   {how} --attach {submission_id}\n  stop:  {how} --stop {submission_id}"

@@ -30,6 +30,20 @@ def is_fixed() -> bool:
     return _fixed[0]
 
 
+def data_labels() -> dict[str, str]:
+    """Labels of the nodes on which this process's data work runs; empty where any will do."""
+    import ray.data
+
+    return dict(ray.data.DataContext.get_current().execution_options.label_selector or {})
+
+
+def set_data_labels(labels: Mapping[str, str]) -> None:
+    """Let this process's data work run only on nodes that have these labels."""
+    import ray.data
+
+    ray.data.DataContext.get_current().execution_options.label_selector = dict(labels) or None
+
+
 def choose_gpus(given: bool | None, num: int, name: str) -> bool:
     """Whether to use GPUs, `num` of them; given: the setting called `name`. Where it is none, they are used if the cluster has them.
 
@@ -81,53 +95,61 @@ def _bundle(request: Any) -> dict[str, float]:
 
 
 def wait_for_node(
-    resources: Mapping[str, float], deadline_s: float = START_TIMEOUT_S, say: Callable[[str], None] = warn
+    resources: Mapping[str, float],
+    labels: Mapping[str, str] | None = None,
+    deadline_s: float = START_TIMEOUT_S,
+    say: Callable[[str], None] = warn,
 ) -> None:
-    """Until a node is there that is large enough for {"CPU": ..., "GPU": ...}; asks an autoscaler for it, and says what it waits for.
+    """Until a node is there that is large enough for {"CPU": ..., "GPU": ...}, and has these labels; asks an autoscaler for it, and
+    says what it waits for.
 
     Raises SettingsError where no node can ever hold that, TrainingError after the deadline.
     """
     import ray
 
-    if _large_enough(resources):
+    labels = labels or {}
+    if _is_there(resources, labels):
         return
     if is_fixed():
         raise SettingsError(
-            f"{in_words(resources)} at a time are needed, {there(resources)}; give this Ray more (ray.num_cpus), or ask for less"
+            f"{_wanted(resources, labels)} at a time are needed, {there(resources)}; give this Ray more (ray.num_cpus), or ask for less"
         )
 
     def nothing() -> None:
         """Only its resources matter."""
 
-    asks = ray.remote(num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0), max_retries=0)
-    task = asks(nothing).remote()
-    reminder = Reminder(f"a node for ({in_words(resources)})", deadline_s, say, lambda: there(resources))
+    needs = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
+    task = ray.remote(max_retries=0, label_selector=dict(labels), **needs)(nothing).remote()  # type: ignore[call-overload]
+    reminder = Reminder(f"a node for ({_wanted(resources, labels)})", deadline_s, say, lambda: there(resources))
     asked = time.monotonic()
     try:
-        while not _large_enough(resources):
+        while not _is_there(resources, labels):
             if ray.wait([task], timeout=1)[0]:
                 return
             reminder.look()
             if time.monotonic() - asked > _ASK_AUTOSCALER_EVERY_S:
                 asked = time.monotonic()
                 if can_never_hold(resources):
-                    raise SettingsError(never_text(resources, 1))
+                    raise SettingsError(never_text(resources, 1, labels))
     finally:
         ray.cancel(task, force=True)
 
 
 @contextmanager
-def said_when_lost(resources: Mapping[str, float], say: Callable[[str], None] = warn) -> Iterator[None]:
+def said_when_lost(
+    resources: Mapping[str, float], labels: Mapping[str, str] | None = None, say: Callable[[str], None] = warn
+) -> Iterator[None]:
     """While the block runs, say where no node is there (any more) that holds that: Ray waits for one in silence, and asks for it."""
+    labels = labels or {}
     ended = threading.Event()
 
     def watch() -> None:
         reminder: Reminder | None = None
         while not ended.wait(_LOOK_S):
-            if _large_enough(resources):
+            if _is_there(resources, labels):
                 reminder = None
                 continue
-            words = f"a node for ({in_words(resources)})"
+            words = f"a node for ({_wanted(resources, labels)})"
             reminder = reminder or Reminder(words, float("inf"), say, lambda: there(resources))
             reminder.look()
 
@@ -140,9 +162,9 @@ def said_when_lost(resources: Mapping[str, float], say: Callable[[str], None] = 
         thread.join(_LOOK_S)
 
 
-def never_text(resources: Mapping[str, float], num: int) -> str:
+def never_text(resources: Mapping[str, float], num: int, labels: Mapping[str, str] | None = None) -> str:
     """That this can never come."""
-    what = f"{num} x ({in_words(resources)})" if num > 1 else f"({in_words(resources)})"
+    what = f"{num} x ({_wanted(resources, labels)})" if num > 1 else f"({_wanted(resources, labels)})"
     return (
         f"{what}: no nodes that this cluster may start can hold that; ask for less, or let its autoscaler start larger or more nodes "
         "(maxReplicas, max_workers)"
@@ -212,10 +234,17 @@ def in_words(resources: Mapping[str, float]) -> str:
     )
 
 
-def _large_enough(resources: Mapping[str, float]) -> bool:
+def _wanted(resources: Mapping[str, float], labels: Mapping[str, str] | None) -> str:
+    """The same with labels, such as "3 CPU, with ray-subcluster=data"."""
+    named = ", ".join(f"{name}={value}" for name, value in (labels or {}).items())
+    return f"{in_words(resources)}, with {named}" if named else in_words(resources)
+
+
+def _is_there(resources: Mapping[str, float], labels: Mapping[str, str]) -> bool:
     import ray
 
-    return any(_holds(node, resources) for node in _resources_of(ray.nodes()))
+    nodes = [node for node in ray.nodes() if all(node["Labels"].get(name) == value for name, value in labels.items())]
+    return any(_holds(node, resources) for node in _resources_of(nodes))
 
 
 def _resources_of(nodes: list[dict[str, Any]]) -> list[dict[str, float]]:

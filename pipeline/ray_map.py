@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from pipeline.errors import DataError, EquihandError
-from pipeline.ray_cluster import said_when_lost, wait_for_node
+from pipeline.ray_cluster import data_labels, said_when_lost, wait_for_node
 
 MAX_RETRIES = 2
 """Of an item whose worker died. Without a limit, a file that crashes the decoder would keep the job busy for ever."""
@@ -43,7 +43,7 @@ def ray_map(
         return
     import ray
 
-    wait_for_node(_ONE_CPU)
+    wait_for_node(_ONE_CPU, data_labels())
     num_items = len(rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of passing max_retries; there is no other way in Ray 2.60
@@ -76,7 +76,7 @@ def ray_map(
     results.context.execution_options.preserve_order = ordered
     results.context.raise_original_map_exception = True  # else it comes as "UDF failed", without what failed
     try:
-        with said_when_lost(_ONE_CPU):
+        with said_when_lost(_ONE_CPU, data_labels()):
             # Nothing is fetched ahead: a result would come only with the one after it.
             block: Any
             for block in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

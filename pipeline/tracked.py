@@ -83,10 +83,14 @@ class Tracking:
     """A run that is under way; see `tracked`."""
 
     def __init__(self, settings: TrackingSettings, folder: str, kind: str, run_id: str) -> None:
-        self._folder, self._is_required = folder, settings.required
+        self._folder, self._is_offline = folder, settings.uri is None
+        self._is_required = settings.required and not self._is_offline
         self._queue = Queue(_local_queue(folder))
         self._sender = Sender(settings, folder)
-        self._courier = Courier(self._queue, self._sender, warn, self._keep)
+        # Without MLflow, too: it brings what there is to be recorded to the run's storage.
+        self._courier = Courier(
+            self._queue, self._sender, (lambda text: None) if self._is_offline else warn, self._keep
+        )
         self.run = Run(str(self._queue.folder), kind, run_id)
         self._is_begun, self._has_failed = False, False
         self._untracked: dict[str, Any] = {}
@@ -127,7 +131,7 @@ class Tracking:
         self._courier.finish(_DRAIN_S)
         problem = self._courier.problem or f"it took longer than {_DRAIN_S:.0f} s"
         untracked = _left(self._queue, problem, self._folder)
-        if untracked:
+        if untracked and not self._is_offline:
             warn(untracked)
             num_lost = self._queue.num_lost()
             self._untracked = {"untracked": untracked} | ({"num_lost": num_lost} if num_lost else {})
@@ -194,7 +198,8 @@ def deliver_left(folder: str, uri: str | None = None) -> Delivered:
     settings = TrackingSettings.model_validate(queue.target() | ({"uri": uri} if uri else {}))
     courier = Courier(queue, Sender(settings, folder), warn)
     error = courier.deliver(again=True)
-    untracked = _left(queue, one_line(error or ""), folder)
+    remedy = "; give it as --tracking_uri" if settings.uri is None else ""
+    untracked = _left(queue, f"{one_line(error or '')}{remedy}", folder)
     if is_fetched:
         _store(queue, folder)
         queue.remove()

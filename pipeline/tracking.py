@@ -42,6 +42,7 @@ _RUN_ID_TAG, _KIND_TAG, _PARENT_TAG = "equihand.run_id", "equihand.kind", "mlflo
 _MAX_PARAM_LENGTH = 500
 _MAX_PARAMS_AT_ONCE, _MAX_METRICS_AT_ONCE = 100, 1000  # MLflow refuses more in one request
 _CONNECT_TIMEOUT_S = 4
+NOWHERE = "no MLflow is given (tracking.uri none)"
 _MAY_PASS = (401, 403, 408, 429)  # of 400 to 499, which otherwise mean that the request itself is at fault
 _NOT_IN_NAMES = re.compile(r"[^\w./ -]", re.ASCII)
 
@@ -49,9 +50,9 @@ _NOT_IN_NAMES = re.compile(r"[^\w./ -]", re.ASCII)
 class TrackingSettings(Settings):
     """Where runs are recorded."""
 
-    uri: Uri = "sqlite:///mlflow.db"
+    uri: Uri | None = "sqlite:///mlflow.db"
     """Where MLflow records runs: sqlite:///FILE, or the http(s):// address of a tracking server (credentials come from
-    MLFLOW_TRACKING_*)."""
+    MLFLOW_TRACKING_*). none: nowhere yet; what there is to be recorded is kept in RUN/tracking, and `jobs.sync` delivers it."""
     experiment: str = Field(default="equihand", min_length=1)
     """MLflow experiment that the run belongs to."""
     artifacts: Uri | None = None
@@ -62,8 +63,10 @@ class TrackingSettings(Settings):
 
     @field_validator("uri")
     @classmethod
-    def _no_slip(cls, uri: str) -> str:
+    def _no_slip(cls, uri: str | None) -> str | None:
         """Slips that MLflow takes for folders. Other schemes are its own to judge: packages may bring more."""
+        if uri is None:
+            return None
         if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
             raise ValueError(f"write http://{uri}")
         if re.fullmatch(r"https?:/*", uri):
@@ -91,6 +94,8 @@ class Sender:
         """Give one record, or several of the metrics of one run. Raises Refused where MLflow does not take them, EquihandError
         where it cannot be reached."""
         try:
+            if self._settings.uri is None:
+                raise EquihandError(NOWHERE)
             with _opened(self._settings.uri, check=not self._is_open) as (_, client):
                 self._give(client, records)
         except Refused:
@@ -208,6 +213,8 @@ def stored_run(settings: TrackingSettings, result: Mapping[str, Any]) -> StoredR
 
     Raises EquihandError where MLflow does not have it, or does not answer.
     """
+    if settings.uri is None:
+        raise EquihandError(f"run '{result['run_id']}' was not recorded in MLflow (tracking.uri none)")
     with _opened(settings.uri) as (uri, client):
         mlflow_run_id = result.get("mlflow_run_id")
         if mlflow_run_id is None:  # it was away when the run ended
@@ -222,12 +229,13 @@ def stored_run(settings: TrackingSettings, result: Mapping[str, Any]) -> StoredR
 def placed(settings: TrackingSettings) -> TrackingSettings:
     """The same for a process in another working directory."""
     artifacts = absolute(settings.artifacts) if settings.artifacts else None
-    return settings.model_copy(update={"uri": _prepared_uri(settings.uri, check=False), "artifacts": artifacts})
+    uri = None if settings.uri is None else _prepared_uri(settings.uri, check=False)
+    return settings.model_copy(update={"uri": uri, "artifacts": artifacts})
 
 
 def check_reachable(settings: TrackingSettings) -> None:
     """Raises EquihandError, within ten seconds, where nobody answers at the address of the tracking server."""
-    if not settings.uri.startswith(("http://", "https://")):
+    if settings.uri is None or not settings.uri.startswith(("http://", "https://")):
         return
     try:
         _check_somebody_listens(settings.uri)
@@ -286,7 +294,7 @@ def _experiment(client: "MlflowClient", settings: TrackingSettings) -> str:
 
     experiment = client.get_experiment_by_name(settings.experiment)
     if experiment is None:
-        location = absolute(settings.artifacts) if settings.artifacts else _artifacts_beside(settings.uri)
+        location = absolute(settings.artifacts) if settings.artifacts else _artifacts_beside(settings.uri or "")
         try:
             return client.create_experiment(settings.experiment, artifact_location=location)
         except MlflowException:  # another process was faster
@@ -297,7 +305,7 @@ def _experiment(client: "MlflowClient", settings: TrackingSettings) -> str:
         number = experiment.experiment_id
         raise EquihandError(
             f"the experiment '{settings.experiment}' (id {number}) has been deleted; bring it back with `MLFLOW_TRACKING_URI="
-            f"{one_line(settings.uri)} mlflow experiments restore --experiment-id {number}`, or give another tracking.experiment"
+            f"{one_line(settings.uri or '')} mlflow experiments restore --experiment-id {number}`, or give another tracking.experiment"
         )
     return experiment.experiment_id
 

@@ -15,7 +15,7 @@ from jobs import sync
 from jobs.sync import SyncSettings
 from pipeline.config import Settings
 from pipeline.errors import EquihandError, MissingError, SettingsError, UntrackedError
-from pipeline.storage import exists, join, list_files
+from pipeline.storage import exists, join, list_files, write_bytes
 from pipeline.tracked import Delivered, deliver_left, tracked
 from pipeline.tracking import Sender, TrackingSettings, stored_run
 
@@ -64,6 +64,31 @@ def wait_until(condition) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("it took 300 seconds")
+
+
+@pytest.mark.parametrize("storage", ["local", "s3"])
+def test_without_mlflow_what_there_is_to_be_recorded_is_kept_with_the_run(storage, tmp_path, request, caplog):
+    runs = str(tmp_path / "runs") if storage == "local" else join(request.getfixturevalue("s3"), "runs")
+    folder = join(runs, "run")
+    write_bytes(join(folder, "note.png"), b"picture")
+    with tracked(TrackingSettings(uri=None), folder, "run", "pretrain", Example()) as tracking:
+        tracking.opened()
+        for step in range(5):
+            tracking.run.log_metrics({"loss": 5.0 - step}, step)
+        tracking.run.log_file("note.png")
+    assert tracking.mlflow_run_id is None
+    assert tracking.untracked() == {}  # as it was asked for
+    assert caplog.text == ""
+    assert exists(join(folder, "tracking", "queue.jsonl"))
+    asked = SyncSettings(runs=("run",), storage=runs)
+    with pytest.raises(UntrackedError, match=r"9 records wait \(no MLflow is given .*; give it as --tracking_uri\)"):
+        sync.run(asked)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert sync.run(asked.model_copy(update={"tracking_uri": uri}))["delivered"] == {"run": 9}
+    stored = stored_run(TrackingSettings(uri=uri), {"kind": "pretrain", "run_id": "run"})
+    assert stored.history()["loss"] == [(step, 5.0 - step) for step in range(5)]
+    with pytest.raises(EquihandError, match=r"^run 'run' was not recorded in MLflow"):
+        stored_run(TrackingSettings(uri=None), {"kind": "pretrain", "run_id": "run"})
 
 
 def test_a_server_that_is_killed_and_comes_back(tmp_path, free_port, caplog):
@@ -155,7 +180,7 @@ with tracked(TrackingSettings(uri=sys.argv[1]), sys.argv[2], "run-1", "pretrain"
 
 def test_a_run_that_goes_on_delivers_first_what_a_killed_process_left(tmp_path):
     settings, folder = TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db"), str(tmp_path / "runs/run-1")
-    killed = subprocess.run([sys.executable, "-c", KILLED, settings.uri, folder], timeout=300)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(settings.uri), folder], timeout=300)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "mlflow.db").exists()
     with tracked(settings, folder, "run-1", "pretrain", TrackingSettings()) as tracking:

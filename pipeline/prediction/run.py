@@ -32,7 +32,7 @@ from pipeline.prediction.overlay import write_image_overlay, write_video_overlay
 from pipeline.prediction.smooth import SmoothSettings, smooth_track
 from pipeline.prediction.table import SCHEMA, make_table
 from pipeline.progress import SILENT, Progress
-from pipeline.ray_cluster import choose_gpus, said_when_lost, wait_for_node
+from pipeline.ray_cluster import choose_gpus, data_labels, said_when_lost, wait_for_node
 from pipeline.ray_map import ray_map
 from pipeline.storage import copy_from_local, join, preflight, resolve, write_json
 
@@ -72,7 +72,9 @@ class PredictSettings(InputSettings):
     num_actors: int = Field(default=1, ge=1)
     """Processes that hold the model, one GPU each where GPUs are used."""
     use_gpu: bool | None = None
-    """Run the model on GPUs; none: if the cluster has one for each actor."""
+    """Run the model on GPUs; none: if the cluster has one for each actor, and refused where an autoscaler starts nodes."""
+    model_labels: dict[str, str] = {}
+    """Labels of the cluster's nodes on which the model runs, where they are others than ray.data_labels."""
 
 
 class Prepared(NamedTuple):
@@ -252,7 +254,8 @@ def _run(prepared: Prepared) -> Iterator[tuple[list[Row], Rejects]]:
     settings, pieces = prepared.settings, prepared.pieces
     use_gpu = choose_gpus(settings.use_gpu, settings.num_actors, "use_gpu")
     needs = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {})}
-    wait_for_node(needs)
+    labels = data_labels() | settings.model_labels
+    wait_for_node(needs, labels)
     items = [{"piece": json.dumps(piece)} for piece in pieces]
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
@@ -268,11 +271,12 @@ def _run(prepared: Prepared) -> Iterator[tuple[list[Row], Rejects]]:
             compute=ray.data.ActorPoolStrategy(size=settings.num_actors),
             num_cpus=1,
             num_gpus=1 if use_gpu else 0,
+            label_selector=labels,
         )
     )
     dataset.context.execution_options.preserve_order = True
     rows: list[Row] = []
-    with said_when_lost(needs):
+    with said_when_lost(needs, labels):
         for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             for meta in batch["meta"]:
                 values = json.loads(meta)

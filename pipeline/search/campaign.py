@@ -66,6 +66,8 @@ class SearchSettings(Settings):
     gpus_per_trial: float | None = Field(default=None, ge=0)
     """GPUs of one trial; fractions are possible. none: 1 where the cluster has GPUs, else 0, and refused where an autoscaler starts
     nodes."""
+    trial_labels: dict[str, str] = {}
+    """Labels of the cluster's nodes that run trials, such as {ray-subcluster: training}; {} takes any."""
     start_timeout_s: float = Field(default=START_TIMEOUT_S, gt=0)
     """Seconds for which the search waits for a node that holds a trial."""
     grace_epochs: int | None = Field(default=None, ge=1)
@@ -269,10 +271,12 @@ def _run_trials(
         "use_gpu": gpus > 0,
     }
     resources = {"CPU": float(settings.cpus_per_trial), "GPU": gpus}
-    wait_for_node(resources, settings.start_timeout_s)
-    with said_when_lost(resources):
+    wait_for_node(resources, settings.trial_labels, settings.start_timeout_s)
+    with said_when_lost(resources, settings.trial_labels):
         concurrent = min(settings.max_concurrent or campaign.num_left, campaign.num_left)
-        run_trials(monitor.run_id, campaign, trial, given, campaign.num_left, concurrent, resources)
+        run_trials(
+            monitor.run_id, campaign, trial, given, campaign.num_left, concurrent, resources, settings.trial_labels
+        )
     return list(campaign.records.values())
 
 

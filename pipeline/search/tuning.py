@@ -92,6 +92,11 @@ def _reason(trial: Any) -> str:
     )
 
 
+def _place(resources: dict[str, float], labels: dict[str, str]) -> tune.PlacementGroupFactory:
+    selectors: dict[str, Any] = {"bundle_label_selector": [labels]} if labels else {}
+    return tune.PlacementGroupFactory([{name: value for name, value in resources.items() if value}], **selectors)
+
+
 def run_trials(
     key: str,
     trials: Trials,
@@ -100,10 +105,12 @@ def run_trials(
     num: int,
     concurrent: int,
     resources: dict[str, float],
+    labels: dict[str, str],
 ) -> None:
     """Call function(values, **given) for each trial, in processes of the cluster, until `trials` has no more.
 
     key: names the search in this process. num: of trials at most. concurrent: at a time. resources: of each, {"CPU": ..., "GPU": ...}.
+    labels: of the nodes that run them.
     """
     # Trials that wait for a node make an autoscaler start it; but each of them was proposed without knowing what the others reach.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1" if is_fixed() else str(_MOST_PENDING))
@@ -114,9 +121,7 @@ def run_trials(
     try:
         with tempfile.TemporaryDirectory(prefix="equihand-tune-") as directory:
             tuner = tune.Tuner(
-                tune.with_resources(
-                    tune.with_parameters(function, **given), {name.lower(): value for name, value in resources.items()}
-                ),
+                tune.with_resources(tune.with_parameters(function, **given), _place(resources, labels)),
                 tune_config=tune.TuneConfig(
                     num_samples=num,
                     max_concurrent_trials=concurrent,

@@ -89,6 +89,7 @@ def train_on_workers(
                     num_workers=workers.num_workers,  # type: ignore[arg-type]
                     use_gpu=use_gpu,
                     resources_per_worker=resources,
+                    label_selector=workers.labels or None,  # type: ignore[call-arg]
                 ),
                 run_config=ray.train.RunConfig(
                     name=run_id,

@@ -14,6 +14,7 @@ import torch
 from pipeline.errors import DataError, FullError, SettingsError, TrainingError
 from pipeline.models.checkpoints import Snapshot
 from pipeline.models.kept import Kept, fetch
+from pipeline.ray_cluster import set_data_labels
 from pipeline.run_log import log, run_log
 from pipeline.training.board import BoardHandle
 from pipeline.training.leaving import ENDS, MOVES, STAYS, Agreement, Left
@@ -55,6 +56,8 @@ def run_worker(
     startup = Startup(started_at, folder, rank)
     device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
     use_threads(settings.workers.threads, device, context.get_local_world_size())
+    if settings.workers.reader_labels:
+        set_data_labels(settings.workers.reader_labels)
     kept = Kept(folder, num_best)
     place: dict[str, Any] = {}
     # Ray Train holds a report until its controller takes it. One that is lost with its worker is made again from the checkpoint.

@@ -22,6 +22,10 @@ class WorkerSettings(Settings):
     use_gpu: bool | None = None
     """Whether to train on GPUs. none uses them if the cluster has one for each worker, and is refused where an autoscaler starts
     nodes."""
+    labels: dict[str, str] = {}
+    """Labels of the cluster's nodes that train, such as {ray-subcluster: training}; {} takes any."""
+    reader_labels: dict[str, str] = {}
+    """Labels of the nodes that read frames for them, such as {ray-subcluster: data}; {} takes any."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch in each worker. none divides the cores of a node between its workers (1 thread with a
     GPU)."""

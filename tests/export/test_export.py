@@ -246,7 +246,7 @@ def test_export_is_stored_with_the_run(trained, tmp_path):
     export(settings)
     import mlflow
 
-    mlflow.set_tracking_uri(tracking.uri)
+    mlflow.set_tracking_uri(str(tracking.uri))
     model = mlflow.pyfunc.load_model(f"runs:/{run.mlflow_run_id}/export/mlflow")
     images = np.zeros((1, 3, SIZE, SIZE), dtype=np.uint8)
     outputs = model.predict({"images": images, "camera": default_camera(1, SIZE).numpy()})

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from jobs import packing, submit
 from pipeline.errors import EquihandError, SettingsError
@@ -53,12 +54,43 @@ class FakeCluster:
             raise RuntimeError("WebSocket connection closed unexpectedly")
 
 
-def test_prepared_arguments_carry_the_run_id_once_and_name_it_as_given() -> None:
-    given = submit.prepare("pretrain", [*PRETRAIN, "--run.run_id", "old"], "mine")
+def sent(submission: submit.Submission) -> Any:
+    return yaml.safe_load(submission.settings)
+
+
+def test_what_is_sent_is_what_was_given_and_the_run_id() -> None:
+    given = submit.prepare("pretrain", [*PRETRAIN, "--run.run_id", "old", "--epochs=7"], "mine")
     assert given.run_id == "mine"
-    assert [argument for argument in given.arguments if "run_id" in argument] == ["--run.run_id=mine"]
+    assert given.command == ["python", "-m", "jobs.pretrain", "--config=submitted/settings.yaml"]
+    assert list(sent(given)) == ["frame_set", "epochs", "run", "tracking"]
+    assert (sent(given)["frame_set"], sent(given)["epochs"]) == ("s3://b/frames", 7)
+    assert sent(given)["run"] == {"storage": "s3://b/runs", "run_id": "mine"}
     assert submit.prepare("pretrain", [*PRETRAIN, "--run.run_id=own"]).run_id == "own"
     assert submit.prepare("pretrain", PRETRAIN).run_id.startswith("pretrain-2")
+
+
+def test_what_is_sent_is_read_as_it_was_given(tmp_path: Path) -> None:
+    arguments = [
+        *PRETRAIN,
+        "--workers.num_workers=[2, 4]",
+        "--views.size=64",
+        "--ray.data_labels={a: b}",
+        "--run.run_id=r",
+    ]
+    (tmp_path / "settings.yaml").write_text(submit.prepare("pretrain", arguments).settings)
+    definition = submit.job_called("pretrain")
+    assert definition.load([f"--config={tmp_path}/settings.yaml"]) == definition.load(arguments)
+
+
+def test_what_a_worker_needs_is_told_from_the_settings() -> None:
+    def needs(job: str, *arguments: str) -> dict[str, float]:
+        return submit.prepare(job, [*arguments]).worker
+
+    assert needs("pretrain", *PRETRAIN, "--workers.cpus_per_worker=3", "--workers.use_gpu=true") == {"CPU": 3, "GPU": 1}
+    search = ["--finetune.frame_set=s3://b/l", "--run.storage=s3://b/runs", "--gpus_per_trial=0.5"]
+    assert needs("search", *search) == {"CPU": 1, "GPU": 0.5}
+    predict = ["--model=equihand-small", "--input=s3://b/video.mp4", "--output=s3://b/out"]
+    assert needs("predict", *predict) == {"CPU": 1, "GPU": 0}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +104,7 @@ def test_prepared_arguments_carry_the_run_id_once_and_name_it_as_given() -> None
             "'frame_set.1.uri' = 'data/b' is a path below this folder",
         ),
         (["--tracking.uri", "sqlite:///mlflow.db"], "'tracking.uri'"),
+        (["--run.storage", "runs"], "'run.storage'"),
         (
             ["--tracking.uri", "https://me:secret@mlflow"],
             "'tracking.uri' = 'https://me:[*]{3}@mlflow': holds a password",
@@ -121,29 +154,39 @@ def test_unknown_job_and_odd_run_id() -> None:
         submit.prepare("pretrain", PRETRAIN, "a/b")
 
 
-def test_tracking_server_of_the_environment_is_used_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracking_server_of_the_environment_is_used_unless_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def uri(*arguments: str) -> str | None:
+        return sent(submit.prepare("pretrain", [*PRETRAIN[:4], *arguments]))["tracking"]["uri"]
+
+    (tmp_path / "other.yaml").write_text("tracking: {experiment: hands}\n")
+    assert (
+        uri() is uri("--tracking.experiment=hands") is uri(f"--config={tmp_path}/other.yaml") is None
+    )  # kept with the run
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other:5000")
-    assert "--tracking.uri=http://other:5000" in submit.prepare("pretrain", PRETRAIN[:4]).arguments
-    assert "--tracking.uri=http://other:5000" not in submit.prepare("pretrain", PRETRAIN).arguments
-
-
-def test_config_file_travels_with_the_code(tmp_path: Path) -> None:
-    config = tmp_path / "mine.yaml"
-    config.write_text("frame_set: s3://b/frames\nrun: {storage: s3://b/runs, run_id: from-file}\n")
-    prepared = submit.prepare("pretrain", ["--config", str(config), "--tracking.uri=http://m"])
-    assert prepared.run_id == "from-file"
-    assert prepared.files == {"submitted/mine.yaml": config}
-    assert prepared.arguments[:2] == ["--config", "submitted/mine.yaml"]
-    assert submit.prepare("pretrain", [f"--config={config}", "--tracking.uri=http://m"]).arguments[0] == (
-        "--config=submitted/mine.yaml"
+    assert uri() == uri("--tracking.experiment=hands") == "http://other:5000"
+    assert (
+        uri("--tracking.uri", "http://mlflow:5000") == uri("--tracking.uri=http://mlflow:5000") == "http://mlflow:5000"
     )
+    (tmp_path / "own.yaml").write_text("tracking: {uri: http://own:5000}\n")
+    assert uri("--config", f"{tmp_path}/own.yaml") == "http://own:5000"
+
+
+def test_settings_of_a_config_file_are_sent_and_others_win_over_them(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("frame_set: s3://b/frames\nepochs: 3\nrun: {storage: s3://b/runs, run_id: from-file}\n")
+    prepared = submit.prepare("pretrain", ["--config", str(config), "--tracking.uri=http://m", "--epochs=4"])
+    assert prepared.run_id == "from-file"
+    assert sent(prepared)["epochs"] == 4
+    assert sent(prepared)["run"] == {"storage": "s3://b/runs", "run_id": "from-file"}
 
 
 def test_a_job_without_a_run_gets_no_run_id() -> None:
     source = ["--source.kind", "labelled_video", "--source.uri", "s3://b/clips"]
     prepared = submit.prepare("ingest", [*source, "--output", "s3://b/frames"], "mine")
     assert prepared.run_id == "mine"
-    assert prepared.arguments == [*source, "--output", "s3://b/frames"]
+    assert sent(prepared) == {"source": {"kind": "labelled_video", "uri": "s3://b/clips"}, "output": "s3://b/frames"}
     with pytest.raises(SettingsError, match=r"'source.uri' = 'clips'"):
         submit.prepare("ingest", [*source[:3], "clips", "--output", "s3://b/frames"])
 
@@ -157,17 +200,16 @@ def test_first_attempt_further_attempt_and_attaching(tmp_path: Path, monkeypatch
     cluster: Any = FakeCluster({"run2": "RUNNING", "other-run": "RUNNING"})
     assert submit.submit(cluster, "http://head:8265", prepared) == "run"
     request = cluster.submitted
-    assert request["entrypoint"].startswith("python -m jobs.pretrain --config submitted/run.yaml ")
+    assert request["entrypoint"] == "python -m jobs.pretrain --config=submitted/settings.yaml"
     assert request["metadata"] == {"job": "pretrain", "run_id": "run"}
     assert request["runtime_env"]["env_vars"]["AWS_ENDPOINT_URL"] == "http://minio:9000"
     assert "secret" not in json.dumps(request)
-    assert {"pipeline/config.py", "jobs/pretrain.py", "submitted/run.yaml"} <= set(cluster.packed)
+    assert {"pipeline/config.py", "jobs/pretrain.py", "submitted/settings.yaml"} <= set(cluster.packed)
 
     assert submit.submit(cluster, "http://head:8265", prepared) == "run"  # still going
     assert list(cluster.jobs) == ["run2", "other-run", "run"]
     cluster.jobs["run"] = "FAILED"
     assert submit.submit(cluster, "http://head:8265", prepared) == "run-attempt2"
-    assert "--run.run_id=run " in cluster.submitted["entrypoint"] + " "
     assert submit.submit(cluster, "http://head:8265", prepared) == "run-attempt2"
     cluster.jobs["run-attempt2"] = "STOPPED"
     assert submit.submit(cluster, "http://head:8265", prepared) == "run-attempt3"
@@ -214,8 +256,13 @@ def test_following_gives_up_when_the_cluster_is_gone(monkeypatch: pytest.MonkeyP
         submit.follow(cluster, "run")
 
 
+NODES = [{"raylet": {"state": "ALIVE", "resourcesTotal": {"CPU": 8.0, "GPU": 1.0}}}, {"raylet": {"state": "DEAD"}}]
+
+
 class JobServer(BaseHTTPRequestHandler):
     """A job server that wants the token "right"."""
+
+    python = "3.11.7"
 
     def do_GET(self) -> None:
         sent = self.headers.get("Authorization")
@@ -223,7 +270,12 @@ class JobServer(BaseHTTPRequestHandler):
         self.send_response(code)
         self.end_headers()
         if code == 200:
-            self.wfile.write(json.dumps({"ray_version": "2.59.0", "version": "4", "ray_commit": ""}).encode())
+            answer: Any = {"ray_version": "2.59.0", "version": "4", "ray_commit": ""}
+            if "metadata" in self.path:
+                answer = {"data": {"pythonVersion": self.python}}
+            elif "nodes" in self.path:
+                answer = {"data": {"summary": NODES}}
+            self.wfile.write(json.dumps(answer).encode())
 
     def log_message(self, *arguments: Any) -> None:
         pass
@@ -252,6 +304,18 @@ def test_token_is_sent_where_it_is_asked_for(
     monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
     assert submit.connect(job_server).get_address() == job_server
     assert "the cluster runs Ray 2.59.0" in capsys.readouterr().err
+    monkeypatch.setattr(JobServer, "python", "3.10.14")
+    with pytest.raises(EquihandError, match=r"^the cluster's Python is 3.10.14; jobs need 3.11 or newer on its nodes"):
+        submit.connect(job_server)
+
+
+def test_a_worker_that_no_node_holds_is_told(job_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    assert submit.check_fit(job_server, {"CPU": 8.0, "GPU": 1.0}) == ""
+    assert submit.check_fit(job_server, {}) == ""
+    expected = "no node of the cluster holds (4 CPU, 2 GPU) now; there: 8 CPU, 1 GPU. The job waits until one comes"
+    assert submit.check_fit(job_server, {"CPU": 4.0, "GPU": 2.0}).startswith(expected)
+    assert submit.check_fit("http://127.0.0.1:9", {"CPU": 4.0}) == ""  # it is not known
 
 
 def test_no_cluster_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,7 @@ def test_a_study_is_done_once_and_goes_on(frame_set, tmp_path):
     assert [line.split(",")[:2] for line in again] == [["fine-tuning: scratch", " 100 % of the labels"]]
     assert files.items() <= {path.name: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}.items()
 
-    mlflow.set_tracking_uri(settings.tracking.uri)
+    mlflow.set_tracking_uri(str(settings.tracking.uri))
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
     (parent,) = [run for run in runs if run.data.tags["equihand.kind"] == "study"]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]

@@ -310,7 +310,7 @@ def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog,
     assert "untracked" not in read_json(str(folder / "result.json"))
     monkeypatch.setattr("pipeline.tracking.Sender._give", given)
     assert deliver_left(str(folder)) == Delivered(1, "")
-    history = StoredRun(tracking.uri, result["mlflow_run_id"]).history()
+    history = StoredRun(str(tracking.uri), result["mlflow_run_id"]).history()
     assert history["score"] == [(1, -1.5), (2, -2.0), (3, -3.0)]
     assert history["loss"] == [(1, 0.25)]
 

@@ -66,7 +66,7 @@ def test_similar_positives_on_two_workers(tmp_path):
     mine(MineSettings(frame_set=frame_set))
     result = run_pretrain(settings)
     assert result["metrics"]["step"] == 8
-    history = StoredRun(settings.tracking.uri, result["mlflow_run_id"]).history()
+    history = StoredRun(str(settings.tracking.uri), result["mlflow_run_id"]).history()
     assert [value for _, value in history["without_partner"]] == [0.0] * 4
     weights, meta = read_checkpoint(result["last_checkpoint"])
     assert meta["settings"]["encoder"]["width"] == 16
