@@ -30,6 +30,7 @@ MAX_BYTES = 256 << 20
 """Of records that wait: about a million times that metrics were logged. Metrics that come then are lost, and counted."""
 _READ_BYTES = 1 << 20
 _BATCH = 1000  # metric values; MLflow takes no more in one request
+_LEAST_BATCH = 50
 _POLL_S = 1.0
 _MAX_REST_S = 60.0
 _KEEP_EVERY_S = 60.0
@@ -171,6 +172,7 @@ class Courier:
         every minute while it is away."""
         self._queue, self._send, self._say, self._keep = queue, send, say, keep
         self.num_delivered = 0
+        self._most = _BATCH
         self.problem = ""
         """Why MLflow does not have everything; empty where it has."""
         self._stop, self._wake, self._drained = threading.Event(), threading.Event(), threading.Event()
@@ -189,10 +191,12 @@ class Courier:
                 if error is not None:
                     return error
             while not self._stop.is_set() and (waiting := queue.waiting()):
-                for batch in _batches(waiting):
+                for batch in _batches(waiting, self._most):
                     error = None if self._stop.is_set() else self._deliver_batch(batch, strict)
-                    if error is not None:
+                    if error is not None:  # perhaps it is more than MLflow can take in the time that a request has
+                        self._most = max(_LEAST_BATCH, self._most // 4)
                         return error
+                    self._most = min(_BATCH, self._most + 1)
         return None
 
     def start(self) -> None:
@@ -240,7 +244,9 @@ class Courier:
     def _note(self, error: Exception | None, is_last: bool) -> None:
         """Say what is new: once that MLflow is away (at the end its caller does), once that it is back."""
         now = time.strftime("%H:%M:%S")
-        if error is not None and not self.problem:
+        if error is not None and self.problem:
+            self.problem = one_line(error)
+        elif error is not None:
             self.problem, self._num_before = one_line(error), self.num_delivered
             if not is_last:
                 self._say(f"{now}: {self.problem}; the work goes on, and its records wait in {self._queue.folder}")
@@ -297,14 +303,14 @@ class Courier:
         return None
 
 
-def _batches(waiting: Sequence[tuple[Record, int]]) -> Iterator[list[tuple[Record, int]]]:
-    """In order; metrics of one run together, as far as one request takes them."""
+def _batches(waiting: Sequence[tuple[Record, int]], most: int) -> Iterator[list[tuple[Record, int]]]:
+    """In order; metrics of one run together, not more than `most` values."""
     batch: list[tuple[Record, int]] = []
     num_values = 0
     for record, end in waiting:
         num = len(record.get("values", ()))
         is_like = bool(batch) and record["do"] == batch[0][0]["do"] == "metrics" and record["run"] == batch[0][0]["run"]
-        if batch and not (is_like and num_values + num <= _BATCH):
+        if batch and not (is_like and num_values + num <= most):
             yield batch
             batch, num_values = [], 0
         batch.append((record, end))

@@ -68,6 +68,22 @@ def test_a_request_is_not_larger_than_mlflow_takes(queue, store):
     assert store.requests == [2, 2, 1]
 
 
+def test_a_server_too_slow_for_a_large_request_gets_smaller_ones(queue, store):
+    queue.put(*(metrics(step, num_values=10) for step in range(200)))
+
+    def slow(records):
+        if len(records) > 7:
+            raise TimeoutError("read timed out")
+        store(records)
+
+    courier = Courier(queue, slow, pytest.fail)
+    attempts = 1
+    while courier.deliver() is not None:
+        attempts += 1
+    assert attempts <= 4
+    assert store.got == list(range(200))
+
+
 def test_more_than_is_read_at_once(queue, store, monkeypatch):
     monkeypatch.setattr(tracking_queue, "_READ_BYTES", 300)
     queue.put(*(metrics(step) for step in range(50)))

@@ -60,6 +60,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_whole_pipeline_writes_no_secret(folder, s3):
     places = {"RAY_TMPDIR": str(folder / "ray"), "TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)}

@@ -99,6 +99,7 @@ def histories(folder: Path) -> dict[str, list[int]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_study_killed_by_force_goes_on_where_it_was(tmp_path):
     job = run(tmp_path)

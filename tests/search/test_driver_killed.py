@@ -65,6 +65,7 @@ def steps_reported(tmp_path: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_is_finished_stays_and_what_ran_goes_on(tmp_path, ray_cluster):
     write_tiny_set(str(tmp_path / "set"), splits={"train": 256, "val": 16}, image_size=64)

@@ -62,6 +62,7 @@ def ended(job: subprocess.Popen[bytes], tmp_path: Path) -> tuple[int, str]:
     return code, (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_sigterm_costs_no_step_and_the_same_command_ends_with_the_same_weights(tmp_path, monkeypatch):
     write_tiny_set(str(tmp_path / "set"), splits={"train": 512}, labelled=False)
@@ -205,6 +206,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_moves_away_from_a_node_that_will_be_taken_away(tmp_path):
     script = tmp_path / "moves.py"
