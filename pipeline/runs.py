@@ -20,6 +20,15 @@ from pipeline.text_files import parse_yaml
 _MAY_CHANGE = (
     *("run.", "workers.", "ray.", "tracking.", "num_readers", "window_mb"),
     *("optimiser.max_bad_steps", "finetune.optimiser.max_bad_steps"),
+    *(
+        "num_trials",
+        "time_budget_s",
+        "max_concurrent",
+        "cpus_per_trial",
+        "gpus_per_trial",
+        "trial_labels",
+        "start_timeout_s",
+    ),
 )
 
 

@@ -29,7 +29,7 @@ from pipeline.ray_cluster import START_TIMEOUT_S, choose_gpus, said_when_lost, w
 from pipeline.run_log import log, run_log
 from pipeline.runs import RunSettings, new_run_id, open_run
 from pipeline.search.monitor import SearchMonitor, search_monitor
-from pipeline.search.proposals import Proposals
+from pipeline.search.proposals import Proposals, Scheduler, Searcher
 from pipeline.search.records import (
     COMPLETED,
     FAILED,
@@ -40,7 +40,7 @@ from pipeline.search.records import (
     read_records,
     write_record,
 )
-from pipeline.search.space import SearchSpace, distributions, first_guess, trial_settings
+from pipeline.search.space import DEFAULT_SPACE, Space, check_space, first_guess, grid, trial_settings
 from pipeline.search.tuning import NUMBER, run_trials
 from pipeline.storage import copy_tree, delete, join, preflight, write_json
 from pipeline.tracked import tracked
@@ -56,9 +56,17 @@ class SearchSettings(Settings):
 
     finetune: FinetuneSettings
     """Settings of every trial, apart from what the space varies."""
-    space: SearchSpace = SearchSpace()
+    space: Space = DEFAULT_SPACE
+    """What varies: {name of a fine-tuning setting: {uniform: [smallest, largest]}}, or log_uniform, integer, log_integer, choice,
+    fixed, each with `when: {other setting: value}` where it means something only then. `augmentation` is the strength of the
+    random views."""
+    searcher: Searcher = "tpe"
+    """What proposes values: tpe learns from the trials before, random does not, grid tries all combinations of choices."""
+    scheduler: Scheduler = "asha"
+    """What ends trials early: asha and hyperband those that are not among the best at one of their rungs (hyperband with tpe is what
+    BOHB is), median those that are worse than half of the others were by then, none none."""
     num_trials: int = Field(default=16, ge=1)
-    """Number of trials in all."""
+    """Number of trials in all. A search of which more are asked for goes on."""
     max_concurrent: int | None = Field(default=None, ge=1)
     """Largest number of trials at a time. none: as many as the CPUs and GPUs of the cluster hold, also those that come later."""
     cpus_per_trial: int = Field(default=1, ge=1)
@@ -74,8 +82,11 @@ class SearchSettings(Settings):
     """Epochs before a trial may be stopped. none: a quarter of all epochs."""
     reduction_factor: int = Field(default=3, ge=2)
     """At each of its rungs ASHA continues only the best trials: one in this many."""
+    time_budget_s: float | None = Field(default=None, gt=0)
+    """Seconds after which no further trial begins, and those that are under way end at their next validation. Counted from each start
+    of the search. none: without an end."""
     seed: int = Field(default=5, ge=0)
-    """Seed of Optuna's sampler."""
+    """Seed of what proposes values."""
     run: RunSettings = RunSettings()
     tracking: TrackingSettings = TrackingSettings()
 
@@ -87,6 +98,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     """
     base = settings.finetune
     preflight(base.frame_set, *([model_uri(base.init)] if base.init else []))
+    check_space(settings.space, base)
     frame_set, selection = check_settings(base)
     if not in_memory(base, frame_set, selection):
         raise SettingsError(
@@ -95,7 +107,8 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
         )
     run_id = settings.run.run_id or new_run_id("search")
     folder, finished = open_run(settings, settings.run, run_id)
-    if finished is not None:
+    most = len(grid(settings.space)) if settings.searcher == "grid" else settings.num_trials
+    if finished is not None and len(finished["trials"]) >= min(most, settings.num_trials):
         return finished
     # Trials differ in batch size, but not in their number of epochs, by which the scheduler compares them.
     base = with_epochs(base, selection.num_frames, 1)
@@ -181,20 +194,27 @@ class _Campaign:
     def __init__(
         self, settings: SearchSettings, folder: str, records: list[TrialRecord], monitor: SearchMonitor
     ) -> None:
-        self._folder, self._monitor, self._num_trials = folder, monitor, settings.num_trials
+        self._folder, self._monitor = folder, monitor
+        self._deadline = time.monotonic() + (settings.time_budget_s or float("inf"))
         self.records = {record.number: record for record in records}
         self._waiting = [record for record in records if record.state == RUNNING]
         self._judged: set[int] = set()
         base = settings.finetune
         self._epochs = base.epochs
         self._proposals = Proposals(
-            distributions(settings.space),
+            settings.space,
             records,
+            searcher=settings.searcher,
+            scheduler=settings.scheduler,
             seed=settings.seed,
             first=first_guess(settings.space, base),
+            epochs=base.epochs,
             grace_epochs=min(settings.grace_epochs or max(1, base.epochs // 4), base.epochs),
             reduction_factor=settings.reduction_factor,
         )
+
+        most = self._proposals.most
+        self._num_trials = settings.num_trials if most is None else min(most, settings.num_trials)
 
     @property
     def num_left(self) -> int:
@@ -203,6 +223,8 @@ class _Campaign:
 
     def next(self) -> dict[str, Any] | None:
         """First those that an earlier driver left."""
+        if time.monotonic() > self._deadline:
+            return None
         if self._waiting:
             record = self._waiting.pop(0)
         elif len(self.records) < self._num_trials:
@@ -217,10 +239,11 @@ class _Campaign:
     def reported(self, given: dict[str, Any], metrics: dict[str, Any]) -> bool:
         record = self.records[given[NUMBER]]
         # A trial that started again tells anew what it has reached.
-        if all(metrics["step"] > known["step"] for known in record.history):
-            record.history.append({k: float(v) for k, v in metrics.items() if isinstance(v, int | float)})
+        before = [known for known in record.history if known["step"] < metrics["step"]]
+        record.history = [*before, {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}]
         self._monitor.result(record, metrics)
-        if self._proposals.is_hopeless(record.number, metrics) and metrics["epoch"] < self._epochs:
+        is_hopeless = self._proposals.is_hopeless(record.number, metrics) or time.monotonic() > self._deadline
+        if is_hopeless and metrics["epoch"] < self._epochs:
             self._judged.add(record.number)
         return record.number in self._judged
 

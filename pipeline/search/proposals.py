@@ -1,19 +1,23 @@
-"""Which values a search tries, and which trials it ends early: Optuna's sampler and pruner, asked trial by trial.
+"""Which values a search tries, and which trials it ends early: Optuna's samplers and pruners, asked trial by trial.
 
 Nothing of Optuna is stored. A search that goes on tells a new study what the trials have reached, in their order.
 """
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from pipeline.search.records import COMPLETED, FAILED, RUNNING, STOPPED, TrialRecord
+from pipeline.search.space import Space, as_parameters, grid, suggested
+
+Searcher = Literal["tpe", "random", "grid"]
+Scheduler = Literal["asha", "hyperband", "median", "none"]
 
 _STATES = {COMPLETED: TrialState.COMPLETE, STOPPED: TrialState.PRUNED, FAILED: TrialState.FAIL}
+_LEAST_FOR_MEDIAN = 4  # trials before one is compared with their median
 
 
 class Proposals:
@@ -21,42 +25,53 @@ class Proposals:
 
     def __init__(
         self,
-        space: dict[str, BaseDistribution],
+        space: Space,
         known: Sequence[TrialRecord],
         *,
+        searcher: Searcher,
+        scheduler: Scheduler,
         seed: int,
         first: dict[str, Any] | None,
+        epochs: int,
         grace_epochs: int,
         reduction_factor: int,
     ) -> None:
-        """known: trials so far. first: values to begin with. grace_epochs: before that no trial is ended; reduction_factor: at each
-        rung of ASHA, one trial in this many goes on."""
+        """known: trials so far. first: values to begin with. epochs: of a trial that is not ended; grace_epochs: before that none is;
+        reduction_factor: at each rung of ASHA, one trial in this many goes on."""
         self._space = space
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # A sampler of the same seed would propose once more what the known trials got from it.
-            sampler = optuna.samplers.TPESampler(seed=seed + len(known), constant_liar=True)
-        pruner = optuna.pruners.SuccessiveHalvingPruner(grace_epochs, reduction_factor)
-        self._study = optuna.create_study(sampler=sampler, pruner=pruner)
+        self._grid = grid(space) if searcher == "grid" else None
+        self._study = optuna.create_study(
+            sampler=_sampler(searcher, seed + len(known)),
+            pruner=_pruner(scheduler, epochs, grace_epochs, reduction_factor),
+        )
         self._trials: dict[int, optuna.Trial] = {}
         self._reported: dict[int, int] = {}
         for record in known:
             self._remember(record)
-        if first is not None and all(record.values != first for record in known):
-            self._study.enqueue_trial(first)
+        if first is not None and self._grid is None and all(record.values != first for record in known):
+            self._study.enqueue_trial(as_parameters(space, first))
+
+    @property
+    def most(self) -> int | None:
+        """Trials after which there is nothing more to try; None where there always is."""
+        return None if self._grid is None else len(self._grid)
 
     def _remember(self, record: TrialRecord) -> None:
-        self._study.enqueue_trial(record.values)
-        self._trials[record.number] = self._study.ask(self._space)
+        self._ask(record.number, record.values)
         for metrics in record.history:
             self.is_hopeless(record.number, metrics)
         if record.state != RUNNING:
             self.ended(record)
 
     def propose(self, number: int) -> dict[str, Any]:
-        """Values for a new trial of this number."""
-        self._trials[number] = self._study.ask(self._space)
-        return dict(self._trials[number].params)
+        """Values for a new trial of this number, which counts up from 0."""
+        return self._ask(number, None if self._grid is None else self._grid[number])
+
+    def _ask(self, number: int, values: dict[str, Any] | None) -> dict[str, Any]:
+        if values is not None:
+            self._study.enqueue_trial(as_parameters(self._space, values))
+        self._trials[number] = self._study.ask()
+        return suggested(self._space, self._trials[number])
 
     def is_hopeless(self, number: int, metrics: dict[str, float]) -> bool:
         """Whether to end a trial, which has reached that. What it has told before, in another process, is not judged again."""
@@ -72,3 +87,23 @@ class Proposals:
         state = _STATES[record.state] if record.best is not None else TrialState.FAIL
         values = record.best if state == TrialState.COMPLETE else None
         self._study.tell(self._trials[record.number], values, state, skip_if_finished=True)
+
+
+def _sampler(searcher: Searcher, seed: int) -> optuna.samplers.BaseSampler:
+    """seed: another one for each time that a search goes on: the same would propose once more what the known trials got from it."""
+    if searcher != "tpe":
+        return optuna.samplers.RandomSampler(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # Trials that are under way count as bad ones, so that several at a time do not try the same.
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def _pruner(scheduler: Scheduler, epochs: int, grace_epochs: int, reduction_factor: int) -> optuna.pruners.BasePruner:
+    if scheduler == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(grace_epochs, reduction_factor)
+    if scheduler == "hyperband":  # with TPE, what BOHB is
+        return optuna.pruners.HyperbandPruner(grace_epochs, epochs, reduction_factor)
+    if scheduler == "median":
+        return optuna.pruners.MedianPruner(_LEAST_FOR_MEDIAN, grace_epochs)
+    return optuna.pruners.NopPruner()

@@ -1,78 +1,200 @@
-"""What a search varies, and how a trial's values become fine-tuning settings."""
+"""What a search varies: any setting of fine-tuning, by its name, and from what its values come.
 
-from collections.abc import Mapping
+space:
+  optimiser.learning_rate: {log_uniform: [3.0e-4, 1.0e-2]}
+  head.kind: {choice: [spatial, peclr]}
+  loss.weight_3d: {uniform: [0.5, 2.0], when: {head.kind: spatial}}     # only in trials with that head
+  augmentation: {uniform: [0.25, 1.0]}                                  # strength of the random views
+"""
+
+import difflib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from pydantic import model_validator
+import optuna
+import pydantic
+from pydantic import Field, model_validator
 
-from pipeline.config import Settings
+from pipeline.config import Settings, flatten
+from pipeline.errors import SettingsError, one_line
 from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.views import CROP_MARGIN, VIEW_MARGIN, ViewSettings
 
 Range = tuple[float, float]
 
+AUGMENTATION = "augmentation"
+"""The one name that is no setting: strength of the random views. 0 is always the plain view, 1 the ranges of the fine-tuning settings."""
 _PLAIN_SCALE = CROP_MARGIN / VIEW_MARGIN  # of the views that models are evaluated on
+_DRAWN = ("uniform", "log_uniform", "integer", "log_integer", "choice", "fixed")
 
 
-class SearchSpace(Settings):
-    """Ranges [smallest, largest] and choices; none keeps the value of the fine-tuning settings."""
+class Dimension(Settings):
+    """From what the values of one setting come: one of the first six."""
 
-    learning_rate: Range | None = (3e-4, 1e-2)
-    """Smallest and largest learning rate of the head, drawn on a logarithmic scale."""
-    encoder_lr_factor: Range | None = (0.1, 1.0)
-    """Smallest and largest learning rate of the encoder as a multiple of the head's, drawn on a logarithmic scale."""
-    weight_decay: Range | None = (1e-4, 1e-1)
-    """Smallest and largest weight decay, drawn on a logarithmic scale."""
-    batch_size: tuple[int, ...] | None = (16, 32, 64, 128)
-    """Batch sizes to choose from."""
-    augmentation: Range | None = (0.25, 1.0)
-    """Smallest and largest strength of the random views, drawn on a linear scale. 0 is always the plain view, 1 the
-    ranges of the fine-tuning settings."""
+    uniform: Range | None = None
+    """Smallest and largest value, drawn on a linear scale."""
+    log_uniform: Range | None = None
+    """Smallest and largest value, above 0, drawn on a logarithmic scale."""
+    integer: tuple[int, int] | None = None
+    """Smallest and largest whole number, drawn on a linear scale."""
+    log_integer: tuple[int, int] | None = None
+    """Smallest and largest whole number, above 0, drawn on a logarithmic scale."""
+    choice: tuple[Any, ...] | None = Field(default=None, min_length=1)
+    """Values to choose from."""
+    fixed: Any = None
+    """The value of every trial."""
+    when: dict[str, Any] = {}
+    """{setting: value}: only trials with these values of settings further up have a value of this one; the others keep that of the
+    fine-tuning settings."""
 
     @model_validator(mode="after")
-    def _check(self) -> "SearchSpace":
-        for name in ("learning_rate", "encoder_lr_factor", "weight_decay", "augmentation"):
-            limits = getattr(self, name)
-            if limits is not None and not 0 < limits[0] < limits[1]:
-                raise ValueError(f"setting 'space.{name}' = {list(limits)}: must be [smallest, largest], above 0")
-        if self.augmentation is not None and self.augmentation[1] > 1:
-            raise ValueError(f"setting 'space.augmentation' = {list(self.augmentation)}: must not exceed 1")
-        if self.batch_size is not None and (not self.batch_size or min(self.batch_size) < 2):
-            raise ValueError(f"setting 'space.batch_size' = {list(self.batch_size)}: batches of 2 frames or more")
-        if all(getattr(self, name) is None for name in type(self).model_fields):
-            raise ValueError("setting 'space': nothing to search, every range is none")
+    def _check(self) -> "Dimension":
+        given = [
+            name
+            for name in _DRAWN
+            if name in self.model_fields_set and (name == "fixed" or getattr(self, name) is not None)
+        ]
+        if len(given) != 1:
+            raise ValueError(f"must have one of {', '.join(_DRAWN)}; it has {' and '.join(given) or 'none'}")
+        limits = self.limits
+        if limits is not None and not limits[0] < limits[1]:
+            raise ValueError(f"{list(limits)}: must be [smallest, largest]")
+        if limits is not None and given[0].startswith("log") and limits[0] <= 0:
+            raise ValueError(f"{list(limits)}: must be above 0 on a logarithmic scale")
         return self
 
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """Smallest and largest value; None of choices and fixed values."""
+        return self.uniform or self.log_uniform or self.integer or self.log_integer
 
-def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """The space as Optuna's distributions."""
-    found: dict[str, BaseDistribution] = {}
-    for name in ("learning_rate", "encoder_lr_factor", "weight_decay"):
-        if (limits := getattr(space, name)) is not None:
-            found[name] = FloatDistribution(limits[0], limits[1], log=True)
-    if space.batch_size is not None:
-        found["batch_size"] = CategoricalDistribution(space.batch_size)
-    if space.augmentation is not None:
-        found["augmentation"] = FloatDistribution(space.augmentation[0], space.augmentation[1])
-    return found
+    def holds(self, value: Any) -> bool:
+        """Whether it may give this value."""
+        if self.limits is not None:
+            return isinstance(value, int | float) and self.limits[0] <= value <= self.limits[1]
+        return _same(value, self.fixed) if self.choice is None else any(_same(value, each) for each in self.choice)
+
+    def suggest(self, name: str, trial: optuna.Trial) -> Any:
+        """A value for a trial of Optuna's."""
+        if self.choice is not None:  # Optuna knows no lists and mappings as choices
+            return json.loads(trial.suggest_categorical(name, [json.dumps(each) for each in self.choice]))
+        if self.limits is None:
+            return self.fixed
+        low, high = self.limits
+        if self.integer or self.log_integer:
+            return trial.suggest_int(name, int(low), int(high), log=self.log_integer is not None)
+        return trial.suggest_float(name, low, high, log=self.log_uniform is not None)
+
+    def examples(self) -> tuple[Any, ...]:
+        """Values with which a setting's own limits can be tried."""
+        return self.choice or self.limits or (self.fixed,)
 
 
-def first_guess(space: SearchSpace, base: FinetuneSettings) -> dict[str, Any] | None:
-    """The fine-tuning settings' own values as a first trial, where the space holds them."""
-    own: dict[str, Any] = {
-        "learning_rate": base.optimiser.learning_rate,
-        "encoder_lr_factor": base.encoder_lr_factor,
-        "weight_decay": base.optimiser.weight_decay,
-        "batch_size": base.batch_size,
-        "augmentation": 1.0,
+Space = dict[str, Dimension]
+DEFAULT_SPACE: Space = {
+    "optimiser.learning_rate": Dimension(log_uniform=(3e-4, 1e-2)),
+    "encoder_lr_factor": Dimension(log_uniform=(0.1, 1.0)),
+    "optimiser.weight_decay": Dimension(log_uniform=(1e-4, 1e-1)),
+    "batch_size": Dimension(choice=(16, 32, 64, 128)),
+    AUGMENTATION: Dimension(uniform=(0.25, 1.0)),
+}
+
+
+def check_space(space: Space, base: FinetuneSettings) -> None:
+    """Raises SettingsError, one line for each name that is no setting, each value that its setting refuses, and each condition that
+    means nothing."""
+    problems = []
+    if all(dimension.limits is None and dimension.choice is None for dimension in space.values()):
+        problems.append("setting 'space': nothing to search")
+    known: dict[str, Dimension] = {}
+    for name, dimension in space.items():
+        problems += [f"setting 'space.{name}': {text}" for text in _problems(name, dimension, known, base)]
+        known[name] = dimension
+    if problems:
+        raise SettingsError(*problems)
+
+
+def _problems(name: str, dimension: Dimension, known: Space, base: FinetuneSettings) -> Iterator[str]:
+    for other, value in dimension.when.items():
+        if other not in known:
+            yield f"when: '{other}' does not stand above it in the space"
+        elif not known[other].holds(value):
+            yield f"when: '{other}' never has the value {value!r}"
+    names = [AUGMENTATION, *flatten(base), *(group for group in _groups(base))]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1) or [each for each in names if each.endswith(f".{name}")][:1]
+        yield f"fine-tuning has no such setting{f'; did you mean {near[0]}?' if near else ''}"
+        return
+    for value in dimension.examples():
+        conditions = {other: each for other, each in dimension.when.items() if other in known}
+        try:
+            trial_settings(base, {**conditions, name: value})
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            yield f"{value!r}: {one_line(first['msg'])}"
+            return
+        except (ValueError, TypeError) as error:
+            yield f"{value!r}: {one_line(error)}"
+            return
+
+
+def _groups(settings: pydantic.BaseModel, prefix: str = "") -> Iterator[str]:
+    """Names of groups of settings, which can be chosen as a whole."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, pydantic.BaseModel):
+            yield f"{prefix}{name}"
+            yield from _groups(value, f"{prefix}{name}.")
+
+
+def suggested(space: Space, trial: optuna.Trial) -> dict[str, Any]:
+    """Values of a trial of Optuna's, in the order of the space."""
+    values: dict[str, Any] = {}
+    for name, dimension in space.items():
+        if _applies(dimension, values):
+            values[name] = dimension.suggest(name, trial)
+    return values
+
+
+def as_parameters(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as Optuna knows them, for a trial that shall have these."""
+    return {
+        name: json.dumps(value) if space[name].choice is not None else value
+        for name, value in values.items()
+        if name in space and (space[name].choice is not None or space[name].limits is not None)
     }
-    guess = {name: value for name, value in own.items() if getattr(space, name) is not None}
-    for name, value in guess.items():
-        limits = getattr(space, name)
-        inside = value in limits if name == "batch_size" else limits[0] <= value <= limits[1]
-        if not inside:
+
+
+def grid(space: Space) -> list[dict[str, Any]]:
+    """All combinations of choices. Raises SettingsError where something else is drawn."""
+    drawn = [name for name, dimension in space.items() if dimension.limits is not None]
+    if drawn:
+        raise SettingsError(f"setting 'space.{drawn[0]}': a grid needs choices; give them, or another searcher")
+    found: dict[str, dict[str, Any]] = {}
+    for combination in itertools.product(*(dimension.choice or (dimension.fixed,) for dimension in space.values())):
+        values: dict[str, Any] = {}
+        for (name, dimension), value in zip(space.items(), combination, strict=True):
+            if _applies(dimension, values):
+                values[name] = value
+        found[json.dumps(values, sort_keys=True)] = (
+            values  # a branch that is not taken gives the same ones several times
+        )
+    return [*found.values()]
+
+
+def first_guess(space: Space, base: FinetuneSettings) -> dict[str, Any] | None:
+    """The fine-tuning settings' own values as a first trial, where the space holds them."""
+    own = {**base.model_dump(mode="json"), **flatten(base), AUGMENTATION: 1.0}
+    guess: dict[str, Any] = {}
+    for name, dimension in space.items():
+        if not _applies(dimension, guess):
+            continue
+        value = own.get(name) if dimension.limits is not None or dimension.choice is not None else dimension.fixed
+        if not dimension.holds(value):
             return None
+        guess[name] = value
     return guess
 
 
@@ -80,13 +202,24 @@ def trial_settings(base: FinetuneSettings, values: Mapping[str, Any]) -> Finetun
     """The fine-tuning settings of a trial."""
     settings = base.model_dump()
     for name, value in values.items():
-        if name in ("learning_rate", "weight_decay"):
-            settings["optimiser"][name] = value
-        elif name == "augmentation":
+        if name == AUGMENTATION:
             settings["views"] = augmented(base.views, value).model_dump()
-        else:
-            settings[name] = value
+            continue
+        *groups, last = name.split(".")
+        group = settings
+        for each in groups:
+            group = group[each]
+        group[last] = value
     return FinetuneSettings.model_validate(settings)
+
+
+def _applies(dimension: Dimension, values: Mapping[str, Any]) -> bool:
+    return all(name in values and _same(values[name], value) for name, value in dimension.when.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Also where one is a list and the other a tuple."""
+    return json.dumps(one) == json.dumps(other)
 
 
 def augmented(views: ViewSettings, strength: float) -> ViewSettings:

@@ -12,6 +12,12 @@ from pipeline.tracking import TrackingSettings
 from tests.tiny_sets import write_tiny_set
 from tests.training.damage import damage
 
+SPACE = {
+    "optimiser.learning_rate": {"log_uniform": [3e-4, 1e-2]},
+    "batch_size": {"choice": [8, 16]},
+    "augmentation": {"uniform": [0.25, 1.0]},
+}
+
 
 def search_settings(frame_set: str, **changes) -> SearchSettings:
     return SearchSettings.model_validate(
@@ -23,7 +29,7 @@ def search_settings(frame_set: str, **changes) -> SearchSettings:
                 "epochs": 4,
                 "batch_size": 16,
             },
-            "space": {"batch_size": [8, 16]},
+            "space": SPACE,
             "num_trials": 3,
             "grace_epochs": 1,
             **changes,
@@ -51,7 +57,7 @@ def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster, capl
     assert {trial["state"] for trial in trials.values()} <= {"completed", "stopped"}
     best = trials[result["best_trial"]]
     assert best["value"] == min(trial["value"] for trial in trials.values()) == result["metrics"]["score"]
-    assert set(best["config"]) == {"learning_rate", "encoder_lr_factor", "weight_decay", "batch_size", "augmentation"}
+    assert set(best["config"]) == set(SPACE)
     assert read_json(join(s3, "runs", "search-1", "result.json")) == result
 
     loaded = load_pose_model(join(s3, "runs", "search-1"))
@@ -96,16 +102,22 @@ def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster, capl
     found = {trial["name"]: (trial["config"], trial["value"]) for trial in restored["trials"]}
     assert {**found, result["best_trial"]: None} == {**values, result["best_trial"]: None}
     assert restored["metrics"]["score"] == pytest.approx(result["metrics"]["score"], rel=1e-5)
+    # More trials are asked for: those that there are stay as they are.
+    more = run_search(settings.model_copy(update={"num_trials": 4}))
+    assert len(more["trials"]) == 4
+    kept = {trial["name"]: trial for trial in more["trials"]}
+    assert {trial["name"]: trial for trial in restored["trials"]} == {n: t for n, t in kept.items() if n != "0003"}
+
     # Each trial still has one child, whose metrics are there once.
     runs = client.search_runs([experiment.experiment_id])
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == result["mlflow_run_id"]]
     assert sorted((r.info.run_name, r.info.status) for r in children) == [
-        (f"search-1-{number:04d}", "FINISHED") for number in range(3)
+        (f"search-1-{number:04d}", "FINISHED") for number in range(4)
     ]
     for child in children:
         steps = [m.step for m in client.get_metric_history(child.info.run_id, "score")]
         if not child.info.run_name.endswith(result["best_trial"]):
-            assert len(steps) == len(set(steps)) == len(values_of(result, child.info.run_name[-4:])["rungs"])
+            assert len(steps) == len(set(steps)) == len(values_of(more, child.info.run_name[-4:])["rungs"])
 
 
 def values_of(result, name):
@@ -115,11 +127,10 @@ def values_of(result, name):
 def test_trials_that_fail_are_marked_and_tried_again_by_the_same_command(tmp_path, ray_cluster):
     """A learning rate with which each diverges."""
     write_tiny_set(str(tmp_path / "set"), splits={"train": 48, "val": 16}, image_size=48)
-    none = dict.fromkeys(("batch_size", "augmentation", "weight_decay", "encoder_lr_factor"))
     settings = search_settings(
         str(tmp_path / "set"),
         num_trials=1,
-        space={"learning_rate": [99, 100], **none},
+        space={"optimiser.learning_rate": {"uniform": [99, 100]}},
         run={"storage": str(tmp_path / "runs"), "run_id": "s"},
         tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"},
     )

@@ -26,7 +26,7 @@ def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
             "views": {"size": 64},
             "epochs": EPOCHS,
         },
-        "space": {"batch_size": [8, 16]},
+        "space": {"batch_size": {"choice": [8, 16]}, "optimiser.learning_rate": {"log_uniform": [3e-4, 1e-2]}},
         "num_trials": 4,
         "max_concurrent": 2,
         "grace_epochs": EPOCHS,  # none is ended early

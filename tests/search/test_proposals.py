@@ -1,17 +1,27 @@
 """Optuna, told by trial records instead of a storage of its own."""
 
+from typing import Any
+
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from pipeline.search.proposals import Proposals
 from pipeline.search.records import COMPLETED, FAILED, RUNNING, STOPPED, TrialRecord
+from pipeline.search.space import Dimension, as_parameters, suggested
 
-SPACE = {"x": FloatDistribution(0.0, 1.0), "kind": CategoricalDistribution(("a", "b"))}
+SPACE = {"x": Dimension(uniform=(0.0, 1.0)), "kind": Dimension(choice=("a", "b"))}
 
 
 def proposals(known=(), first=None, **changes) -> Proposals:
-    options = {"seed": 3, "grace_epochs": 1, "reduction_factor": 2, **changes}
+    options: Any = {
+        "searcher": "tpe",
+        "scheduler": "asha",
+        "seed": 3,
+        "epochs": 8,
+        "grace_epochs": 1,
+        "reduction_factor": 2,
+        **changes,
+    }
     return Proposals(SPACE, known, first=first, **options)
 
 
@@ -52,8 +62,9 @@ def test_bad_trials_are_ended_at_rungs_as_by_optuna_itself():
     records = run(proposals(), range(30), epochs=8)
     study = optuna.create_study(pruner=optuna.pruners.SuccessiveHalvingPruner(1, 2))
     for record in records:
-        study.enqueue_trial(record.values)
-        trial = study.ask(SPACE)
+        study.enqueue_trial(as_parameters(SPACE, record.values))
+        trial = study.ask()
+        assert suggested(SPACE, trial) == record.values
         for epoch in range(1, 9):
             trial.report(record.values["x"], epoch)
             if trial.should_prune():
@@ -99,3 +110,30 @@ def test_failed_trials_and_those_without_a_score_do_no_harm():
     study = proposals(known)
     records = run(study, range(2, 6))
     assert records[0].state == COMPLETED
+
+
+@pytest.mark.parametrize("scheduler", ["hyperband", "median"])
+def test_other_schedulers_end_bad_trials_and_none_ends_none(scheduler):
+    states = [record.state for record in run(proposals(scheduler=scheduler, searcher="random"), range(30))]
+    assert STOPPED in states
+    assert COMPLETED in states
+    assert {record.state for record in run(proposals(scheduler="none"), range(10))} == {COMPLETED}
+
+
+def test_a_grid_is_gone_through_in_order_also_after_a_restart():
+    space = {"x": Dimension(choice=(0.1, 0.2)), "kind": Dimension(choice=("a", "b"))}
+    options: Any = {
+        "searcher": "grid",
+        "scheduler": "none",
+        "seed": 3,
+        "epochs": 8,
+        "grace_epochs": 1,
+        "reduction_factor": 2,
+    }
+    study = Proposals(space, [], first={"x": 0.2, "kind": "b"}, **options)
+    assert study.most == 4
+    known = run(study, range(2))
+    rest = run(Proposals(space, known, first=None, **options), range(2, 4))
+    assert [record.values for record in known + rest] == [
+        {"x": x, "kind": kind} for x in (0.1, 0.2) for kind in ("a", "b")
+    ]

@@ -1,19 +1,55 @@
-"""From a trial's values to fine-tuning settings."""
+"""From a search space to trials' settings, and what is refused before anything starts."""
 
+import json
+
+import optuna
 import pytest
+from pydantic import ValidationError
 
-from pipeline.search.space import SearchSpace, augmented, distributions, first_guess, trial_settings
+from pipeline.errors import SettingsError
+from pipeline.search.space import (
+    DEFAULT_SPACE,
+    Dimension,
+    Space,
+    as_parameters,
+    augmented,
+    check_space,
+    first_guess,
+    grid,
+    suggested,
+    trial_settings,
+)
 from pipeline.training.finetune_recipe import FINETUNE_VIEWS, FinetuneSettings
 
 BASE = FinetuneSettings(frame_set="labelled")
 
 
+def space_of(**values) -> Space:
+    return {name.replace("__", "."): Dimension.model_validate(value) for name, value in values.items()}
+
+
+CONDITIONAL = space_of(
+    head__kind={"choice": ["spatial", "peclr"]},
+    loss__weight_3d={"uniform": [0.5, 2.0], "when": {"head.kind": "spatial"}},
+    epochs={"log_integer": [4, 64]},
+    batch_size={"integer": [8, 32], "when": {"head.kind": "peclr"}},
+    views__brightness={"choice": [[1.0, 1.0], [0.5, 1.5]]},
+    seed={"fixed": 7},
+)
+
+
 def test_values_land_in_their_settings():
-    values = {"learning_rate": 0.002, "weight_decay": 0.05, "encoder_lr_factor": 0.3, "batch_size": 32}
+    values = {
+        "optimiser.learning_rate": 0.002,
+        "optimiser.weight_decay": 0.05,
+        "encoder_lr_factor": 0.3,
+        "batch_size": 32,
+    }
     settings = trial_settings(BASE, values)
     assert (settings.optimiser.learning_rate, settings.optimiser.weight_decay) == (0.002, 0.05)
     assert (settings.encoder_lr_factor, settings.batch_size) == (0.3, 32)
     assert settings.views == BASE.views
+    assert trial_settings(BASE, {}) == BASE
 
 
 def test_augmentation_goes_from_the_plain_view_to_the_full_ranges():
@@ -26,34 +62,110 @@ def test_augmentation_goes_from_the_plain_view_to_the_full_ranges():
     assert half.scale == pytest.approx((1.1, 1.325))
 
 
-def test_none_is_not_searched():
-    space = SearchSpace(batch_size=None, augmentation=None)
-    assert set(distributions(space)) == {"learning_rate", "encoder_lr_factor", "weight_decay"}
-
-
 def test_own_values_are_the_first_trial_where_the_space_holds_them():
-    guess = first_guess(SearchSpace(), BASE)
-    assert guess == {
-        "learning_rate": 1e-3,
+    assert first_guess(DEFAULT_SPACE, BASE) == {
+        "optimiser.learning_rate": 1e-3,
         "encoder_lr_factor": 1.0,
-        "weight_decay": 0.01,
+        "optimiser.weight_decay": 0.01,
         "batch_size": 128,
         "augmentation": 1.0,
     }
-    assert trial_settings(BASE, guess).optimiser == BASE.optimiser
-    assert first_guess(SearchSpace(batch_size=(16, 32)), BASE) is None
+    assert first_guess(space_of(batch_size={"choice": [8, 16]}), BASE) is None
+    branches = space_of(
+        head__kind={"choice": ["spatial", "peclr"]},
+        loss__weight_3d={"uniform": [0.0, 50.0], "when": {"head.kind": BASE.head.kind}},
+        batch_size={"integer": [8, 32], "when": {"head.kind": "peclr"}},
+    )
+    assert first_guess(branches, BASE) == {"head.kind": BASE.head.kind, "loss.weight_3d": BASE.loss.weight_3d}
+
+
+def test_values_are_in_their_ranges_and_branches():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(3))
+    seen = set()
+    for _ in range(60):
+        values = suggested(CONDITIONAL, study.ask())
+        seen.add(values["head.kind"])
+        is_spatial = values["head.kind"] == "spatial"
+        assert ("loss.weight_3d" in values, "batch_size" in values) == (is_spatial, not is_spatial)
+        for name, value in values.items():
+            assert CONDITIONAL[name].holds(value)
+        assert isinstance(values["epochs"], int)
+        assert values["seed"] == 7
+        settings = trial_settings(BASE, values)
+        assert list(settings.views.brightness) == values["views.brightness"]
+        json.dumps(values)
+        # Told to another study, they come out as they went in.
+        again = optuna.create_study()
+        again.enqueue_trial(as_parameters(CONDITIONAL, values))
+        assert suggested(CONDITIONAL, again.ask()) == values
+    assert seen == {"spatial", "peclr"}
+
+
+def test_a_grid_has_every_combination_once():
+    space = space_of(
+        head__kind={"choice": ["spatial", "peclr"]},
+        batch_size={"choice": [8, 16, 32], "when": {"head.kind": "peclr"}},
+        seed={"fixed": 1},
+    )
+    assert grid(space) == [
+        {"head.kind": "spatial", "seed": 1},
+        *({"head.kind": "peclr", "batch_size": size, "seed": 1} for size in (8, 16, 32)),
+    ]
+    with pytest.raises(SettingsError, match=r"^setting 'space.loss.weight_3d': a grid needs choices"):
+        grid(CONDITIONAL)
+
+
+def test_good_spaces_pass():
+    check_space(DEFAULT_SPACE, BASE)
+    check_space(CONDITIONAL, BASE)
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("space", "words"),
     [
-        ({"learning_rate": (1e-2, 1e-4)}, "space.learning_rate"),
-        ({"weight_decay": (0, 0.1)}, "above 0"),
-        ({"augmentation": (0.5, 1.5)}, "must not exceed 1"),
-        ({"batch_size": (1, 8)}, "2 frames or more"),
-        (dict.fromkeys(SearchSpace.model_fields), "nothing to search"),
+        (
+            {"optimiser.learning_rat": {"uniform": [0, 1]}},
+            r"'space.optimiser.learning_rat': .*did you mean optimiser.learning_rate",
+        ),
+        ({"learning_rate": {"uniform": [0, 1]}}, r"did you mean (optimiser.learning_rate|.*learning_rate)\?"),
+        ({"batch_size": {"choice": [16, 0]}}, r"'space.batch_size': 0: Input should be greater"),
+        (
+            {"optimiser.learning_rate": {"uniform": [0.1, 1e9]}},
+            r"'space.optimiser.learning_rate': 1000000000.0: Input should be",
+        ),
+        ({"head.kind": {"choice": ["spatial", "round"]}}, r"'space.head.kind': 'round': Input should be"),
+        ({"epochs": {"uniform": [1.5, 9.5]}}, r"'space.epochs': 1.5: Input should be a valid integer"),
+        (
+            {"views.rotation_deg": {"choice": ["far"]}},
+            r"'space.views.rotation_deg': 'far': Input should be a valid number",
+        ),
+        ({"seed": {"fixed": 3}}, r"'space': nothing to search"),
+        ({}, r"'space': nothing to search"),
+        ({"epochs": {"integer": [3, 9], "when": {"head.kind": "peclr"}}}, r"'head.kind' does not stand above it"),
+        (
+            {"head.kind": {"choice": ["spatial"]}, "epochs": {"integer": [3, 9], "when": {"head.kind": "peclr"}}},
+            r"'space.epochs': when: 'head.kind' never has the value 'peclr'",
+        ),
     ],
 )
-def test_impossible_spaces_are_refused(values, message):
-    with pytest.raises(ValueError, match=message):
-        SearchSpace(**values)
+def test_what_fine_tuning_would_refuse_is_refused_before_it_starts(space, words):
+    with pytest.raises(SettingsError, match=words) as refused:
+        check_space({name: Dimension.model_validate(value) for name, value in space.items()}, BASE)
+    assert refused.value.exit_code == 2
+    assert all(line.startswith("setting 'space") for line in str(refused.value).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "must have one of"),
+        ({"uniform": [0, 1], "choice": [1]}, "uniform and choice"),
+        ({"uniform": [1, 1]}, "must be .smallest, largest."),
+        ({"log_uniform": [0, 1]}, "must be above 0"),
+        ({"log_integer": [0, 8]}, "must be above 0"),
+        ({"choice": []}, "at least 1 item"),
+    ],
+)
+def test_impossible_dimensions_are_refused(values, words):
+    with pytest.raises(ValidationError, match=words):
+        Dimension.model_validate(values)
