@@ -27,6 +27,7 @@ Range = tuple[float, float]
 AUGMENTATION = "augmentation"
 """The one name that is no setting: strength of the random views. 0 is always the plain view, 1 the ranges of the fine-tuning settings."""
 _PLAIN_SCALE = CROP_MARGIN / VIEW_MARGIN  # of the views that models are evaluated on
+_SHARED = ("frame_set", "split", "validation_split", "max_validation_frames", "memory_limit_mb")
 _DRAWN = ("uniform", "log_uniform", "integer", "log_integer", "choice", "fixed")
 
 
@@ -122,6 +123,9 @@ def _problems(name: str, dimension: Dimension, known: Space, base: FinetuneSetti
             yield f"when: '{other}' does not stand above it in the space"
         elif not known[other].holds(value):
             yield f"when: '{other}' never has the value {value!r}"
+    if name in _SHARED or name.startswith("labels"):
+        yield "all trials share the frames, which are read once; set it as finetune." + name
+        return
     names = [AUGMENTATION, *flatten(base), *(group for group in _groups(base))]
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1) or [each for each in names if each.endswith(f".{name}")][:1]

@@ -6,8 +6,9 @@ from typing import get_args
 
 import pytest
 
-from jobs import ingest, pretrain, synthesize
+from jobs import ingest, pretrain, search, synthesize
 from pipeline.frames.sources import AnySource
+from pipeline.search.space import check_space
 from pipeline.training.optim import peak_learning_rate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
@@ -44,3 +45,10 @@ def test_synthesis(path):
         assert settings.look == "varied"
         assert settings.viewpoint == path.stem.removeprefix("synthesize_").replace("varied", "anywhere")
         assert settings.imaging.jpeg > 0  # sections that are given in part keep the rest of the look
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("search*.yaml")), ids=lambda path: path.stem)
+def test_search(path):
+    settings = search.JOB.load(["--config", str(path), "--finetune.frame_set", "frames"])
+    check_space(settings.space, settings.finetune)
+    assert f"--config jobs/configs/{path.name}" in path.read_text()

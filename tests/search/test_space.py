@@ -139,6 +139,8 @@ def test_good_spaces_pass():
             {"views.rotation_deg": {"choice": ["far"]}},
             r"'space.views.rotation_deg': 'far': Input should be a valid number",
         ),
+        ({"labels.fraction": {"choice": [0.1, 1.0]}}, r"'space.labels.fraction': all trials share the frames"),
+        ({"split": {"choice": ["train", "val"]}}, r"'space.split': all trials share the frames"),
         ({"seed": {"fixed": 3}}, r"'space': nothing to search"),
         ({}, r"'space': nothing to search"),
         ({"epochs": {"integer": [3, 9], "when": {"head.kind": "peclr"}}}, r"'head.kind' does not stand above it"),
