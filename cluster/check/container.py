@@ -48,7 +48,8 @@ def _install_findings(command: str, pins: dict[str, str], context: Path) -> Iter
     wanted, constrained = [], False
     for word in words:
         if word in _OPTIONS_WITH_VALUE:
-            constrained |= word in ("-c", "--constraint") and next(words, "") == "constraints.txt"
+            value = next(words, "")
+            constrained |= word in ("-c", "--constraint") and value == "constraints.txt"
         elif not word.startswith("-"):
             wanted.append(word)
     if not constrained:
