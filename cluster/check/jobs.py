@@ -14,6 +14,7 @@ from cluster.check.ray import groups, is_autoscaled
 from jobs.submit import job_called, prepare
 from pipeline.config import flatten
 from pipeline.errors import SettingsError
+from pipeline.training.workers import reader_cpus
 
 _ENTRYPOINT = "spec.entrypoint"
 _GPUS = {"pretrain": "workers.use_gpu", "finetune": "workers.use_gpu", "search": "gpus_per_trial", "predict": "use_gpu"}
@@ -133,28 +134,23 @@ def _run_findings(name: str, settings: pydantic.BaseModel, spec: dict[str, Any])
         )
 
 
-def needs(name: str, settings: pydantic.BaseModel) -> list[Need]:
+def needs(name: str, settings: Any) -> list[Need]:
     """What a job runs at the same time: trainers or trials or models first, then what reads for them."""
-    values = settings.model_dump()
-    data = values["ray"].get("data_labels") or {} if "ray" in values else {}
     if name in ("pretrain", "finetune"):
-        workers = values["workers"]
-        most, gpu = settings.workers.most, bool(workers["use_gpu"])  # type: ignore[attr-defined]
-        trains = Need("workers.num_workers", most, workers["cpus_per_worker"], float(gpu), workers.get("labels") or {})
-        return [trains, Need("workers.reader_labels", 1, 1, 0, workers.get("reader_labels") or {})]
+        workers, gpu = settings.workers, bool(settings.workers.use_gpu)
+        return [
+            Need("workers.num_workers", workers.most, workers.cpus_per_worker, float(gpu), workers.labels),
+            Need("workers.reader_labels", 1, reader_cpus(workers, gpu), 0, workers.reader_labels),
+        ]
     if name == "search":
-        labels = values.get("trial_labels") or {}
-        return [Need("gpus_per_trial", 1, values["cpus_per_trial"], values["gpus_per_trial"] or 0, labels)]
+        gpus = settings.gpus_per_trial or 0
+        return [Need("gpus_per_trial", 1, settings.cpus_per_trial, gpus, settings.trial_labels)]
+    data = settings.ray.data_labels if hasattr(settings, "ray") else {}
+    reader = Need("ray.data_labels", 1, 1, 0, data)
     if name == "predict":
-        model = Need(
-            "num_actors",
-            values["num_actors"],
-            1,
-            float(bool(values["use_gpu"])),
-            data | (values.get("model_labels") or {}),
-        )
-        return [model, Need("ray.data_labels", 1, 1, 0, data)]
-    return [Need("ray.data_labels", values.get("num_workers") or 1, 1, 0, data)]
+        labels = data | settings.model_labels
+        return [Need("num_actors", settings.num_actors, 1, float(bool(settings.use_gpu)), labels), reader]
+    return [reader]
 
 
 def _room_findings(name: str, settings: pydantic.BaseModel, cluster: dict[str, Any]) -> Iterator[Finding]:
@@ -204,6 +200,7 @@ def _room(group: dict[str, Any], autoscaled: bool) -> Room:
     gpus = named.get(
         "GPU", parameters.get("num-gpus", sum(amount(value) for key, value in amounts.items() if "gpu" in key))
     )
-    pods = group["maxReplicas"] if autoscaled else group.get("replicas", 0)
-    pods = pods * group.get("numOfHosts", 1) if "groupName" in group else 1
+    pods = 1
+    if "groupName" in group:
+        pods = (group["maxReplicas"] if autoscaled else group.get("replicas", 0)) * group.get("numOfHosts", 1)
     return Room(group.get("groupName", "head"), pods, amount(cpus), amount(gpus), group.get("labels") or {})
