@@ -104,13 +104,13 @@ def _check_one(path: Path, operator: Path | None, asked: bool) -> list[Problem]:
 
 def _rules(value: dict[str, Any], maps: dict[str, dict[str, str]]) -> Iterator[Finding]:
     """Of an object whose fields and types are right."""
-    for field, pod in _pods(value):
-        yield from pod_findings(pod, field)
+    found = [finding for field, pod in _pods(value) for finding in pod_findings(pod, field)]
     if value["kind"] in _RAY:
-        found = list(ray_findings(value))
-        yield from found
-        if value["kind"] == "RayJob" and not any(field.startswith("spec.clusterSelector") for field, _ in found):
-            yield from job_findings(value, maps)
+        found += ray_findings(value)
+    yield from found
+    fields = " ".join(field for field, _ in found)
+    if value["kind"] == "RayJob" and "spec.clusterSelector" not in fields:
+        yield from job_findings(value, maps, sizes_are_known=".resources" not in fields)
     if value["kind"] == "Secret" and (value.get("data") or value.get("stringData")):
         yield (
             "data",

@@ -17,6 +17,7 @@ from pipeline.errors import SettingsError
 from pipeline.training.workers import reader_cpus
 
 _ENTRYPOINT = "spec.entrypoint"
+_HEAD = "head"
 _GPUS = {"pretrain": "workers.use_gpu", "finetune": "workers.use_gpu", "search": "gpus_per_trial", "predict": "use_gpu"}
 """The setting of a job that chooses between CPUs and GPUs."""
 
@@ -49,8 +50,13 @@ class Room(NamedTuple):
         return self.pods * int(min(of_cpus, of_gpus, 1e6))
 
 
-def job_findings(rayjob: dict[str, Any], config_maps: dict[str, dict[str, str]]) -> Iterator[Finding]:
-    """Of a RayJob whose fields are right. config_maps: {name: data} of those that are applied together with it."""
+def job_findings(
+    rayjob: dict[str, Any], config_maps: dict[str, dict[str, str]], sizes_are_known: bool
+) -> Iterator[Finding]:
+    """Of a RayJob whose fields are right. config_maps: {name: data} of those that are applied together with it.
+
+    sizes_are_known: whether what its pods offer is worth comparing.
+    """
     spec = rayjob["spec"]
     entrypoint, cluster = spec.get("entrypoint"), spec.get("rayClusterSpec")
     if not entrypoint:
@@ -76,7 +82,7 @@ def job_findings(rayjob: dict[str, Any], config_maps: dict[str, dict[str, str]])
                 yield _ENTRYPOINT, f"jobs.{name}: {line.replace(folder, '')}"
             return
     yield from _run_findings(name, settings, spec)
-    if cluster is not None:
+    if cluster is not None and sizes_are_known:
         yield from _room_findings(name, settings, cluster)
 
 
@@ -116,10 +122,10 @@ def _with_settings_files(arguments: list[str], mounted: dict[str, str], folder: 
 def _run_findings(name: str, settings: pydantic.BaseModel, spec: dict[str, Any]) -> Iterator[Finding]:
     flat = flatten(settings)
     uri = flat.get("tracking.uri")
-    if "tracking.uri" in flat and not str(uri).startswith(("http://", "https://")):
+    if uri is not None and not uri.startswith(("http://", "https://")):
         yield (
             _ENTRYPOINT,
-            f"jobs.{name}: setting 'tracking.uri' names no server, and a file in a pod is gone with it; write http://HOST:PORT",
+            f"jobs.{name}: setting 'tracking.uri' = '{uri}' is a file, which is gone with its pod; write http://HOST:PORT, or none",
         )
     if "run.run_id" in flat and flat["run.run_id"] is None and spec.get("backoffLimit"):
         yield (
@@ -155,7 +161,7 @@ def needs(name: str, settings: Any) -> list[Need]:
 
 def _room_findings(name: str, settings: pydantic.BaseModel, cluster: dict[str, Any]) -> Iterator[Finding]:
     rooms = [_room(group, is_autoscaled(cluster)) for _, group in groups(cluster, "")]
-    rooms = [room for room in rooms if room.cpus or room.gpus]  # without a head that takes no tasks
+    rooms = [room for room in rooms if room.name != _HEAD or room.cpus]  # a head usually takes no tasks
     taken: dict[str, float] = {}
     for need in needs(name, settings):
         fitting = [room for room in rooms if need.labels.items() <= room.labels.items()]
@@ -203,4 +209,4 @@ def _room(group: dict[str, Any], autoscaled: bool) -> Room:
     pods = 1
     if "groupName" in group:
         pods = (group["maxReplicas"] if autoscaled else group.get("replicas", 0)) * group.get("numOfHosts", 1)
-    return Room(group.get("groupName", "head"), pods, amount(cpus), amount(gpus), group.get("labels") or {})
+    return Room(group.get("groupName", _HEAD), pods, amount(cpus), amount(gpus), group.get("labels") or {})

@@ -93,7 +93,7 @@ def _resource_findings(resources: dict[str, Any], field: str) -> Iterator[Findin
             try:
                 of_kind[name] = amount(quantity)
             except ValueError as error:
-                yield where, f"{error}; write 4, 500m, 16Gi and the like"
+                yield where, str(error)
     requests, limits = amounts["requests"], amounts["limits"]
     for name in sorted(requests.keys() | limits.keys()):
         request, limit = requests.get(name), limits.get(name)
@@ -115,7 +115,7 @@ def _memory_findings(pod: dict[str, Any], field: str) -> Iterator[Finding]:
         try:
             size = amount(given["sizeLimit"])
         except ValueError as error:
-            yield where, f"{error}; write 12Gi and the like"
+            yield where, str(error)
             continue
         for container in pod["containers"]:
             limit = (container.get("resources") or {}).get("limits", {}).get("memory")

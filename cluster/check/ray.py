@@ -227,12 +227,17 @@ def _group_findings(group: dict[str, Any], field: str, autoscaled: bool, v2: boo
         yield f"{field}.resources", "resources stand in rayStartParams, too; take one of them out"
     for name, value in (group.get("labels") or {}).items():
         yield from _label_findings(name, value, f"{field}.labels")
-    if v2 and pod.get("restartPolicy", "Never") != "Never":
+    if v2 and pod.get("restartPolicy") in ("Always", "OnFailure"):
         yield (
             f"{field}.template.spec.restartPolicy",
             "autoscaler v2 replaces pods and does not restart them; write Never",
         )
     if "groupName" in group:
+        resources = pod["containers"][0].get("resources") or {}
+        named = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
+        if "cpu" not in named and "num-cpus" not in parameters and "CPU" not in (group.get("resources") or {}):
+            where = f"{field}.template.spec.{_called(pod['containers'][0])}.resources"
+            yield where, "names no cpu, so nobody can know what fits into a pod; write requests and limits"
         least, most, now = group["minReplicas"], group["maxReplicas"], group.get("replicas", group["minReplicas"])
         if not least <= now <= most:
             yield f"{field}.replicas", f"{now} is not between minReplicas {least} and maxReplicas {most}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.check.problems import Finding, field_at
+from cluster.check.quantities import NO_QUANTITY
 
 OPERATOR = {"RayJob": "rayjobs_v1.schema.json", "RayCluster": "rayclusters_v1.schema.json"}
 """Files of the operator's schemas, made of its custom resource definitions (docs/cluster.md)."""
@@ -37,7 +38,7 @@ def findings(value: dict[str, Any], operator: Path | None) -> Iterator[Finding]:
             yield "apiVersion", f"'{version}' is not ray.io/v1, which these files are for"
             return
         if operator is not None:
-            schema = json.loads((operator / OPERATOR[kind]).read_text(encoding="utf-8"))
+            schema = _read(operator / OPERATOR[kind])
         else:
             schema = _own() | {"$ref": f"#/$defs/{kind}"}
     else:
@@ -47,7 +48,7 @@ def findings(value: dict[str, Any], operator: Path | None) -> Iterator[Finding]:
             return
         schema = found
     registry = Registry().with_resource(
-        "https://kubernetes.io/api/_definitions.json", Resource.from_contents(_definitions())
+        "https://kubernetes.io/api/_definitions.json", Resource.from_contents(_read(_schemas() / "_definitions.json"))
     )
     classes = jsonschema.validators.validator_for(schema, default=jsonschema.Draft7Validator)
     seen = set()
@@ -64,6 +65,8 @@ def findings(value: dict[str, Any], operator: Path | None) -> Iterator[Finding]:
 def _words(error: Any) -> str:
     """A schema's message, with a hint where a field is probably misspelt."""
     text = " ".join(error.message.split())
+    if error.validator == "pattern" and "KMGTPE" in error.validator_value:
+        return f"'{error.instance}' is {NO_QUANTITY}"
     if error.validator != "additionalProperties":
         return text if len(text) < 200 else f"{text[:200]} ..."
     known = list(error.schema.get("properties", {}))
@@ -73,8 +76,12 @@ def _words(error: Any) -> str:
 
 
 @cache
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
 def _own() -> dict[str, Any]:
-    return dict(json.loads(Path(__file__).with_name("ray_v1.schema.json").read_text(encoding="utf-8")))
+    return _read(Path(__file__).with_name("ray_v1.schema.json"))
 
 
 def _version() -> str:
@@ -86,12 +93,7 @@ def _version() -> str:
 def _of_kubernetes(kind: str, version: str) -> dict[str, Any] | None:
     group = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", version)
     file = _schemas() / f"{kind.lower()}-{group}.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
-
-
-@cache
-def _definitions() -> dict[str, Any]:
-    return dict(json.loads((_schemas() / "_definitions.json").read_text(encoding="utf-8")))
+    return _read(file) if file.is_file() else None
 
 
 @cache
