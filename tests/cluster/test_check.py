@@ -2,6 +2,7 @@
 
 import copy
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,14 @@ def changed(value: Any, changes: dict[str, Any]) -> None:
             parent[last] = new
 
 
+@cache
+def shipped(overlay: str) -> list[Any]:
+    return build(CLUSTER / "kubernetes" / overlay)
+
+
 def lines(changes: dict[str, Any], schemas: Path | None = None, overlay: str = "pretrain") -> list[str]:
     """What is said of a shipped overlay whose RayJob is changed so."""
-    objects = build(CLUSTER / "kubernetes" / overlay)
+    objects = copy.deepcopy(shipped(overlay))
     changed(next(each for each in objects if each["kind"] == "RayJob"), changes)
     return [str(problem) for problem in check_objects(objects, overlay, schemas)]
 
@@ -240,7 +246,9 @@ def test_a_mistake_is_named_by_its_one_line(changes, line, schemas):
 
 QUEUED = {"metadata/labels": {"kueue.x-k8s.io/queue-name": "gpus"}}
 SELECTING = {
-    **{"spec/clusterSelector": {"ray.io/cluster": "equihand"}, SPEC: OUT, "spec/deletionStrategy": OUT},
+    "spec/clusterSelector": {"ray.io/cluster": "equihand"},
+    SPEC: OUT,
+    "spec/deletionStrategy": OUT,
     "spec/entrypoint": "python -m jobs.pretrain --frame_set s3://b/f --run.storage s3://b/r --run.run_id a --tracking.uri http://mlflow:5000 --workers.use_gpu true",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -381,7 +389,7 @@ def test_each_job_must_fit_its_cluster(overlay, changes, line):
     ],
 )  # fmt: skip
 def test_mistakes_in_other_objects_are_named(kind, changes, line):
-    objects = build(CLUSTER / "kubernetes/site")
+    objects = copy.deepcopy(shipped("site"))
     value = next(each for each in objects if each["kind"] == kind)
     changed(value, changes)
     name = value["metadata"]["name"]

@@ -55,7 +55,7 @@ def test_machines_of_a_launcher_file(file):
 
 def arguments_of_mlflow(words: list[str]) -> dict[str, Any]:
     assert words[:2] == ["mlflow", "server"]
-    return dict(mlflow_cli.get_command(None, "server").make_context("server", words[2:]).params)  # type: ignore[arg-type, union-attr]
+    return dict(mlflow_cli.get_command(None, "server").make_context("server", words[2:]).params)
 
 
 def test_mlflow_is_asked_by_the_name_that_it_answers_to():
@@ -89,9 +89,15 @@ def slurm(tmp_path: Path, nodes: int, *arguments: str) -> tuple[subprocess.Compl
         (programs / name).chmod(0o755)
     log.touch()
     environment = {
-        **{"PATH": f"{programs}:{os.defpath}", "LOG": str(log), "HOME": str(tmp_path), "RAY_AUTH_TOKEN_PATH": str(token)},
-        **{"SLURMD_NODENAME": "n1", "SLURM_JOB_ID": "1234567", "SLURM_CPUS_PER_TASK": "8", "SLURM_JOB_NUM_NODES": str(nodes)},
-    }  # fmt: skip
+        "PATH": f"{programs}:{os.defpath}",
+        "LOG": str(log),
+        "HOME": str(tmp_path),
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "SLURMD_NODENAME": "n1",
+        "SLURM_JOB_ID": "1234567",
+        "SLURM_CPUS_PER_TASK": "8",
+        "SLURM_JOB_NUM_NODES": str(nodes),
+    }
     done = subprocess.run(
         ["bash", str(CLUSTER / "slurm.sh"), *arguments], env=environment, capture_output=True, text=True
     )
