@@ -39,8 +39,26 @@ def ray_findings(value: dict[str, Any]) -> Iterator[Finding]:
         yield from _job_findings(spec)
     if cluster is not None:
         yield from _cluster_findings(cluster, field, metadata.get("annotations") or {})
+    if (
+        kind == "RayCluster"
+        and (spec.get("authOptions") or {}).get("mode") == "token"
+        and not spec["authOptions"].get("secretName")
+    ):
+        yield from _token_findings(name, spec)
     if _QUEUE in (metadata.get("labels") or {}):
         yield from _queue_findings(kind, spec, cluster or {}, field)
+
+
+def _token_findings(name: str, spec: dict[str, Any]) -> Iterator[Finding]:
+    for field, group in groups(spec, "spec"):
+        for container in group["template"]["spec"]["containers"]:
+            if any((source.get("secretRef") or {}).get("name") == name for source in container.get("envFrom") or []):
+                where = f"{field}.template.spec.{_called(container)}.envFrom"
+                yield (
+                    where,
+                    f"KubeRay keeps the cluster's token in a secret called {name}, too; give one of them another name",
+                )
+                return
 
 
 def groups(cluster: dict[str, Any], field: str) -> list[tuple[str, dict[str, Any]]]:

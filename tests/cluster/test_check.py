@@ -396,6 +396,15 @@ def test_mistakes_in_other_objects_are_named(kind, changes, line):
     assert [str(problem) for problem in check_objects(objects, "site")] == [f"site: {kind}/{name}: {line}"]
 
 
+def test_a_cluster_is_not_called_as_a_secret_of_its_pods():
+    (cluster,) = copy.deepcopy(shipped("interactive"))
+    cluster["metadata"]["name"] = "equihand"
+    assert [str(problem) for problem in check_objects([cluster], "cluster")] == [
+        "cluster: RayCluster/equihand: spec.headGroupSpec.template.spec.containers[ray-head].envFrom: KubeRay keeps the cluster's token in a "
+        "secret called equihand, too; give one of them another name"
+    ]
+
+
 def test_a_secret_in_a_file_is_refused():
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "equihand"}, "stringData": {"a": "b"}}
     (problem,) = check_objects([secret], "secret.yaml")
@@ -487,7 +496,7 @@ def test_command_line(tmp_path, capsys):
     text = (folder / "cluster.yaml").read_text().replace("maxReplicas: 4", "maxReplicas: -4")
     (folder / "cluster.yaml").write_text(text)
     assert main([str(folder)]) == 1
-    where = f"{folder}/cluster.yaml: RayCluster/equihand: spec.workerGroupSpecs[training].maxReplicas"
+    where = f"{folder}/cluster.yaml: RayCluster/equihand-interactive: spec.workerGroupSpecs[training].maxReplicas"
     assert capsys.readouterr().out == f"{where}: -4 is less than the minimum of 0\n"
     assert main([str(folder / "settings.yaml")]) == 1
     assert "is no manifest" in capsys.readouterr().out
