@@ -19,6 +19,8 @@ _LONGEST_NAME = {"RayJob": 47, "RayCluster": 53}
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 _LABEL_PREFIX = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUEUE = "kueue.x-k8s.io/queue-name"
+_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+_LEAST = {"backoffLimit": 0, "activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 0}
 _DELETION_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - of the pod
 _V2_VARIABLE = "RAY_enable_autoscaler_v2"
@@ -81,7 +83,12 @@ def pinned_ray() -> str:
 
 
 def _job_findings(spec: dict[str, Any]) -> Iterator[Finding]:
-    mode, selector = spec.get("submissionMode", "K8sJobMode"), spec.get("clusterSelector") or {}
+    mode, selector = spec.get("submissionMode", _MODES[0]), spec.get("clusterSelector") or {}
+    if mode not in _MODES:
+        yield "spec.submissionMode", f"'{mode}' is not one of {', '.join(_MODES)}"
+    for name, least in _LEAST.items():
+        if spec.get(name, least) < least:
+            yield f"spec.{name}", f"{spec[name]} is less than {least}; write more, or take it out"
     if not spec.get("entrypoint") and mode != "InteractiveMode":
         yield "spec.entrypoint", "the job has no entrypoint; write python -m jobs.NAME ..."
     if spec.get("rayClusterSpec") is None and not selector:

@@ -38,7 +38,7 @@ def findings(value: dict[str, Any], operator: Path | None) -> Iterator[Finding]:
             yield "apiVersion", f"'{version}' is not ray.io/v1, which these files are for"
             return
         if operator is not None:
-            schema = _read(operator / OPERATOR[kind])
+            schema = _strict(_read(operator / OPERATOR[kind]))
         else:
             schema = _own() | {"$ref": f"#/$defs/{kind}"}
     else:
@@ -78,6 +78,22 @@ def _words(error: Any) -> str:
 @cache
 def _read(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _strict(schema: Any) -> Any:
+    """The schema of a custom resource, refusing what it does not list, as `kubectl --validate=strict` does."""
+    if isinstance(schema, list):
+        return [_strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {name: _strict(each) for name, each in schema.items()}
+    if (
+        "properties" in schema
+        and schema.get("type") == "object"
+        and not schema.get("x-kubernetes-preserve-unknown-fields")
+    ):
+        result.setdefault("additionalProperties", False)
+    return result
 
 
 def _own() -> dict[str, Any]:

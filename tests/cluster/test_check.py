@@ -150,6 +150,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         f"{_HEAD_CONTAINER}.env[RAY_REDIS_ADDRESS]: needs gcsFaultToleranceOptions; write redisAddress there",
     ),
     # modes that exclude each other
+    (
+        {"spec/submissionMode": "k8sJobMode"},
+        "spec.submissionMode: 'k8sJobMode' is not one of K8sJobMode, HTTPMode, InteractiveMode, SidecarMode",
+    ),
+    ({"spec/backoffLimit": -1}, "spec.backoffLimit: -1 is less than 0; write more, or take it out"),
     ({"spec/suspend": True}, "spec.suspend: only a job with shutdownAfterJobFinishes: true can be suspended"),
     ({"spec/shutdownAfterJobFinishes": True}, "spec.deletionStrategy.deletionRules: exclude shutdownAfterJobFinishes; take one of them out"),
     (
