@@ -36,19 +36,46 @@ def check(paths: list[Path], operator: Path | None = None) -> list[Problem]:
 def check_objects(objects: list[Any], file: str, operator: Path | None = None) -> list[Problem]:
     """What is wrong with objects that are applied together."""
     problems = []
+    objects = _without_nulls(objects)
     maps = {
-        each["metadata"]["name"]: each.get("data") or {}
+        each["metadata"]["name"]: each["data"]
         for each in objects
-        if isinstance(each, dict) and each.get("kind") == "ConfigMap" and "name" in (each.get("metadata") or {})
+        if _is_object(each) and each["kind"] == "ConfigMap" and isinstance(each.get("data"), dict)
     }
     for each in objects:
-        if not isinstance(each, dict) or "kind" not in each:
-            problems.append(Problem(file, "", "", "an object has no kind; write apiVersion, kind and metadata"))
+        if not _is_object(each):
+            what = each.get("kind", "") if isinstance(each, dict) else ""
+            problems.append(Problem(file, str(what), "", "no object; write apiVersion, kind, and metadata with a name"))
             continue
-        name = f"{each['kind']}/{(each.get('metadata') or {}).get('name', '')}"
-        found = list(schemas.findings(each, operator)) or list(_rules(each, maps))
+        name = f"{each['kind']}/{each['metadata']['name']}"
+        found = list(schemas.findings(each, operator)) or _caught(_rules(each, maps))
         problems += [Problem(file, name, *finding) for finding in found]
     return problems
+
+
+def _is_object(value: Any) -> bool:
+    metadata = value.get("metadata") if isinstance(value, dict) else None
+    return isinstance(metadata, dict) and isinstance(metadata.get("name"), str) and isinstance(value.get("kind"), str)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Kubernetes takes null for a field that is not there."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value if each is not None] if isinstance(value, list) else value
+
+
+def _caught(findings: Iterator[Finding]) -> list[Finding]:
+    """The findings; of a value that is shaped as no rule expects, those until there."""
+    found: list[Finding] = []
+    try:
+        found.extend(findings)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        found.append(
+            ("", f"could not be read to its end ({what}); look for a list, a mapping or a text in the wrong place")
+        )
+    return found
 
 
 def _in_folder(folder: Path) -> Iterator[Path]:
@@ -95,22 +122,26 @@ def _check_one(path: Path, operator: Path | None, asked: bool) -> list[Problem]:
     if "apiVersion" in first or "kind" in first:
         return check_objects(documents, str(path), operator)
     if "services" in first:
-        return [Problem(str(path), "", *finding) for finding in compose_findings(first)]
+        return [Problem(str(path), "", *finding) for finding in _caught(compose_findings(first))]
     if "cluster_name" in first or "available_node_types" in first:
-        return [Problem(str(path), "", *finding) for finding in launcher_findings(first)]
+        return [Problem(str(path), "", *finding) for finding in _caught(launcher_findings(first))]
     known = "is no manifest, kustomization, file of Ray's launcher, compose file or Containerfile; name one"
     return [Problem(str(path), "", "", known)] if asked else []
 
 
 def _rules(value: dict[str, Any], maps: dict[str, dict[str, str]]) -> Iterator[Finding]:
     """Of an object whose fields and types are right."""
+    empty = [field for field, pod in _pods(value) if not pod.get("containers")]
+    if empty:
+        yield f"{empty[0]}.containers", "the pod has no container; describe one"
+        return
     found = [finding for field, pod in _pods(value) for finding in pod_findings(pod, field)]
     if value["kind"] in _RAY:
         found += ray_findings(value)
     yield from found
     fields = " ".join(field for field, _ in found)
     if value["kind"] == "RayJob" and "spec.clusterSelector" not in fields:
-        yield from job_findings(value, maps, sizes_are_known=".resources" not in fields)
+        yield from job_findings(value, maps, sizes_are_known=".resources" not in fields and ".num-" not in fields)
     if value["kind"] == "Secret" and (value.get("data") or value.get("stringData")):
         yield (
             "data",
@@ -128,10 +159,10 @@ def _pods(value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     if kind == "Pod":
         yield "spec", spec
     elif kind in _WITH_TEMPLATE:
-        yield "spec.template.spec", spec["template"]["spec"]
+        yield "spec.template.spec", spec["template"].get("spec") or {}
     elif kind in _RAY:
         cluster, field = (spec, "spec") if kind == "RayCluster" else (spec.get("rayClusterSpec"), "spec.rayClusterSpec")
         for where, group in groups(cluster, field) if cluster else []:
-            yield f"{where}.template.spec", group["template"]["spec"]
+            yield f"{where}.template.spec", group["template"].get("spec") or {}
         if spec.get("submitterPodTemplate"):
-            yield "spec.submitterPodTemplate.spec", spec["submitterPodTemplate"]["spec"]
+            yield "spec.submitterPodTemplate.spec", spec["submitterPodTemplate"].get("spec") or {}

@@ -95,7 +95,7 @@ def _mounted(cluster: dict[str, Any] | None, config_maps: dict[str, dict[str, st
     volumes = {volume["name"]: (volume.get("configMap") or {}).get("name") for volume in pod.get("volumes") or []}
     for mount in pod["containers"][0].get("volumeMounts") or []:
         data = config_maps.get(volumes.get(mount["name"]) or "", {})
-        files |= {f"{mount['mountPath'].rstrip('/')}/{key}": text for key, text in data.items()}
+        files |= {f"{mount['mountPath'].rstrip('/')}/{key}": str(text) for key, text in data.items()}
     return files
 
 

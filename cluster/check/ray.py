@@ -248,6 +248,9 @@ def _group_findings(group: dict[str, Any], field: str, autoscaled: bool, v2: boo
     parameters, pod = group.get("rayStartParams") or {}, group["template"]["spec"]
     if "labels" in parameters:
         yield f"{field}.rayStartParams.labels", "labels are a field of the group; write them in labels"
+    for name in ("num-cpus", "num-gpus"):
+        if not re.fullmatch(r"\d+(\.\d+)?", parameters.get(name, "0")):
+            yield f"{field}.rayStartParams.{name}", f"'{parameters[name]}' is no number; write \"0\" and the like"
     if group.get("resources") and {"num-cpus", "num-gpus", "memory", "resources"} & parameters.keys():
         yield f"{field}.resources", "resources stand in rayStartParams, too; take one of them out"
     for name, value in (group.get("labels") or {}).items():

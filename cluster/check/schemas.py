@@ -37,6 +37,9 @@ def findings(value: dict[str, Any], operator: Path | None) -> Iterator[Finding]:
         if version != "ray.io/v1":
             yield "apiVersion", f"'{version}' is not ray.io/v1, which these files are for"
             return
+        if not isinstance(value.get("spec"), dict):
+            yield "spec", "is missing; describe what is wanted"
+            return
         if operator is not None:
             schema = _strict(_read(operator / OPERATOR[kind]))
         else:

@@ -81,6 +81,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({f"{RULES}/1/condition/ttlSeconds": -1}, f"{RULES.replace('/', '.')}[1].condition.ttlSeconds: -1 is less than the minimum of 0"),
     ({"apiVersion": "ray.io/v1alpha1"}, "apiVersion: 'ray.io/v1alpha1' is not ray.io/v1, which these files are for"),
+    ({f"{HEAD}/rayStartParams/num-cpus": "none"}, f"{_CLUSTER}.headGroupSpec.rayStartParams.num-cpus: 'none' is no number; write \"0\" and the like"),
+    ({f"{POD}/containers": []}, f"{_POD}.containers: the pod has no container; describe one"),
     # names
     ({"metadata/name": "3-runs"}, "metadata.name: '3-runs': a RayJob's name has small letters, digits and -, begins with a letter, and has 47 characters at most"),
     ({f"{DATA}/groupName": "training"}, f"{_CLUSTER}.workerGroupSpecs: two groups are called training; give each its own name"),
@@ -408,6 +410,27 @@ def test_a_cluster_is_not_called_as_a_secret_of_its_pods():
         "cluster: RayCluster/equihand: spec.headGroupSpec.template.spec.containers[ray-head].envFrom: KubeRay keeps the cluster's token in a "
         "secret called equihand, too; give one of them another name"
     ]
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "x", -1, [{}]])
+@pytest.mark.parametrize("kind", ["RayJob", "Deployment", "ConfigMap", "NetworkPolicy"])
+def test_objects_of_any_shape_end_with_lines(kind, value):
+    overlay = "pretrain" if kind == "RayJob" else "site"
+    for place in (
+        "metadata",
+        "spec",
+        "data",
+        "spec/template",
+        "metadata/name",
+        "spec/rayClusterSpec/headGroupSpec/template/spec",
+    ):
+        objects = copy.deepcopy(shipped(overlay))
+        try:
+            changed(next(each for each in objects if each["kind"] == kind), {place: value})
+        except (KeyError, TypeError):
+            continue  # an object of this kind has no such place
+        for problem in check_objects(objects, "file"):
+            assert "\n" not in str(problem)
 
 
 def test_a_secret_in_a_file_is_refused():
