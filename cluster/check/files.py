@@ -91,6 +91,7 @@ def _in_folder(folder: Path) -> Iterator[Path]:
             parts |= {part for part in kustomize.resources_of(each) if part in {other.resolve() for other in built}}
         except kustomize.BuildError:
             continue  # said when it is built itself
+    # One that has a job's settings is applied by itself, too, whoever builds on it.
     yield from (each for each in built if each.resolve() not in parts or (each / "settings.yaml").exists())
     for path in files:
         if not any(parent in built for parent in path.parents) and (
