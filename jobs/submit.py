@@ -4,6 +4,7 @@
     python -m jobs.submit --attach ID      follow a job's log again
     python -m jobs.submit --stop ID        end a job
     python -m jobs.submit --list           the cluster's jobs
+    python -m jobs.submit --kuberay --image REGISTRY/equihand:TAG JOB ... | kubectl apply -f -
 
 The settings are checked here, before anything is sent; they travel as one file, submitted/settings.yaml. The submission's id is the run's id: submitting a run that is
 still going attaches to it; one that has ended is submitted as a further attempt of the same run, so training goes on
@@ -21,6 +22,8 @@ import logging
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +37,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from jobs import kuberay
 from jobs.main import JOBS
 from jobs.packing import pack
 from jobs.ray_errors import proxy_hint
@@ -353,6 +357,18 @@ def _show_jobs(client: "JobSubmissionClient") -> None:
             print(f"{item.submission_id:40} {item.status:10} {started}  {item.entrypoint}")
 
 
+def _kuberay(submission: Submission, base: Path, image: str | None, apply: bool) -> int:
+    """Print the job's objects of Kubernetes, or apply them; the exit code."""
+    documents = kuberay.objects(submission.job, submission.run_id, submission.settings, base, image)
+    text = kuberay.to_yaml(documents)
+    if not apply:
+        print(text, end="")
+        return 0
+    if (kubectl := shutil.which("kubectl")) is None:
+        raise EquihandError("there is no kubectl on this machine; without --apply the objects are printed")
+    return subprocess.run([kubectl, "apply", "-f", "-"], input=text.encode(), check=False).returncode
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -364,6 +380,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--run-id", help="the run's id; the same id goes on with the same run")
     parser.add_argument("--detach", action="store_true", help="do not follow the log")
+    kubernetes = (
+        "print the job as a RayJob with a cluster of its own, and its settings as a ConfigMap, for kubectl apply -f -"
+    )
+    parser.add_argument("--kuberay", action="store_true", help=f"{kubernetes}; nothing is sent")
+    parser.add_argument("--apply", action="store_true", help="with --kuberay: hand it to kubectl")
+    parser.add_argument("--image", help="with --kuberay: what the pods run; it brings the code (cluster/Containerfile)")
+    parser.add_argument("--base", type=Path, help="with --kuberay: a file with a RayJob, whose cluster the job gets")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--attach", metavar="ID", help="follow the log of a job")
     what.add_argument("--stop", metavar="ID", help="end a job")
@@ -371,12 +394,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("job", nargs="?", help="ingest, pretrain, search, evaluate, ...")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the job's own arguments; JOB --help lists them")
     options = parser.parse_args(argv)
+    if options.kuberay and not options.job:
+        parser.error("--kuberay needs a job")
     if bool(options.job) == bool(options.attach or options.stop or options.list):
         parser.error("give a job, or one of --attach, --stop, --list")
     submission_id = ""
     try:
         if options.job:
             submission = prepare(options.job, options.arguments, options.run_id)
+        if options.kuberay:
+            return _kuberay(submission, options.base or kuberay.BASE, options.image, options.apply)
         address = job_server(options.address)
         client = connect(address)
         if options.list:
