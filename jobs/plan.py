@@ -22,6 +22,7 @@ from pipeline.config import Settings
 from pipeline.errors import SettingsError
 from pipeline.models.encoder import EncoderSettings
 from pipeline.progress import SILENT, Progress
+from pipeline.ray_cluster import is_fixed
 from pipeline.training.pretrain_recipe import PretrainRecipe
 from pipeline.views import ViewSettings
 
@@ -103,7 +104,12 @@ def run(settings: PlanSettings, progress: Progress = SILENT, session: Session = 
 
 
 def measure(settings: PlanSettings) -> Rate:
-    """The rate of a short real training here. Needs a running Ray of this machine."""
+    """The rate of a short real training here. Needs a running Ray of this machine; raises SettingsError on a cluster, whose nodes
+    would not see the frames made for it."""
+    if not is_fixed():
+        raise SettingsError(
+            "setting 'measure' = true: measures this machine, on a Ray of its own; leave out ray.address and RAY_ADDRESS"
+        )
     a_step = settings.number * settings.batch_size
     rows = a_step * max(1, min(settings.frames, _MOST_ROWS, settings.measure_steps * a_step) // a_step)
     recipe = PretrainRecipe(

@@ -166,6 +166,7 @@ def test_measuring_here_plans_from_what_was_measured(monkeypatch, capsys):
         return Timed(200.0, 25.0)
 
     monkeypatch.setattr(job, "timed_pretrain", timed)
+    monkeypatch.setattr(job, "is_fixed", lambda: True)
     settings = {"frames": 2000, "epochs": 3, "number": 2, "batch_size": 16, "view_size": 32, "image_size": 40}
     result = run(PlanSettings.model_validate({**settings, "measure": True, "encoder": {"width": 8}}), session=nothing)
     figures = result["figures"]
@@ -176,6 +177,12 @@ def test_measuring_here_plans_from_what_was_measured(monkeypatch, capsys):
     shown = capsys.readouterr().out
     row = yaml.safe_load(shown.partition("measured:\n")[2].partition("\n|")[0])
     assert Rate.model_validate(row[0]).figure == 200.0
+
+
+def test_a_cluster_is_not_measured(monkeypatch):
+    monkeypatch.setattr(job, "is_fixed", lambda: False)
+    with pytest.raises(SettingsError, match=r"^setting 'measure' = true: measures this machine"):
+        run(PlanSettings(frames=2000, measure=True), session=nothing)
 
 
 class nothing:
