@@ -123,7 +123,8 @@ def measure(settings: PlanSettings) -> Rate:
     device, unit = _this_machine()
     command = (
         f"python -m jobs.plan --measure true --number {settings.number} --encoder.name {settings.encoder.name} "
-        f"--encoder.width {settings.encoder.width} --view_size {settings.view_size} --batch_size {settings.batch_size}"
+        f"--encoder.width {settings.encoder.width} --view_size {settings.view_size} --batch_size {settings.batch_size} "
+        f"--image_size {settings.image_size} --frames {settings.frames}"
     )
     return Rate.model_validate(
         {
