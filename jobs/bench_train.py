@@ -8,7 +8,6 @@ Every process has one torch thread and the same share of the frames, and all of 
 network is measured before and after the job, and the ratio is to the mean of both.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,27 +20,25 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from jobs.bench_frames import different_jpegs, write_frames
+from jobs.bench_frames import different_jpegs
 from jobs.bench_peers import PEERS, loader, release
 from jobs.bench_table import Row, row
 from jobs.runtime import Job, RaySettings, Session, ray_session
+from jobs.timed_pretrain import timed_pretrain
 from pipeline.config import Settings
 from pipeline.frames.batches import Batch
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.pretrain import PretrainModel
 from pipeline.progress import SILENT, Progress
-from pipeline.storage import join
 from pipeline.training.distributed import bf16_pays
 from pipeline.training.optim import build_optimiser
 from pipeline.training.pretrain import Steps
 from pipeline.training.pretrain_recipe import PretrainRecipe
-from pipeline.training.pretrain_run import PretrainSettings, run_pretrain
 from pipeline.training.worker import Worker
 from pipeline.views import ViewSettings
 
 _CPU = torch.device("cpu")
 _WARM_STEPS = 3
-_SETTLED = 0.3  # of the job, its first batches, and the caches of the machine, left out
 
 
 class BenchTrainJob(Settings):
@@ -150,41 +147,12 @@ def _rate(step: Callable[[], None], frames: int, seconds: float) -> float:
     return done / spent
 
 
-class _Clock(Progress):
-    """When how many frames were done."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[float, int]] = []
-
-    def update(self, done: int, **figures: float | str) -> None:
-        if done and (not self.seen or self.seen[-1][1] != done):
-            self.seen.append((time.perf_counter(), done))
-
-    def rate(self) -> float:
-        """Frames a second once it has settled."""
-        last, total = self.seen[-1]
-        first, done = next((each for each in self.seen if each[1] >= _SETTLED * total), self.seen[0])
-        return (total - done) / (last - first)
-
-
 def _job(settings: BenchTrainJob, session: Session) -> float:
     """Frames a second of jobs.pretrain in the middle of its work."""
-    clock = _Clock()
     rows = max(8 * settings.batch_size * settings.num_workers, min(settings.job_frames, 8192))
-    with tempfile.TemporaryDirectory() as folder, session():
-        frames = join(folder, "frames")
-        write_frames(frames, rows, settings.image_size)
-        values = _recipe(settings).model_dump() | {
-            "frame_set": frames,
-            "epochs": max(1, round(settings.job_frames / rows)),
-            "log_every": PretrainRecipe.model_fields["log_every"].default,
-            "probe": {"enabled": False},
-            "workers": {"num_workers": settings.num_workers, "threads": 1},
-            "run": {"storage": join(folder, "runs")},
-            "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
-        }
-        run_pretrain(PretrainSettings.model_validate(values), clock)
-    return clock.rate()
+    recipe = _recipe(settings).model_copy(update={"epochs": max(1, round(settings.job_frames / rows))})
+    with session():
+        return timed_pretrain(recipe, rows, settings.image_size, settings.num_workers).frames_per_s
 
 
 def _peer(

@@ -9,6 +9,7 @@ JOBS = {
     "ingest": "video, images or published sets -> frame set",
     "inspect": "a frame set's data card, and whether it is whole",
     "mine": "frames of other videos with a similar pose, as positives",
+    "plan": "hours, storage and network of a pretraining",
     "pretrain": "frame set -> encoder",
     "finetune": "encoder + labelled frame set -> pose model",
     "search": "fine-tuning with many settings",

@@ -1,6 +1,7 @@
 """A log file of every process of a run, beside its checkpoints: <run>/logs/<start>-<process>.jsonl.
 
-One JSON object a line: time, level, run, process and message, then what the message is about. The project's warnings
+One JSON object a line: time, level, run, process and message, then what the message is about; in a training worker's also worker
+(its rank) and step (the run's last one that was done, or the one that the line is about). The project's warnings
 (`errors.warn`) are among them. Written whole every few seconds and at the end, so that it may lie in object storage; what a
 killed process wrote last may be missing. A storage that refuses it never disturbs the run.
 """
@@ -23,6 +24,7 @@ from pipeline.storage import join, write_bytes
 
 _EVERY_S = 10.0
 _LOGGER = "equihand"
+_step = [0]
 _PACKAGES = ("equihand", "torch", "torchvision", "ray", "pyarrow", "mlflow")
 
 
@@ -31,13 +33,22 @@ def log(message: str, **fields: Any) -> None:
     logging.getLogger(_LOGGER).info(message, extra={"fields": fields})
 
 
+def at_step(number: int) -> None:
+    """The lines of this process that come now are written after this step of the run."""
+    _step[0] = number
+
+
 @contextmanager
-def run_log(folder: str, process: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
+def run_log(
+    folder: str, process: str, say: Callable[[str], None] | None = None, worker: int | None = None
+) -> Iterator[None]:
     """Keep the log of this process while the block runs, how it ended too.
 
     folder: URI of the run, named by its id. process: such as "worker-0". say: receives, at the end, why the log could not be written.
+    worker: rank of a training worker, whose lines name it and the step.
     """
-    logger, handler = logging.getLogger(_LOGGER), _StoredLines(folder, process)
+    at_step(0)
+    logger, handler = logging.getLogger(_LOGGER), _StoredLines(folder, process, worker)
     level, started = logger.level, time.monotonic()
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -68,17 +79,19 @@ def _versions() -> dict[str, str]:
 
 
 class _StoredLines(logging.Handler):
-    def __init__(self, folder: str, process: str) -> None:
+    def __init__(self, folder: str, process: str, worker: int | None) -> None:
         super().__init__()
         # Processes of one start would overwrite each other's only with the same name, and those of another start earlier ones.
         self.uri = join(folder, "logs", f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{process}.jsonl")
-        self._about = {"run": folder.rstrip("/").rsplit("/", 1)[-1], "process": process}
+        self._about: dict[str, Any] = {"run": folder.rstrip("/").rsplit("/", 1)[-1], "process": process}
+        self._worker = worker
         self._lines: list[str] = []
         self._num_written, self._written_at = 0, time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": when, "level": record.levelname.lower(), **self._about, "message": record.getMessage()}
+        place = {} if self._worker is None else {"worker": self._worker, "step": _step[0]}
+        line = {"time": when, "level": record.levelname.lower(), **self._about, **place, "message": record.getMessage()}
         self._lines.append(masked(json.dumps(line | getattr(record, "fields", {}), default=str)))
         if time.monotonic() - self._written_at > _EVERY_S:
             self.write()

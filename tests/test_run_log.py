@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import run_log as module
 from pipeline.errors import StorageError, warn
-from pipeline.run_log import log, run_log
+from pipeline.run_log import at_step, log, run_log
 
 
 def lines(folder: Path) -> list[dict]:
@@ -30,10 +30,21 @@ def test_what_happens_is_kept_as_lines_of_json(tmp_path):
     ]
     assert [line["level"] for line in found] == ["info", "info", "warning", "info"]
     assert all((line["run"], line["process"]) == ("run-1", "worker-0") for line in found)
+    assert not any({"worker", "step"} & line.keys() for line in found)  # it is not known to be a worker's
     assert found[0]["versions"]["torch"]
     assert found[1]["metrics"] == {"loss": 1.5, "where": "a"}
     assert sorted(line["time"] for line in found) == [line["time"] for line in found]
     assert logging.getLogger("equihand").level == logging.NOTSET
+
+
+def test_lines_of_a_worker_name_its_rank_and_step(tmp_path):
+    with run_log(str(tmp_path / "run-1"), "worker-0", worker=0):
+        at_step(7)
+        log("placed")
+        log("bad step", step=5)
+    found = lines(tmp_path / "run-1")
+    assert [line["step"] for line in found] == [0, 7, 5, 7]
+    assert all(line["worker"] == 0 for line in found)
 
 
 def test_how_it_failed_is_the_last_line(tmp_path):

@@ -24,6 +24,7 @@ from pipeline.models.checkpoints import META, Snapshot, read_part, read_trainer_
 from pipeline.models.encoder import Encoder, build_encoder
 from pipeline.models.pose import PoseModel
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
+from pipeline.run_log import at_step
 from pipeline.training.bad_steps import GuardedStep, backward_from
 from pipeline.training.finetune_data import FinetuneData
 from pipeline.training.finetune_recipe import FinetuneSettings, batch_and_steps, with_epochs
@@ -97,11 +98,13 @@ def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -
             stopped_early = True
             break
         trainer.start_epoch(epoch, state["steps"])
+        at_step(trainer.number)
         leaving = False
         for step, batch in _batches(data, epoch, state["steps"], worker):
             worker.mark("first_batch")
             leaving = worker.leaving()
             trainer.step(batch.to(worker.device), epoch, step)
+            at_step(trainer.number)
             worker.mark("first_step")
             worker.notice(trainer.number * data.batch_size * worker.world_size, trainer.shown)
             last_step = step == data.steps_per_epoch - 1

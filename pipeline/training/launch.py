@@ -21,6 +21,7 @@ from pipeline.storage import absolute, delete, exists, join, read_json, write_js
 from pipeline.tracked import Run, tracked
 from pipeline.training.background import BackgroundCall
 from pipeline.training.board import BoardHandle, progress_board
+from pipeline.training.gauges import teller
 from pipeline.training.leaving import ENDS, on_sigterm
 from pipeline.training.waiting import Watch
 from pipeline.training.worker import Worker
@@ -82,7 +83,7 @@ def train_on_workers(
 
         def start() -> BackgroundCall:
             trainer = TorchTrainer(
-                partial(run_worker, loop, settings, data, board, folder, num_best, use_gpu, started_at),  # type: ignore[arg-type]
+                partial(run_worker, loop, settings, data, board, kind, folder, num_best, use_gpu, started_at),  # type: ignore[arg-type]
                 # A collective may wait for a worker that waits for data; what hangs is found before, by pulse.py.
                 torch_config=TorchConfig(timeout_s=int(workers.start_timeout_s + workers.hang_timeout_s)),
                 scaling_config=ray.train.ScalingConfig(
@@ -114,7 +115,7 @@ def train_on_workers(
         log("tracked", mlflow_run_id=tracking.mlflow_run_id)
         stack.enter_context(on_sigterm(partial(_leave, board)))
         while True:
-            watch = Watch(workers.least, resources, workers.start_timeout_s, warn)
+            watch = Watch(workers.least, resources, workers.start_timeout_s, warn, tell=teller(run_id, kind, "driver"))
             returned = _outcome(fit, board, watch).return_value or {}
             if "error" in returned:
                 raise TrainingError(f"run '{run_id}': {returned['error']}")

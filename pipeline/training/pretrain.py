@@ -27,6 +27,7 @@ from pipeline.models.checkpoints import META, Snapshot, read_part, read_trainer_
 from pipeline.models.pretrain import PretrainModel
 from pipeline.models.weights import load_encoder
 from pipeline.objectives import similarity_stats
+from pipeline.run_log import at_step
 from pipeline.storage import join, write_bytes
 from pipeline.training.bad_steps import GuardedStep
 from pipeline.training.contrast import Pairs, columns_for, join_pairs, make_pairs, step_loss
@@ -55,6 +56,7 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
     epoch_steps = steps_of_epoch(settings, mixture, worker.world_size)
     frames_a_step = global_batch(settings, worker.world_size)
     saved = _saved_state(worker.resume)
+    at_step(saved.step)
     # The first batch is read, and Ray Data started, while the network is built.
     with one_ahead(iter(_stream(settings, mixture, worker, *divmod(saved.step, epoch_steps))), device) as batches:
         settings, model, optimiser = _built(settings, saved, device)
@@ -70,6 +72,7 @@ def run_epochs(settings: PretrainRecipe, mixture: Mixture, worker: Worker) -> di
             worker.mark("first_batch")
             leaving = worker.leaving()
             steps.run(batch, waited, leaving)
+            at_step(steps.number)
             worker.mark("first_step")
             bad.add(batch.problems)
             last_of_epoch = batch.step == epoch_steps - 1

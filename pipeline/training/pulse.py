@@ -43,6 +43,8 @@ class Pulse:
         self._over = threading.Event()
         self.leaving = False
         """Whether the driver has asked the workers to leave."""
+        self.waited_s = 0.0
+        """Seconds for which this process has waited for data so far."""
 
     def step(self) -> None:
         """A step is done."""
@@ -52,11 +54,13 @@ class Pulse:
     def busy(self, doing: str) -> Iterator[None]:
         """The block may take long."""
         before, _, steps = self._state
-        self._state = (doing, time.monotonic(), steps)
+        self._state = (doing, began := time.monotonic(), steps)
         try:
             yield
         finally:
-            self._state = (before, time.monotonic(), steps)
+            self._state = (before, ended := time.monotonic(), steps)
+            if doing == "data":
+                self.waited_s += ended - began
 
     def look(self) -> None:
         """Tell how it is here, and end where nothing moves any more."""

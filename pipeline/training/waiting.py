@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pipeline import ray_cluster
 from pipeline.errors import SettingsError, TrainingError
 from pipeline.ray_cluster import in_words
+from pipeline.training.gauges import REPEAT_S, Tell
 from pipeline.training.pulse import Sign
 
 _SOON_S = 10.0
@@ -68,12 +69,15 @@ class Watch:
         there: Callable[[Mapping[str, float]], str] = ray_cluster.there,
         can_never_hold: Callable[[Mapping[str, float], int], bool] = ray_cluster.can_never_hold,
         clock: Callable[[], float] = time.monotonic,
+        tell: Tell = lambda name, value: None,
     ) -> None:
-        """resources: of each worker. there: what the cluster has, in words. can_never_hold: whether it never can."""
+        """resources: of each worker. there: what the cluster has, in words. can_never_hold: whether it never can. tell: receives for
+        how long workers are waited for (gauges.py)."""
         self._num_workers, self._resources, self._deadline = num_workers, resources, deadline_s
         self._worker = f" of ({in_words(resources)})"
         self._say, self._there, self._clock, self._can_never_hold = say, there, clock, can_never_hold
         self._kind, self._since, self._next_s = "", clock(), 0.0
+        self._tell, self._told = tell, (-REPEAT_S, 0.0)
 
     def look(self, signs: Mapping[int, Sign]) -> None:
         """Say what is missing where that is due. Raises TrainingError after the deadline, SettingsError where what is
@@ -81,12 +85,14 @@ class Watch:
         now, lacking = self._clock(), missing(signs, self._num_workers)
         if lacking is None:
             self._kind = ""
+            self._tell_waited(0.0)
             return
         since = self._since if lacking.seconds is None else now - lacking.seconds
         if lacking.kind != self._kind or since > self._since + _SOON_S / 2:  # what was waited for came in between
             self._kind, self._next_s = lacking.kind, lacking.first_s
             self._since = now if lacking.seconds is None else since
         waited = now - self._since
+        self._tell_waited(waited if lacking.kind == "workers" else 0.0)
         is_over = lacking.is_limited and waited >= self._deadline
         if waited < self._next_s and not is_over:
             return
@@ -101,3 +107,10 @@ class Watch:
                 f"gave up waiting for {text}. The deadline is workers.start_timeout_s = {self._deadline:g}; the same command goes on"
             )
         self._say(f"waiting for {text}")
+
+    def _tell_waited(self, seconds: float) -> None:
+        """Whole seconds, and only what is new, or was told long ago."""
+        now, seconds = self._clock(), float(round(seconds))
+        if seconds != self._told[1] or now - self._told[0] >= REPEAT_S:
+            self._told = now, seconds
+            self._tell("equihand_waiting_for_nodes_seconds", seconds)

@@ -17,6 +17,7 @@ from pipeline.models.kept import Kept, fetch
 from pipeline.ray_cluster import set_data_labels
 from pipeline.run_log import log, run_log
 from pipeline.training.board import BoardHandle
+from pipeline.training.gauges import WorkerGauges, teller
 from pipeline.training.leaving import ENDS, MOVES, STAYS, Agreement, Left
 from pipeline.training.pulse import Pulse, Sign
 from pipeline.training.saving import Saving, saving
@@ -37,6 +38,7 @@ def run_worker(
     settings: SettingsT,
     data: DataT,
     board: BoardHandle,
+    kind: str,
     folder: str,
     num_best: int,
     use_gpu: bool,
@@ -60,10 +62,13 @@ def run_worker(
         set_data_labels(settings.workers.reader_labels)
     kept = Kept(folder, num_best)
     place: dict[str, Any] = {}
+    gauges = WorkerGauges(teller(folder.rstrip("/").rsplit("/", 1)[-1], kind, str(rank)), rank)
+    frames_seen = 0
     # Ray Train holds a report until its controller takes it. One that is lost with its worker is made again from the checkpoint.
     recent: deque[dict[str, Any]] = deque(maxlen=_IN_FLIGHT)
 
     def report(metrics: dict[str, Any], snapshot: Snapshot | None) -> None:
+        gauges.logged(metrics, frames_seen, pulse.waited_s)
         with pulse.busy("report"):
             writer.check()
             recent.append(metrics)
@@ -76,7 +81,13 @@ def run_worker(
             place.update(step=metrics["step"], epoch=metrics["epoch"])
             raise Left
 
+    def keep(snapshot: Snapshot, metrics: dict[str, Any], recent: list[dict[str, Any]]) -> None:
+        kept.keep(snapshot, metrics, recent)
+        gauges.checkpoint_is_there()
+
     def notice(num_frames: int, figures: dict[str, float]) -> None:
+        nonlocal frames_seen
+        frames_seen = num_frames
         pulse.step()
         if rank == 0:
             board.post("train", num_frames, **figures)
@@ -89,6 +100,7 @@ def run_worker(
         return ENDS if pulse.leaving else MOVES if notified else STAYS
 
     def tell(rank: int, sign: Sign) -> tuple[bool, dict[int, Sign]]:
+        gauges.repeat()
         leaving, signs = board.pulse(rank, sign)
         # Before, there may have been more workers.
         return leaving, {each: sign for each, sign in signs.items() if each < context.get_world_size()}
@@ -100,9 +112,9 @@ def run_worker(
     try:
         with (
             tempfile.TemporaryDirectory() as directory,
-            run_log(folder, f"worker-{rank}", board.warn),
+            run_log(folder, f"worker-{rank}", board.warn, worker=rank),
             Pulse(rank, tell, settings.workers.hang_timeout_s, give_up).beating() as pulse,
-            saving(kept.keep, pulse.busy) as writer,
+            saving(keep, pulse.busy) as writer,
         ):
             # The first worker chooses, for all: what is damaged for one might be whole for another.
             resume = kept.resume(directory, board.warn) if rank == 0 else None

@@ -36,12 +36,6 @@ def test_rows_and_ratios_to_the_bare_network(monkeypatch):
     assert peer["value"] > 0
 
 
-def test_the_job_is_timed_once_it_has_settled():
-    clock = bench_train._Clock()
-    clock.seen = [(0.0, 10), (9.0, 40), (10.0, 80), (11.0, 120)]
-    assert clock.rate() == 40
-
-
 def test_the_scripts_loss_is_ours():
     torch.manual_seed(0)
     first, second = (F.normalize(torch.randn(6, 8), dim=1) for _ in range(2))

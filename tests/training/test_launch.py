@@ -182,7 +182,7 @@ def alone(monkeypatch):
 
 def work(loop, tmp_path, board):
     settings = LaunchSettings(run=RunSettings(storage=str(tmp_path), run_id="run"))
-    return worker_run.run_worker(loop, settings, None, board, str(tmp_path / "run"), 1, False, time.time())
+    return worker_run.run_worker(loop, settings, None, board, "pretrain", str(tmp_path / "run"), 1, False, time.time())
 
 
 def test_a_worker_leaves_with_the_checkpoint_of_its_last_step(alone, tmp_path):
