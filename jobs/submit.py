@@ -47,6 +47,7 @@ from pipeline.config import flatten, flatten_values, uris_in
 from pipeline.errors import EquihandError, SettingsError, one_line
 from pipeline.masking import holds_secret
 from pipeline.models.shipped import shipped_models
+from pipeline.provenance import GIT_VARIABLE, git
 from pipeline.ray_cluster import in_words
 from pipeline.storage import is_local
 from pipeline.text_files import parse_yaml
@@ -201,12 +202,18 @@ def submit(client: "JobSubmissionClient", address: str, submission: Submission) 
             submission_id=submission_id,
             runtime_env={
                 "working_dir": str(package),
-                "env_vars": {**STOP_GENTLY, **forwarded_environment(address, os.environ)},
+                "env_vars": {**STOP_GENTLY, **_code_version(), **forwarded_environment(address, os.environ)},
             },
             metadata={"job": submission.job, "run_id": run_id},
         )
     print(f"submitted {submission_id} ({size / 1e3:.0f} kB of code) to {address}", flush=True)
     return submission_id
+
+
+def _code_version() -> dict[str, str]:
+    """What the job's record says of its code, which has no repository where it runs."""
+    code = git()
+    return {GIT_VARIABLE: f"{code.commit}{'-dirty' if code.is_dirty else ''}"} if code.commit else {}
 
 
 def follow(client: "JobSubmissionClient", submission_id: str) -> int:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from pipeline.config import Settings, flatten, to_yaml
 from pipeline.errors import EquihandError, LeftError, one_line, warn
+from pipeline.provenance import git, provenance
 from pipeline.storage import copy_to_local, delete, exists, is_local, join, local_path, write_bytes
 from pipeline.tracking import Sender, TrackingSettings, check_reachable, placed
 from pipeline.tracking_queue import MAX_BYTES, Courier, Queue, Record
@@ -71,6 +72,13 @@ class Run:
         params = {name: str(value) for name, value in flatten(settings).items()}
         opened = self._record("open", params=params, tags=dict(tags or {}), parent=parent)
         self._put(opened, self._record("text", name="settings.yaml", text=to_yaml(settings)))
+
+    def _record_origin(self, tags: Mapping[str, str]) -> None:
+        """The frames that the run reads, and what its code has that is not in git."""
+        if digest := tags.get("frame_set_digest"):
+            self._put(self._record("dataset", digest=digest, source=tags.get("frame_set", "")))
+        if diff := git().diff:
+            self.log_text("git.diff", diff)
 
     def _record(self, do: str, at: float | None = None, **fields: Any) -> Record:
         return {"do": do, "run": [self.kind, self.run_id], "time": int((at or time.time()) * 1000), **fields}
@@ -156,7 +164,8 @@ def tracked(
     resolved_settings: Settings,
     tags: Mapping[str, str] | None = None,
 ) -> Iterator[Tracking]:
-    """Record work as MLflow's run of our run `run_id`; one that exists already (a resumed job) goes on. Deliver first what an earlier
+    """Record work as MLflow's run of our run `run_id`; one that exists already (a resumed job) goes on. It also gets what ran and on
+    what (provenance.py), and the frames read, where tags have "frame_set" and "frame_set_digest". Deliver first what an earlier
     process left. How the block ends is recorded too: FINISHED, FAILED, or KILLED by an interrupt, or where the work has left.
 
     folder: URI of the run's folder; None: it has none. kind: what the run does ("pretrain", "finetune", ...). The resolved settings
@@ -167,7 +176,8 @@ def tracked(
         check_reachable(settings)
     own = None if folder is not None else _temporary() / run_id
     tracking = Tracking(settings, folder if folder is not None else str(own), kind, run_id)
-    tracking.run._open(resolved_settings, tags)
+    tracking.run._open(resolved_settings, {**provenance(), **(tags or {})})
+    tracking.run._record_origin(tags or {})
     status = "FAILED"
     try:
         yield tracking

@@ -5,6 +5,7 @@ brings its own time, and runs are found by a tag: so MLflow takes one that it ha
 API (the fluent API keeps global state and is not safe across threads and processes).
 """
 
+import json
 import logging
 import os
 import re
@@ -42,6 +43,7 @@ _RUN_ID_TAG, _KIND_TAG, _PARENT_TAG = "equihand.run_id", "equihand.kind", "mlflo
 _MAX_PARAM_LENGTH = 500
 _MAX_PARAMS_AT_ONCE, _MAX_METRICS_AT_ONCE = 100, 1000  # MLflow refuses more in one request
 _CONNECT_TIMEOUT_S = 4
+_MAX_DIGEST = 36  # characters that MLflow takes
 NOWHERE = "no MLflow is given (tracking.uri none)"
 _MAY_PASS = (401, 403, 408, 429)  # of 400 to 499, which otherwise mean that the request itself is at fault
 _NOT_IN_NAMES = re.compile(r"[^\w./ -]", re.ASCII)
@@ -154,6 +156,8 @@ class Sender:
         elif record["do"] == "file":
             with as_local_file(join(self._folder, record["name"])) as local:
                 _log_file(client, mlflow_run_id, local, record["name"])
+        elif record["do"] == "dataset":
+            client.log_inputs(mlflow_run_id, [_dataset(record["source"], record["digest"])])
         elif record["do"] == "finish":
             client.set_terminated(mlflow_run_id, record["status"], record["time"])
 
@@ -281,6 +285,15 @@ def _find(client: "MlflowClient", experiment_id: str, kind: str, run_id: str) ->
     query = f"tags.`{_RUN_ID_TAG}` = '{run_id}' and tags.`{_KIND_TAG}` = '{kind}'"
     found = client.search_runs([experiment_id], query, max_results=1)
     return found[0].info.run_id if found else None
+
+
+def _dataset(source: str, digest: str) -> Any:
+    """A frame set as MLflow's input of a run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    name = source.rstrip("/").rsplit("/", 1)[-1] or "frames"
+    found = Dataset(name, digest[:_MAX_DIGEST], "equihand frame set", json.dumps({"uri": source, "digest": digest}))
+    return DatasetInput(found, [InputTag("mlflow.data.context", "read")])
 
 
 def _log_file(client: "MlflowClient", mlflow_run_id: str, path: str, name: str) -> None:

@@ -23,6 +23,8 @@ SHARED = Path(os.environ.get("EQUIHAND_SHARED", ROOT.parent / "shared"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# What a run records of its code, whatever state the checkout is in.
+os.environ.setdefault("EQUIHAND_GIT", "0123456789")
 
 # Tests interrupt processes that they start. These would ignore it where this process does, as it does in the background
 # of a shell script.

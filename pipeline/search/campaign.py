@@ -21,6 +21,7 @@ from pipeline.config import Settings, flatten
 from pipeline.errors import DataError, SettingsError, TrainingError, warn
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSelection, load_labelled
+from pipeline.lease import lease
 from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.kept import Kept, read_best
 from pipeline.models.shipped import model_uri
@@ -116,6 +117,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     started = time.monotonic()
     _quiet_optuna()
     with (
+        lease(folder, run_id),
         run_log(folder, "driver", warn),
         tracked(settings.tracking, folder, run_id, "search", given, frame_set.describe()) as tracking,
         search_monitor(run_id, tracking.run, base, progress) as monitor,
