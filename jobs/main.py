@@ -18,6 +18,7 @@ JOBS = {
     "freihand": "FreiHAND's files and official scores",
     "predict": "images, video or a frame set -> joints, overlay video",
     "export": "weights, torch.export, ONNX, MLflow model, card",
+    "reproduce": "a finished run once more, and what differs",
     "sync": "what MLflow did not get of runs while it was away",
     "rendering_sheets": "pictures of what the settings of synthesize do",
     "demo": "all of them, on this machine",
