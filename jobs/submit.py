@@ -92,20 +92,20 @@ def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Su
     Raises SettingsError: bad settings, a password in one of them, or a path that the cluster's nodes cannot see.
     """
     definition = job_called(job)
-    settings = definition.load(list(arguments))
-    given = settings.model_dump(mode="json", exclude_unset=True)
+    arguments = list(arguments)
+    settings = definition.load(arguments)
     run_id_setting = next((name for name in flatten(settings) if name.rpartition(".")[2] == "run_id"), None)
     if run_id_setting is not None:
         run_id = run_id or flatten(settings)[run_id_setting]
     run_id = run_id or f"{job}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not _RUN_ID.fullmatch(run_id):
         raise SettingsError(f"run id '{run_id}': use letters, digits, '.', '_' and '-' only")
-    if run_id_setting is not None:
-        _give(given, run_id_setting, run_id)
     if "tracking" in type(settings).model_fields and not _is_given("tracking.uri", arguments):
         # A file beside the job would be lost with its node. What there is to be recorded lies in the run's storage then.
-        _give(given, "tracking.uri", os.environ.get("MLFLOW_TRACKING_URI"))
-    settings = definition.command_line.model_validate(given)
+        arguments.append(f"--tracking.uri={os.environ.get('MLFLOW_TRACKING_URI') or 'none'}")
+    if run_id_setting is not None:
+        arguments.append(f"--{run_id_setting}={run_id}")
+    settings = definition.load(arguments)
     for name, value in flatten(settings).items():
         if holds_secret(str(value)):
             raise SettingsError(
@@ -120,6 +120,7 @@ def prepare(job: str, arguments: Sequence[str], run_id: str | None = None) -> Su
             f"setting '{name}' = '{value}' is a path below this folder, which the cluster's nodes do not see; "
             "use s3://, or an absolute path on storage that all nodes share"
         )
+    given = settings.model_dump(mode="json", exclude_unset=True)
     text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=120)
     return Submission(job, run_id, text, needs_of(settings))
 
@@ -132,14 +133,6 @@ def _is_given(name: str, arguments: Sequence[str]) -> bool:
     values = parse_yaml(config.read_bytes()) if config else {}
     in_file = name in flatten_values(values or {})
     return in_file or any(argument.partition("=")[0] == f"--{name}" for argument in arguments)
-
-
-def _give(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set "a.b" in nested settings."""
-    *parents, last = name.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-    values[last] = value
 
 
 def needs_of(settings: Any) -> dict[str, float]:

@@ -80,6 +80,7 @@ def test_a_reminder_speaks_less_and_less_often_and_ends(monkeypatch):
 
 def test_where_nodes_come_and_go_those_of_now_do_not_decide(monkeypatch):
     monkeypatch.setattr(ray_cluster, "autoscaler_state", scaling)
+    monkeypatch.setattr(ray_cluster, "_fixed", [False])
     with pytest.raises(
         SettingsError, match=r"^setting 'workers.use_gpu' must be given: nodes of this cluster come and"
     ):

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 14
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_workers_lose_one_and_finish(tmp_path):
     """The whole job; a worker is killed by force in mid-run, and the run goes on by itself from its last checkpoint."""

@@ -134,6 +134,7 @@ run_job(Job("never", LaunchSettings, run, "", RaySettings(address="local", num_c
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_workers_that_find_no_place_are_waited_for_only_so_long(tmp_path):
     """The cluster is large enough, but others have what is missing."""
