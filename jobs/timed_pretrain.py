@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from jobs.bench_frames import write_frames
+from pipeline.errors import TrainingError
 from pipeline.progress import Progress
 from pipeline.storage import join
 from pipeline.training.pretrain_recipe import PretrainRecipe
@@ -54,7 +55,9 @@ class Clock(Progress):
             self.seen.append((time.perf_counter(), done))
 
     def rate(self) -> float:
-        """Frames a second once it has settled."""
-        last, total = self.seen[-1]
-        first, done = next((each for each in self.seen if each[1] >= _SETTLED * total), self.seen[0])
+        """Frames a second once it has settled. Raises TrainingError where it was over before that could be seen."""
+        last, total = self.seen[-1] if self.seen else (0.0, 0)
+        first, done = next(((when, frames) for when, frames in self.seen if frames >= _SETTLED * total), (last, total))
+        if done == total:
+            raise TrainingError("the training was over before its speed could be seen; measure more steps")
         return (total - done) / (last - first)

@@ -12,7 +12,7 @@ from jobs.plan import JOB, PlanSettings, run
 from jobs.plan_model import flops_of_frame, num_weights
 from jobs.plan_rates import Rate, read_rates
 from jobs.timed_pretrain import Clock, Timed
-from pipeline.errors import EquihandError, SettingsError
+from pipeline.errors import EquihandError, SettingsError, TrainingError
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.pretrain import PretrainModel, ProjectionSettings
 
@@ -197,12 +197,21 @@ def test_a_run_is_timed_once_it_has_settled():
     assert clock.rate() == 40
 
 
+def test_a_run_that_is_over_at_once_tells_no_rate():
+    clock = Clock()
+    with pytest.raises(TrainingError, match="measure more steps"):
+        clock.rate()
+    clock.update(100)
+    with pytest.raises(TrainingError, match="measure more steps"):
+        clock.rate()
+
+
 def test_a_short_training_is_measured(ray_cluster):
     rate = job.measure(
         PlanSettings.model_validate(
             {
                 "frames": 400,
-                "measure_steps": 20,
+                "measure_steps": 400,
                 "batch_size": 8,
                 "view_size": 32,
                 "image_size": 40,
