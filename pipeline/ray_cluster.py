@@ -63,13 +63,13 @@ def choose_gpus(given: bool | None, num: int, name: str) -> bool:
 
 def autoscaler_state() -> Any:
     """What the cluster's autoscaler (of version 2, as KubeRay's) says, as Ray's AutoscalingState; None where there is none."""
-    import ray
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray._private.worker import global_worker
     from ray.core.generated import autoscaler_pb2
 
     reply = autoscaler_pb2.GetClusterStatusReply()  # type: ignore[attr-defined]
     try:
-        reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=5))
+        # The session's own connection: this is asked again and again.
+        reply.ParseFromString(global_worker.gcs_client.get_cluster_status(timeout_s=5))  # type: ignore[attr-defined]
     except Exception:  # of a client outside the cluster, or a server that is just starting
         return None
     return reply.autoscaling_state if reply.autoscaling_state.autoscaler_state_version else None

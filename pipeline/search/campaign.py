@@ -108,12 +108,15 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
         )
     run_id = settings.run.run_id or new_run_id("search")
     folder, finished = open_run(settings, settings.run, run_id)
-    most = len(grid(settings.space)) if settings.searcher == "grid" else settings.num_trials
-    if finished is not None and len(finished["trials"]) >= min(most, settings.num_trials):
+    given = settings
+    if settings.searcher == "grid":
+        num_trials = min(settings.num_trials, len(grid(settings.space)))
+        settings = settings.model_copy(update={"num_trials": num_trials})
+    if finished is not None and len(finished["trials"]) >= settings.num_trials:
         return finished
     # Trials differ in batch size, but not in their number of epochs, by which the scheduler compares them.
     base = with_epochs(base, selection.num_frames, 1)
-    given, settings = settings, settings.model_copy(update={"finetune": base})
+    settings = settings.model_copy(update={"finetune": base})
     started = time.monotonic()
     _quiet_optuna()
     with (
@@ -196,7 +199,7 @@ class _Campaign:
     def __init__(
         self, settings: SearchSettings, folder: str, records: list[TrialRecord], monitor: SearchMonitor
     ) -> None:
-        self._folder, self._monitor = folder, monitor
+        self._folder, self._monitor, self._num_trials = folder, monitor, settings.num_trials
         self._deadline = time.monotonic() + (settings.time_budget_s or float("inf"))
         self.records = {record.number: record for record in records}
         self._waiting = [record for record in records if record.state == RUNNING]
@@ -214,9 +217,6 @@ class _Campaign:
             grace_epochs=min(settings.grace_epochs or max(1, base.epochs // 4), base.epochs),
             reduction_factor=settings.reduction_factor,
         )
-
-        most = self._proposals.most
-        self._num_trials = settings.num_trials if most is None else min(most, settings.num_trials)
 
     @property
     def num_left(self) -> int:

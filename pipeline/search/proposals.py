@@ -51,11 +51,6 @@ class Proposals:
         if first is not None and self._grid is None and all(record.values != first for record in known):
             self._study.enqueue_trial(as_parameters(space, first))
 
-    @property
-    def most(self) -> int | None:
-        """Trials after which there is nothing more to try; None where there always is."""
-        return None if self._grid is None else len(self._grid)
-
     def _remember(self, record: TrialRecord) -> None:
         self._ask(record.number, record.values)
         for metrics in record.history:

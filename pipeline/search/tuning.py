@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -82,10 +82,12 @@ class _Tell(tune.Callback):
 
 def _reason(trial: Any) -> str:
     """Why a trial failed, in one line."""
-    error = trial.get_pickled_error()  # of this process's own temporary folder
-    if not isinstance(error, BaseException):
-        lines = str(trial.get_error() or "no reason given").strip().splitlines()
-        return one_line(lines[-1])
+    # In Tune's own folder: what its get_error reads is a copy, which comes later.
+    path = trial.pickled_error_file
+    if path is None or not os.path.exists(path):
+        return "no reason given"
+    with open(path, "rb") as file:
+        error = cloudpickle.load(file)  # written by this process
     innermost = [*causes(error)][-1]
     return (
         str(innermost) if isinstance(innermost, EquihandError) else f"{type(innermost).__name__}: {one_line(innermost)}"

@@ -40,6 +40,7 @@ class Schedule:
         self.study, self.settings = study, study.settings
         self.parent, self.board, self.say, self.deadline = parent, board, say, deadline
         self.failed: dict[str, str] = {}
+        self._gpus: dict[str, float] = {}
 
     def run(self) -> dict[str, str]:
         """Run what is left; {key: reason} of what failed."""
@@ -92,7 +93,11 @@ class Schedule:
         """CPUs and GPUs of a work."""
         name = "pretrain_cell" if work.cell is None else "finetune_cell"
         cell: CellSettings = getattr(self.settings, name)
-        return cell.cpus, float(choose_gpus(None, 1, f"{name}.gpus")) if cell.gpus is None else cell.gpus
+        if cell.gpus is not None:
+            return cell.cpus, cell.gpus
+        if name not in self._gpus:  # asked once: this is needed at every look
+            self._gpus[name] = float(choose_gpus(None, 1, f"{name}.gpus"))
+        return cell.cpus, self._gpus[name]
 
     def _start(self, work: Work) -> Any:
         """The work as a Ray task."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import pytest
 from cluster import local
 from jobs.ray_token import headers
 from pipeline.storage import read_json
+from tests.chaos.world import free_port
 from tests.frames.clips import write_clip
 from tests.tiny_sets import write_tiny_set
 
@@ -27,12 +27,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.State]:
     """A head without CPUs; up to three nodes of three CPUs come when they are asked for."""
     home = tmp_path_factory.mktemp("cluster")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
-        yield local.up(home, num_workers=3, cpus=3, job_port=port, autoscale=True, idle_s=6)
+        yield local.up(home, num_workers=3, cpus=3, job_port=free_port(), autoscale=True, idle_s=6)
         local.down(home)
 
 
