@@ -8,7 +8,8 @@ from typing import Any
 
 from jobs.runtime import Job, Session, ray_session, run_job
 from pipeline.progress import SILENT, Progress
-from pipeline.search.campaign import SearchSettings, run_search
+from pipeline.search.campaign import run_search
+from pipeline.search.settings import SearchSettings
 
 
 def run(settings: SearchSettings, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 import rich.progress
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape as escape_markup
 from rich.table import Column, Table
 from rich.text import Text
@@ -45,7 +45,7 @@ class TerminalProgress(Progress):
         self._interval_s = interval_s
         self._num_stages = 0
         self._work: _Work | None = None
-        self._live: rich.progress.Progress | None = None
+        self._live: _Bar | None = None
         self._animated = self.console.is_terminal and not self.console.is_dumb_terminal
 
     def __enter__(self) -> Self:
@@ -62,7 +62,7 @@ class TerminalProgress(Progress):
             self.finish()
         self._work = _Work(label, total, unit)
         if self._animated:
-            self._live = rich.progress.Progress(
+            self._live = _Bar(
                 rich.progress.TextColumn("  {task.description}"),
                 rich.progress.BarColumn(
                     bar_width=28 if self.console.width >= 110 else 14, complete_style="cyan", finished_style="cyan"
@@ -90,6 +90,11 @@ class TerminalProgress(Progress):
         elif not self._animated and time.monotonic() - work.last_line >= self._interval_s:
             work.last_line = time.monotonic()
             self._print(f"  {escape(work.label)}: {escape(work.status())}")
+
+    def show(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """What stands under the bar while the work goes on; nothing where there is no terminal."""
+        if self._live is not None:
+            self._live.below = _table(columns, rows) if rows else None
 
     def finish(self, **figures: float | str) -> None:
         """The piece of work is over: one line stays."""
@@ -133,26 +138,8 @@ class TerminalProgress(Progress):
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table of results. Columns of numbers are set right; the first column names the row."""
-        numeric = [
-            all(isinstance(row[i], int | float) or row[i] is None for row in rows) and bool(rows)
-            for i in range(len(columns))
-        ]
-        table = Table(
-            *[
-                Column(escape(name), justify="right" if numeric[i] else "left", overflow="fold")
-                for i, name in enumerate(columns)
-            ],
-            title=escape(title),
-            title_justify="left",
-            title_style="bold",
-            header_style="bold",
-        )
-        texts = [
-            _column([row[i] for row in rows]) if numeric[i] else [_figure(row[i]) for row in rows]
-            for i in range(len(columns))
-        ]
-        for cells in zip(*texts, strict=True):
-            table.add_row(*[escape(cell) for cell in cells])
+        table = _table(columns, rows)
+        table.title, table.title_justify, table.title_style = escape(title), "left", "bold"
         self.console.print(table)
 
     def note(self, text: str) -> None:
@@ -243,6 +230,17 @@ class _Work:
         return [f"{name.replace('_', ' ')} {_figure(value)}" for name, value in self.figures.items()]
 
 
+class _Bar(rich.progress.Progress):
+    """A bar, and a table below it."""
+
+    below: Table | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.below is not None:
+            yield self.below
+
+
 class _StatusColumn(rich.progress.ProgressColumn):
     """Counts, rate, time left and figures of the work, drawn anew at each refresh."""
 
@@ -263,6 +261,27 @@ def _console() -> Console:
     console = Console()
     # A pipe has no width of its own; the default of 80 would fold tables that fit a log file well.
     return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    numeric = [
+        all(isinstance(row[i], int | float) or row[i] is None for row in rows) and bool(rows)
+        for i in range(len(columns))
+    ]
+    table = Table(
+        *[
+            Column(escape(name), justify="right" if numeric[i] else "left", overflow="fold")
+            for i, name in enumerate(columns)
+        ],
+        header_style="bold",
+    )
+    texts = [
+        _column([row[i] for row in rows]) if numeric[i] else [_figure(row[i]) for row in rows]
+        for i in range(len(columns))
+    ]
+    for cells in zip(*texts, strict=True):
+        table.add_row(*[escape(cell) for cell in cells])
+    return table
 
 
 def _column(values: Sequence[object]) -> list[str]:

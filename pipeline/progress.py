@@ -1,5 +1,7 @@
 """What long work says about how far it is. The library only reports; jobs/terminal.py draws."""
 
+from collections.abc import Sequence
+
 
 class Progress:
     """Receives the progress of one piece of work. This base class ignores everything; see jobs/terminal.py."""
@@ -12,6 +14,9 @@ class Progress:
 
     def update(self, done: int, **figures: float | str) -> None:
         """`done` units are done in all."""
+
+    def show(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """What stands under the bar while the work goes on, in place of what was there before."""
 
     def finish(self, **figures: float | str) -> None:
         """The piece of work is over."""

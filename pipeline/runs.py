@@ -22,7 +22,9 @@ _MAY_CHANGE = (
     *("optimiser.max_bad_steps", "finetune.optimiser.max_bad_steps"),
     *(
         "num_trials",
+        "add_trials",
         "time_budget_s",
+        "budget_hours",
         "max_concurrent",
         "cpus_per_trial",
         "gpus_per_trial",

@@ -7,7 +7,8 @@ larger one.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import NamedTuple
+from itertools import compress
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -98,6 +99,17 @@ class LabelledFrames:
         """The rows of one worker. Every worker gets as many; up to world_size - 1 rows are left out."""
         rows = slice(rank, len(self) // world_size * world_size, world_size)
         return LabelledFrames(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def of_clips(self, clips: frozenset[str]) -> "LabelledFrames":
+        """The rows of these clips."""
+        chosen = [name.rsplit("/", 1)[0] in clips for name in self.frame_ids]
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return LabelledFrames(
+            **{
+                name: value[chosen] if isinstance(value, np.ndarray) else [*compress(value, chosen)]
+                for name, value in values.items()
+            }
+        )
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,12 @@ class Trial(PageData):
     rungs: list[tuple[float, float]] = []
     """(epoch, metric) at each report."""
     seconds: float | None = None
+    seed_scores: list[float] = []
+    """The metric of each of its seeds, where it was trained with several."""
+    objectives: dict[str, float] = {}
+    """What else it is judged by."""
+    parent: str | None = None
+    """Name of the trial from whose checkpoint it went on."""
 
 
 class Search(PageData):

@@ -1,9 +1,10 @@
 """A search campaign: trials of fine-tuning run by Ray Tune, Optuna's proposals and early stopping, the best model kept.
 
-A trial is the single-process `finetune` inside Tune's own actor, with the frames shared through Ray's object store: no
-nested Ray Train, so that a trial starts in a second or two.
+A trial is a single process inside Tune's own actor (trial.py), with the frames shared through Ray's object store: no nested Ray Train,
+so that a trial starts in a second or two.
 
     <storage>/<run_id>/trials/0000/     a trial: what it tries, how it ended (records.py), its checkpoints (see models/kept.py)
+    <storage>/<run_id>/pretrainings/    where trials pretrain: each pretraining once
     <storage>/<run_id>/best/            checkpoint of the best trial at its best epoch
     <storage>/<run_id>/result.json
 
@@ -11,26 +12,24 @@ A search whose driver was killed goes on from its trials' folders: those that ar
 their checkpoints.
 """
 
-import tempfile
 import time
 from typing import Any
 
-from pydantic import Field
-
-from pipeline.config import Settings, flatten
-from pipeline.errors import DataError, SettingsError, TrainingError, warn
+from pipeline.config import flatten
+from pipeline.errors import SettingsError, TrainingError, warn
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSelection, load_labelled
+from pipeline.frames.mixing import uris_of
 from pipeline.lease import lease
-from pipeline.models.checkpoints import SaveCheckpoint
-from pipeline.models.kept import Kept, read_best
+from pipeline.models.kept import read_best
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
-from pipeline.ray_cluster import START_TIMEOUT_S, choose_gpus, said_when_lost, wait_for_node
+from pipeline.ray_cluster import choose_gpus, said_when_lost, wait_for_node
 from pipeline.run_log import log, run_log
-from pipeline.runs import RunSettings, new_run_id, open_run
+from pipeline.runs import new_run_id, open_run, started_with
 from pipeline.search.monitor import SearchMonitor, search_monitor
-from pipeline.search.proposals import Proposals, Scheduler, Searcher
+from pipeline.search.population import Population
+from pipeline.search.proposals import Proposals
 from pipeline.search.records import (
     COMPLETED,
     FAILED,
@@ -41,55 +40,15 @@ from pipeline.search.records import (
     read_records,
     write_record,
 )
-from pipeline.search.space import DEFAULT_SPACE, Space, check_space, first_guess, grid, trial_settings
-from pipeline.search.tuning import NUMBER, run_trials
-from pipeline.storage import copy_tree, delete, join, preflight, write_json
+from pipeline.search.settings import SearchSettings, check_population
+from pipeline.search.space import check_space, first_guess
+from pipeline.search.trial import Plan, Shared, trial
+from pipeline.search.tuning import NOT_YET, NUMBER, run_trials
+from pipeline.storage import absolute, copy_tree, delete, exists, join, preflight, write_json
 from pipeline.tracked import tracked
-from pipeline.tracking import TrackingSettings
-from pipeline.training.finetune import finetune
 from pipeline.training.finetune_data import in_memory, load_validation
-from pipeline.training.finetune_recipe import FinetuneSettings, check_settings, with_epochs
-from pipeline.training.worker import Worker
-
-
-class SearchSettings(Settings):
-    """A search over fine-tuning settings."""
-
-    finetune: FinetuneSettings
-    """Settings of every trial, apart from what the space varies."""
-    space: Space = DEFAULT_SPACE
-    """What varies: {name of a fine-tuning setting: {uniform: [smallest, largest]}}, or log_uniform, integer, log_integer, choice,
-    fixed, each with `when: {other setting: value}` where it means something only then. `augmentation` is the strength of the
-    random views."""
-    searcher: Searcher = "tpe"
-    """What proposes values: tpe learns from the trials before, random does not, grid tries all combinations of choices."""
-    scheduler: Scheduler = "asha"
-    """What ends trials early: asha and hyperband those that are not among the best at one of their rungs (hyperband with tpe is what
-    BOHB is), median those that are worse than half of the others were by then, none none."""
-    num_trials: int = Field(default=16, ge=1)
-    """Number of trials in all. A search of which more are asked for goes on."""
-    max_concurrent: int | None = Field(default=None, ge=1)
-    """Largest number of trials at a time. none: as many as the CPUs and GPUs of the cluster hold, also those that come later."""
-    cpus_per_trial: int = Field(default=1, ge=1)
-    """Logical CPUs, and torch threads, of one trial."""
-    gpus_per_trial: float | None = Field(default=None, ge=0)
-    """GPUs of one trial; fractions are possible. none: 1 where the cluster has GPUs, else 0, and refused where an autoscaler starts
-    nodes."""
-    trial_labels: dict[str, str] = {}
-    """Labels of the cluster's nodes that run trials, such as {ray-subcluster: training}; {} takes any."""
-    start_timeout_s: float = Field(default=START_TIMEOUT_S, gt=0)
-    """Seconds for which the search waits for a node that holds a trial."""
-    grace_epochs: int | None = Field(default=None, ge=1)
-    """Epochs before a trial may be stopped. none: a quarter of all epochs."""
-    reduction_factor: int = Field(default=3, ge=2)
-    """At each of its rungs ASHA continues only the best trials: one in this many."""
-    time_budget_s: float | None = Field(default=None, gt=0)
-    """Seconds after which no further trial begins, and those that are under way end at their next validation. Counted from each start
-    of the search. none: without an end."""
-    seed: int = Field(default=5, ge=0)
-    """Seed of what proposes values."""
-    run: RunSettings = RunSettings()
-    tracking: TrackingSettings = TrackingSettings()
+from pipeline.training.finetune_recipe import check_settings, with_epochs
+from pipeline.training.pretrain_recipe import check_recipe
 
 
 def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[str, Any]:
@@ -99,44 +58,44 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     """
     base = settings.finetune
     preflight(base.frame_set, *([model_uri(base.init)] if base.init else []))
-    check_space(settings.space, base)
+    check_space(settings.space, base, settings.pretrain, settings.scheduler == "pbt")
+    if settings.pretrain is not None:
+        preflight(*uris_of(settings.pretrain.frame_set))
+        check_recipe(settings.pretrain, workers=1)
+    earlier = _earlier(settings)
     frame_set, selection = check_settings(base)
-    if not in_memory(base, frame_set, selection):
-        raise SettingsError(
-            f"a search holds its frames in memory, but {selection.num_frames} frames exceed finetune.memory_limit_mb = "
-            f"{base.memory_limit_mb}; raise it, or search on fewer labels (finetune.labels.num)"
-        )
     run_id = settings.run.run_id or new_run_id("search")
+    check_population(settings, started_with(settings.run))
     folder, finished = open_run(settings, settings.run, run_id)
     given = settings
-    if settings.searcher == "grid":
-        num_trials = min(settings.num_trials, len(grid(settings.space)))
-        settings = settings.model_copy(update={"num_trials": num_trials})
-    if finished is not None and len(finished["trials"]) >= settings.num_trials:
-        return finished
+    num_finished = len(finished["trials"]) if finished is not None else 0
+    settings = settings.model_copy(update={"num_trials": settings.wanted(num_finished)})
     # Trials differ in batch size, but not in their number of epochs, by which the scheduler compares them.
     base = with_epochs(base, selection.num_frames, 1)
     settings = settings.model_copy(update={"finetune": base})
+    if finished is not None and num_finished >= _num_trials(settings):
+        return finished
     started = time.monotonic()
     _quiet_optuna()
     with (
         lease(folder, run_id),
         run_log(folder, "driver", warn),
         tracked(settings.tracking, folder, run_id, "search", given, frame_set.describe()) as tracking,
-        search_monitor(run_id, tracking.run, base, progress) as monitor,
+        search_monitor(run_id, tracking.run, settings, progress, _epochs_of_trial(settings)) as monitor,
     ):
         tracking.opened()
-        progress.start("search", settings.num_trials * base.epochs, "epochs")
+        progress.start("search", _num_trials(settings) * _epochs_of_trial(settings), "epochs")
         log("settings", settings=flatten(settings), **frame_set.describe())
-        records = _run_trials(settings, folder, frame_set, selection, monitor)
+        records = _run_trials(settings, folder, frame_set, selection, monitor, earlier)
         result = {
             "run_id": run_id,
             "kind": "search",
             "mlflow_run_id": tracking.mlflow_run_id,
-            **_outcome(records, folder),
+            **_outcome(records, folder, settings),
             "num_labels": selection.num_frames,
             **frame_set.describe(),
             "wall_s": round(time.monotonic() - started, 1),
+            "trial_s": round(sum(record.seconds for record in records), 1),
         }
         write_json(join(folder, "result.json"), result)
         best = {f"best_{name}": value for name, value in result["metrics"].items()}
@@ -145,45 +104,40 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     return result | tracking.untracked()
 
 
-def trial(
-    given: dict[str, Any],
-    base: str,
-    data: dict[str, Any],
-    folder: str,
-    threads: int,
-    use_gpu: bool,
-) -> None:
-    """One trial, in its own process. given: its number, and what the search varies; base: the fine-tuning settings as JSON; folder:
-    URI of the search."""
-    import torch
-    from ray import tune
+def _num_trials(settings: SearchSettings) -> int:
+    """Of a population, its members in all generations."""
+    if settings.scheduler != "pbt":
+        return settings.num_trials
+    return settings.num_trials * -(-settings.finetune.epochs // _perturb_epochs(settings))
 
-    torch.set_num_threads(threads)
-    number, values = given[NUMBER], {name: value for name, value in given.items() if name != NUMBER}
-    settings = trial_settings(FinetuneSettings.model_validate_json(base), values)
-    kept = Kept(folder_of(folder, number))
-    warnings: list[str] = []
 
-    def tell(metrics: dict[str, Any]) -> None:
-        tune.report({**metrics, **({"warnings": [*warnings]} if warnings else {})})
-        warnings.clear()
+def _epochs_of_trial(settings: SearchSettings) -> int:
+    """With all its seeds, where it is not ended early."""
+    if settings.scheduler == "pbt":
+        return _perturb_epochs(settings)
+    return settings.finetune.epochs * settings.seeds_per_trial
 
-    def report(metrics: dict[str, float], save: SaveCheckpoint | None) -> None:
-        if save is not None:
-            kept.keep(save, {**metrics, "wall_s": kept.wall_s, "reported_at": time.time()})
-            tell(kept.history[-1])
 
-    with tempfile.TemporaryDirectory() as directory, run_log(folder, f"trial-{number:04d}"):
-        log("settings", settings=values)
-        try:
-            resume = kept.resume(directory, warnings.append)
-        except DataError as error:  # one trial less would be worse than this one once more
-            warnings.append(f"{error}; the trial starts anew")
-            resume = None
-        for metrics in kept.history:
-            tell(metrics)
-        device = torch.device("cuda" if use_gpu else "cpu")
-        finetune(settings, **data, worker=Worker(device=device, resume=resume, report=report))
+def _perturb_epochs(settings: SearchSettings) -> int:
+    """A member is told of at its validations, so a generation is so many of those."""
+    every = settings.finetune.validate_every or 1
+    wanted = settings.perturb_epochs or max(1, settings.finetune.epochs // 8)
+    return min(settings.finetune.epochs, every * -(-wanted // every))
+
+
+def _earlier(settings: SearchSettings) -> list[TrialRecord]:
+    """Trials of the searches to learn from. Raises SettingsError where one is no search."""
+    found: list[TrialRecord] = []
+    for uri in settings.warm_start:
+        preflight(uri)
+        records = read_records(uri)
+        if not records:
+            there = "has no trials" if exists(join(uri, "settings.yaml")) else "is no folder of a search"
+            raise SettingsError(f"setting 'warm_start': {absolute(uri)} {there}")
+        usable = [record for record in records if record.state == COMPLETED]
+        log("warm start", uri=uri, trials=len(records), usable=len(usable))
+        found += usable
+    return found
 
 
 def _quiet_optuna() -> None:
@@ -197,55 +151,68 @@ class _Campaign:
     """What Tune asks and tells (tuning.Trials), written down as it comes."""
 
     def __init__(
-        self, settings: SearchSettings, folder: str, records: list[TrialRecord], monitor: SearchMonitor
+        self,
+        settings: SearchSettings,
+        folder: str,
+        records: list[TrialRecord],
+        monitor: SearchMonitor,
+        earlier: list[TrialRecord],
+        gpus: float,
     ) -> None:
-        self._folder, self._monitor, self._num_trials = folder, monitor, settings.num_trials
+        self._folder, self._monitor, self._num_trials = folder, monitor, _num_trials(settings)
         self._deadline = time.monotonic() + (settings.time_budget_s or float("inf"))
+        self._budget_s = 3600 * (settings.budget_hours or float("inf")) / (gpus or 1)
         self.records = {record.number: record for record in records}
         self._waiting = [record for record in records if record.state == RUNNING]
         self._judged: set[int] = set()
-        base = settings.finetune
-        self._epochs = base.epochs
-        self._proposals = Proposals(
-            settings.space,
-            records,
-            searcher=settings.searcher,
-            scheduler=settings.scheduler,
-            seed=settings.seed,
-            first=first_guess(settings.space, base),
-            epochs=base.epochs,
-            grace_epochs=min(settings.grace_epochs or max(1, base.epochs // 4), base.epochs),
-            reduction_factor=settings.reduction_factor,
-        )
+        self._proposals = _proposals(settings, records, earlier)
 
     @property
     def num_left(self) -> int:
         """Trials still to be run."""
         return len(self._waiting) + max(0, self._num_trials - len(self.records))
 
+    def _is_spent(self) -> bool:
+        spent = sum(record.seconds for record in self.records.values())
+        return time.monotonic() > self._deadline or spent > self._budget_s
+
     def next(self) -> dict[str, Any] | None:
         """First those that an earlier driver left."""
-        if time.monotonic() > self._deadline:
+        if self._is_spent():
             return None
         if self._waiting:
             record = self._waiting.pop(0)
         elif len(self.records) < self._num_trials:
             number = max(self.records, default=-1) + 1
-            record = TrialRecord(number, self._proposals.propose(number))
+            start = self._proposals.propose(number)
+            if start is None:
+                return NOT_YET
+            record = TrialRecord(number, start.values, parent=start.parent)
             write_record(self._folder, record)
             self.records[number] = record
         else:
             return None
-        return {NUMBER: record.number, **record.values}
+        until = self._proposals.until(record.number)
+        return {NUMBER: record.number, "values": record.values, "parent": record.parent, "until": until}
 
     def reported(self, given: dict[str, Any], metrics: dict[str, Any]) -> bool:
         record = self.records[given[NUMBER]]
-        # A trial that started again tells anew what it has reached.
-        before = [known for known in record.history if known["step"] < metrics["step"]]
-        record.history = [*before, {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}]
-        self._monitor.result(record, metrics)
-        is_hopeless = self._proposals.is_hopeless(record.number, metrics) or time.monotonic() > self._deadline
-        if is_hopeless and metrics["epoch"] < self._epochs:
+        self._monitor.said(metrics)
+        if "ended" in metrics:
+            record.seed_scores, record.objectives = metrics["seed_scores"], dict(metrics["objectives"])
+            return False
+        is_hopeless = self._is_spent()
+        is_first_seed = "score" in metrics and "of_seed" not in metrics
+        if is_first_seed:
+            # A trial that started again tells anew what it has reached.
+            before = [known for known in record.history if known["step"] < metrics["step"]]
+            record.history = [*before, {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}]
+            self._monitor.result(record, metrics)
+            is_hopeless |= self._proposals.is_hopeless(record.number, metrics)
+        elif "of_seed" in metrics:
+            self._monitor.other_seed(record, metrics)
+        is_last = is_first_seed and metrics["epoch"] >= self._proposals.until(record.number)
+        if is_hopeless and not is_last:
             self._judged.add(record.number)
         return record.number in self._judged
 
@@ -260,8 +227,43 @@ class _Campaign:
         self._monitor.ended(record)
 
 
+def _proposals(
+    settings: SearchSettings, records: list[TrialRecord], earlier: list[TrialRecord]
+) -> Proposals | Population:
+    epochs = settings.finetune.epochs
+    first = first_guess(settings.space, settings.finetune, settings.pretrain)
+    if settings.scheduler == "pbt":
+        return Population(
+            settings.space,
+            records,
+            size=settings.num_trials,
+            epochs=epochs,
+            perturb_epochs=_perturb_epochs(settings),
+            seed=settings.seed,
+            first=first,
+        )
+    return Proposals(
+        settings.space,
+        records,
+        searcher=settings.searcher,
+        scheduler=settings.scheduler,
+        seed=settings.seed,
+        first=first,
+        epochs=epochs,
+        grace_epochs=min(settings.grace_epochs or max(1, epochs // 4), epochs),
+        reduction_factor=settings.reduction_factor,
+        objectives=settings.objectives,
+        earlier=earlier,
+    )
+
+
 def _run_trials(
-    settings: SearchSettings, folder: str, frame_set: FrameSet, selection: LabelSelection, monitor: SearchMonitor
+    settings: SearchSettings,
+    folder: str,
+    frame_set: FrameSet,
+    selection: LabelSelection,
+    monitor: SearchMonitor,
+    earlier: list[TrialRecord],
 ) -> list[TrialRecord]:
     """Run the trials, or what is left of them."""
     records = read_records(folder)
@@ -273,45 +275,59 @@ def _run_trials(
     if records:
         going_on = sum(record.state == RUNNING for record in records)
         log("resumed", ended=len(records) - going_on, going_on=going_on)
-    campaign = _Campaign(settings, folder, records, monitor)
-    if not campaign.num_left:
-        return records
     gpus = settings.gpus_per_trial
     if gpus is None:
         gpus = float(choose_gpus(None, 1, "gpus_per_trial"))
+    campaign = _Campaign(settings, folder, records, monitor, earlier, gpus)
+    if not campaign.num_left:
+        return records
     base = settings.finetune
-    data = {
-        "train": load_labelled(frame_set, base.split, clips=selection.clips),
-        "validation": load_validation(base, frame_set),
-        "mean_bone_length": selection.mean_bone_length,
-        "constant": selection.constant,
-        "constant_2d": selection.constant_2d,
-        "frame_set_digest": frame_set.manifest.digest,
-    }
-    given = {
-        "base": base.model_dump_json(),
-        "data": data,
-        "folder": folder,
-        "threads": settings.cpus_per_trial,
-        "use_gpu": gpus > 0,
-    }
+    plan = Plan(
+        folder=folder,
+        base=base.model_dump_json(),
+        pretrain=settings.pretrain.model_dump_json() if settings.pretrain is not None else None,
+        num_seeds=settings.seeds_per_trial,
+        objectives=settings.objectives,
+        threads=settings.cpus_per_trial,
+        use_gpu=gpus > 0,
+    )
+    data = Shared(
+        frame_set,
+        selection,
+        train=load_labelled(frame_set, base.split, clips=selection.clips)
+        if in_memory(base, frame_set, selection)
+        else None,
+        validation=load_validation(base, frame_set),
+    )
     resources = {"CPU": float(settings.cpus_per_trial), "GPU": gpus}
     wait_for_node(resources, settings.trial_labels, settings.start_timeout_s)
     with said_when_lost(resources, settings.trial_labels):
-        concurrent = min(settings.max_concurrent or campaign.num_left, campaign.num_left)
+        at_a_time = settings.num_trials if settings.scheduler == "pbt" else campaign.num_left
         run_trials(
-            monitor.run_id, campaign, trial, given, campaign.num_left, concurrent, resources, settings.trial_labels
+            monitor.run_id,
+            campaign,
+            trial,
+            {"plan": plan, "data": data},
+            campaign.num_left,
+            min(settings.max_concurrent or at_a_time, at_a_time),
+            resources,
+            settings.trial_labels,
         )
     return list(campaign.records.values())
 
 
-def _outcome(records: list[TrialRecord], folder: str) -> dict[str, Any]:
+def _outcome(records: list[TrialRecord], folder: str, settings: SearchSettings) -> dict[str, Any]:
     """The trials' table, and the best one's model, copied to `best/`."""
-    done = [record for record in records if record.best is not None]
+    done = [record for record in records if record.value is not None]
     if not done:
         reasons = {record.error for record in records if record.error}
         raise TrainingError(f"no trial gave a model: {'; '.join(sorted(reasons)) or 'none reported a metric'}")
-    best = min(done, key=lambda record: (record.best, record.number))
+    # One seed may have been lucky: a mean of several counts more.
+    most_seeds = max(len(record.seed_scores) for record in done)
+    best = min(
+        (record for record in done if len(record.seed_scores) == most_seeds),
+        key=lambda record: (record.value, record.number),
+    )
     source, _, meta = read_best(folder_of(folder, best.number))
     target = join(folder, "best")
     delete(target)
@@ -321,18 +337,35 @@ def _outcome(records: list[TrialRecord], folder: str) -> dict[str, Any]:
         "best_checkpoint": target,
         "best_trial": best.name,
         "best_values": best.values,
+        **({"best_seed_scores": best.seed_scores} if best.seed_scores else {}),
         "metrics": {n: value for n, value in meta["metrics"].items() if n == "score" or n.startswith("val_")},
+        **({"pareto": [record.name for record in pareto_front(done)]} if settings.objectives else {}),
         "trials": sorted(rows, key=lambda row: (row["value"] is None, row["value"])),
     }
 
 
+def pareto_front(records: list[TrialRecord]) -> list[TrialRecord]:
+    """Those than which none is better in one of score and objectives and as good in the others, by score."""
+    points = [(record.value, *record.objectives.values()) for record in records if record.value and record.objectives]
+    kept = [record for record in records if record.value and record.objectives]
+
+    def is_beaten(point: tuple[float, ...]) -> bool:
+        return any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points)
+
+    front = [record for record, point in zip(kept, points, strict=True) if not is_beaten(point)]
+    return sorted(front, key=lambda record: (record.value or 0.0, record.number))
+
+
 def _row(record: TrialRecord) -> dict[str, Any]:
-    """One trial as plain JSON, in the form of reports.report_data.Trial; value: the best score of all its rungs."""
+    """One trial as plain JSON, in the form of reports.report_data.Trial; value: what it is judged by."""
     return {
         "name": record.name,
         "config": record.values,
-        "value": record.best,
+        "value": record.value,
         "state": record.state,
         "rungs": [[metrics["epoch"], metrics["score"]] for metrics in record.history],
         "seconds": record.history[-1].get("wall_s") if record.history else None,
+        **({"seed_scores": record.seed_scores} if record.seed_scores else {}),
+        **({"objectives": record.objectives} if record.objectives else {}),
+        **({"parent": f"{record.parent:04d}"} if record.parent is not None else {}),
     }

@@ -5,7 +5,7 @@
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.errors import DamagedError, MissingError, warn
@@ -28,8 +28,15 @@ class TrialRecord:
     state: str = RUNNING
     error: str = ""
     """Why it failed."""
+    parent: int | None = None
+    """Number of the trial from whose last checkpoint it began; a member of a population goes on from others."""
+    seed_scores: list[float] = field(default_factory=list)
+    """Best score of each of its seeds, the first one's first, where it was trained with several."""
+    objectives: dict[str, float] = field(default_factory=dict)
+    """What else it is judged by, smaller is better: "latency_ms", "model_mb"."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Metrics at each of its checkpoints; they tell "epoch", "score" (smaller is better) and "reported_at" (seconds since 1970)."""
+    """Metrics at each of its checkpoints; they tell "epoch", "score" (smaller is better), "wall_s" (seconds of work so far) and
+    "reported_at" (seconds since 1970)."""
 
     @property
     def name(self) -> str:
@@ -38,8 +45,18 @@ class TrialRecord:
 
     @property
     def best(self) -> float | None:
-        """The smallest score that it reached; None before the first."""
+        """The smallest score that it reached with its first seed; None before the first."""
         return min((metrics["score"] for metrics in self.history), default=None)
+
+    @property
+    def value(self) -> float | None:
+        """What it is judged by: the mean over its seeds."""
+        return sum(self.seed_scores) / len(self.seed_scores) if self.seed_scores else self.best
+
+    @property
+    def seconds(self) -> float:
+        """Of work, of all processes that did some of it."""
+        return float(self.history[-1].get("wall_s", 0.0)) if self.history else 0.0
 
 
 def folder_of(search: str, number: int) -> str:
@@ -49,7 +66,7 @@ def folder_of(search: str, number: int) -> str:
 
 def write_record(search: str, record: TrialRecord) -> None:
     """Keep what is not in the trial's checkpoints."""
-    known = {"number": record.number, "values": record.values, "state": record.state, "error": record.error}
+    known = {name: value for name, value in asdict(record).items() if name != "history"}
     with_patience(lambda: write_json(join(folder_of(search, record.number), _FILE), known))
 
 

@@ -18,7 +18,8 @@ from pipeline.ray_cluster import is_fixed
 from pipeline.training.background import BackgroundCall
 
 NUMBER = "number"
-"""Of the trial, in what it is given; the other keys are its values."""
+"""Of the trial, in what it is given."""
+NOT_YET: dict[str, Any] = {}
 _MOST_PENDING = 4
 _RESTARTS = 1  # a lost worker is worth another try; a diverged trial then fails again, from its last checkpoint
 
@@ -27,7 +28,7 @@ class Trials(Protocol):
     """What decides, in the driver."""
 
     def next(self) -> dict[str, Any] | None:
-        """{NUMBER: ..., and values} of a trial to be run; None where there is no more."""
+        """What a trial is given, with its NUMBER; NOT_YET where others have to be over first, None where there is no more."""
 
     def reported(self, given: dict[str, Any], metrics: dict[str, Any]) -> bool:
         """A trial has reached that; whether to end it."""
@@ -47,7 +48,8 @@ class _Ask(Searcher):
         self.key = key
 
     def suggest(self, trial_id: str) -> Any:
-        return _OPEN[self.key].next() or Searcher.FINISHED
+        given = _OPEN[self.key].next()
+        return Searcher.FINISHED if given is None else given or None
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """See _Tell."""
@@ -65,7 +67,7 @@ class _Judge(FIFOScheduler):
         self.key = key
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        is_over = "score" in result and _OPEN[self.key].reported(trial.config, result)
+        is_over = _OPEN[self.key].reported(trial.config, result)
         return str(self.STOP if is_over else self.CONTINUE)
 
 
@@ -117,6 +119,7 @@ def run_trials(
     # Trials that wait for a node make an autoscaler start it; but each of them was proposed without knowing what the others reach.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1" if is_fixed() else str(_MOST_PENDING))
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial tells more than its score
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is said by `trials`
     _OPEN[key] = trials

@@ -36,7 +36,7 @@ from pipeline.training.optim import (
     set_learning_rate,
 )
 from pipeline.training.pose_loss import PoseLosses, pose_losses
-from pipeline.training.validation import SCORE, SCORE_2D, score_figures, validate
+from pipeline.training.validation import score_figures, score_of, validate
 from pipeline.training.worker import LossLog, Worker, check_finite
 from pipeline.views import apply_views, generator_for, sample_views, view_matrix
 
@@ -129,11 +129,11 @@ def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -
             continue
         with worker.busy("validation"):
             metrics |= validate(model, data.validation, settings.views.size, data.constant, data.constant_2d)
-        metrics["score"] = metrics.get(SCORE, metrics[SCORE_2D])
+        metrics["score"] = score_of(metrics, settings.best_by)
         gained = metrics["score"] < state["best"]
         state["best"] = min(state["best"], metrics["score"])
         state["without_gain"] = 0 if gained else state["without_gain"] + 1
-        trainer.shown |= score_figures(metrics, metrics["score"])
+        trainer.shown |= score_figures(metrics, metrics["score"], settings.best_by)
         worker.report(metrics, _snapshot(settings, model, optimiser, data, state, metrics))
     return {"score": state["best"], "epoch": state["epoch"], "stopped_early": stopped_early, "metrics": metrics}
 
@@ -309,5 +309,9 @@ def _load_state(directory: Path, model: PoseModel, optimiser: torch.optim.Optimi
 
     model.load_state_dict(load_file(directory / "model.safetensors"))
     state = read_trainer_state(directory)
+    # Of a run that goes on they are the same; a member of a population goes on from another one's, with rates of its own.
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimiser.param_groups]
     optimiser.load_state_dict(state.pop("optimiser"))
+    for group, options in zip(optimiser.param_groups, own, strict=True):
+        group.update(options)
     return state

@@ -48,9 +48,15 @@ def load_validation(settings: FinetuneSettings, frame_set: FrameSet) -> Labelled
 
 
 def worker_data(
-    settings: FinetuneSettings, frame_set: FrameSet, selection: LabelSelection, rank: int, world_size: int
+    settings: FinetuneSettings,
+    frame_set: FrameSet,
+    selection: LabelSelection,
+    rank: int,
+    world_size: int,
+    reader_cpus: float = 1,
 ) -> FinetuneData:
-    """The data of one worker, from memory where the chosen frames fit, else streamed (needs a running Ray)."""
+    """The data of one worker, from memory where the chosen frames fit, else streamed (needs a running Ray). reader_cpus: logical CPUs
+    that each task which reads frames reserves."""
     batch_size, steps = batch_and_steps(settings, selection.num_frames, world_size)
     if in_memory(settings, frame_set, selection):
         train = load_labelled(frame_set, settings.split, clips=selection.clips)
@@ -68,6 +74,7 @@ def worker_data(
             world_size=world_size,
             seed=settings.seed,
             clips=selection.clips,
+            reader_cpus=reader_cpus,
         )
 
         def batches(epoch: int) -> Iterator[PoseBatch]:

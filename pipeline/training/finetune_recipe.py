@@ -19,6 +19,7 @@ from pipeline.training.optim import (
     OptimiserSettings,
 )
 from pipeline.training.pose_loss import PoseLossSettings
+from pipeline.training.validation import Score
 from pipeline.training.worker import Precision
 from pipeline.views import ViewSettings
 
@@ -88,6 +89,9 @@ class FinetuneSettings(Settings):
     validate_every: int | None = Field(default=None, ge=1)
     """Epochs between validations, each of which writes a checkpoint. The last epoch is always validated. none makes
     about 20 in all."""
+    best_by: Score | None = None
+    """What decides which checkpoint is best, when to stop early, and which trials of a search are better. none: PA-EPE, or the
+    error in the image where the labels have no depth."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many validations in a row without a better score. none trains for all epochs."""
     log_every: int = Field(default=50, ge=1)

@@ -1,6 +1,7 @@
 """Errors of a pose model on labelled frames while it is trained, beside those of a constant; and what of them people are shown."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,13 +18,22 @@ from pipeline.models.pose import PoseModel
 from pipeline.models.predict import bone_lengths, predict
 from pipeline.training.distributed import gather_values, share_buffers
 
-SCORE, SCORE_2D = "val_pa_epe_mm", "val_epe_2d"
-"""What early stopping and the choice of the best checkpoint look at; lower is better. The second (sizes of the hand) where no
-validation frame has joints in 3D."""
+Score = Literal["pa_epe_mm", "mpjpe_mm", "epe_mm", "epe_2d", "pa_skill", "mpjpe_skill"]
+"""By what early stopping, a search and the choice of the best checkpoint judge (see metrics.pose_metrics, yardsticks.skills)."""
 
 
 _VALIDATED = ("pa_epe_mm", "epe_mm", "mpjpe_mm", "auc", "pa_auc", "constant_pa_epe_mm", "constant_mpjpe_mm")
 
+
+_SHOWN: dict[Score, tuple[str, str, int, str | None]] = {
+    "pa_epe_mm": ("PA-EPE", "mm", 1, "constant_pa_epe_mm"),
+    "mpjpe_mm": ("root-relative EPE", "mm", 1, "constant_mpjpe_mm"),
+    "epe_mm": ("EPE", "mm", 1, None),
+    "epe_2d": ("2D EPE", "% of the hand", 100, "constant_epe_2d"),
+    "pa_skill": ("PA skill", "", 1, None),
+    "mpjpe_skill": ("root-relative skill", "", 1, None),
+}
+"""For people: label, unit, units in one, and what a constant's is called."""
 
 _VALIDATED_2D = ("epe_2d", "epe_2d_crop_px", "pck_2d_10", "constant_epe_2d")
 
@@ -68,15 +78,36 @@ def validate(
     return {f"val_{name}": value for name, value in means.items()}
 
 
-def score_figures(metrics: Mapping[str, float], score: float, which: str = "") -> dict[str, float]:
+def score_name(metrics: Mapping[str, float], best_by: Score | None) -> Score:
+    """What is judged by. best_by: as it is set; None takes PA-EPE, or the error in the image where no validation frame has joints
+    in 3D. metrics: of a validation.
+
+    Raises TrainingError where the validation frames cannot tell it.
+    """
+    name: Score = best_by or ("pa_epe_mm" if "val_pa_epe_mm" in metrics else "epe_2d")
+    if f"val_{name}" not in metrics:
+        known = ", ".join(each for each in _SHOWN if f"val_{each}" in metrics)
+        raise TrainingError(f"setting 'best_by' = '{name}': these labels do not tell it; they tell {known}")
+    return name
+
+
+def score_of(metrics: Mapping[str, float], best_by: Score | None) -> float:
+    """One number, smaller is better. Of a skill it is the share of the constant's error that is left."""
+    name = score_name(metrics, best_by)
+    value = metrics[f"val_{name}"]
+    return 1 - value if name.endswith("skill") else value
+
+
+def score_figures(
+    metrics: Mapping[str, float], score: float, best_by: Score | None = None, which: str = ""
+) -> dict[str, float]:
     """For people: a score, and what a constant reaches on the same frames. metrics: of a validation. which: such as "best "."""
-    if SCORE in metrics:
-        label, unit, factor, constant = "PA-EPE", "mm", 1, "val_constant_pa_epe_mm"
-    else:
-        label, unit, factor, constant = "2D EPE", "% of the hand", 100, "val_constant_epe_2d"
+    label, unit, factor, constant = _SHOWN[score_name(metrics, best_by)]
+    if constant is None and unit == "":
+        return {f"{which}{label}": round(1 - score, 3)}
     figures = {f"{which}{label} {unit}": round(factor * score, 1)}
-    if constant in metrics:
-        figures[f"constant pose {unit}"] = round(factor * metrics[constant], 1)
+    if constant is not None and f"val_{constant}" in metrics:
+        figures[f"constant pose {unit}"] = round(factor * metrics[f"val_{constant}"], 1)
     return figures
 
 

@@ -49,6 +49,7 @@ def test_synthesis(path):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("search*.yaml")), ids=lambda path: path.stem)
 def test_search(path):
-    settings = search.JOB.load(["--config", str(path), "--finetune.frame_set", "frames"])
-    check_space(settings.space, settings.finetune)
+    unlabelled = ["--pretrain.frame_set", "unlabelled"] if "\npretrain:" in path.read_text() else []
+    settings = search.JOB.load(["--config", str(path), "--finetune.frame_set", "frames", *unlabelled])
+    check_space(settings.space, settings.finetune, settings.pretrain, settings.scheduler == "pbt")
     assert f"--config jobs/configs/{path.name}" in path.read_text()

@@ -2,11 +2,12 @@
 
 import pytest
 
-from pipeline.errors import SettingsError, TrainingError
+from pipeline.errors import TrainingError
 from pipeline.models.kept import checkpoints_in
 from pipeline.models.weights import load_pose_model
-from pipeline.search.campaign import SearchSettings, run_search
+from pipeline.search.campaign import run_search
 from pipeline.search.records import read_records, write_record
+from pipeline.search.settings import SearchSettings
 from pipeline.storage import delete, exists, join, read_json
 from pipeline.tracking import TrackingSettings
 from tests.tiny_sets import write_tiny_set
@@ -35,14 +36,6 @@ def search_settings(frame_set: str, **changes) -> SearchSettings:
             **changes,
         }
     )
-
-
-def test_too_many_frames_for_a_search_are_refused(tmp_path):
-    write_tiny_set(str(tmp_path / "set"), splits={"train": 400, "val": 8}, image_size=48)
-    settings = search_settings(str(tmp_path / "set"), run={"storage": str(tmp_path / "runs")})
-    finetune = settings.finetune.model_copy(update={"memory_limit_mb": 1})
-    with pytest.raises(SettingsError, match=r"finetune\.memory_limit_mb = 1"):
-        run_search(settings.model_copy(update={"finetune": finetune}))
 
 
 def test_search_keeps_the_best_model_and_goes_on(s3, tmp_path, ray_cluster, caplog):

@@ -16,10 +16,13 @@ from pipeline.search.space import (
     check_space,
     first_guess,
     grid,
+    is_in,
     suggested,
+    trial_pretraining,
     trial_settings,
 )
 from pipeline.training.finetune_recipe import FINETUNE_VIEWS, FinetuneSettings
+from pipeline.training.pretrain_recipe import PretrainRecipe
 
 BASE = FinetuneSettings(frame_set="labelled")
 
@@ -31,7 +34,7 @@ def space_of(**values) -> Space:
 CONDITIONAL = space_of(
     head__kind={"choice": ["spatial", "peclr"]},
     loss__weight_3d={"uniform": [0.5, 2.0], "when": {"head.kind": "spatial"}},
-    epochs={"log_integer": [4, 64]},
+    log_every={"log_integer": [4, 64]},
     batch_size={"integer": [8, 32], "when": {"head.kind": "peclr"}},
     views__brightness={"choice": [[1.0, 1.0], [0.5, 1.5]]},
     seed={"fixed": 7},
@@ -89,7 +92,7 @@ def test_values_are_in_their_ranges_and_branches():
         assert ("loss.weight_3d" in values, "batch_size" in values) == (is_spatial, not is_spatial)
         for name, value in values.items():
             assert CONDITIONAL[name].holds(value)
-        assert isinstance(values["epochs"], int)
+        assert isinstance(values["log_every"], int)
         assert values["seed"] == 7
         settings = trial_settings(BASE, values)
         assert list(settings.views.brightness) == values["views.brightness"]
@@ -134,19 +137,26 @@ def test_good_spaces_pass():
             r"'space.optimiser.learning_rate': 1000000000.0: Input should be",
         ),
         ({"head.kind": {"choice": ["spatial", "round"]}}, r"'space.head.kind': 'round': Input should be"),
-        ({"epochs": {"uniform": [1.5, 9.5]}}, r"'space.epochs': 1.5: Input should be a valid integer"),
+        ({"log_every": {"uniform": [1.5, 9.5]}}, r"'space.log_every': 1.5: Input should be a valid integer"),
+        (
+            {"epochs": {"integer": [3, 9]}},
+            r"'space.epochs': trials are compared by what they reach with as many frames",
+        ),
+        ({"best_by": {"choice": ["pa_skill", "mpjpe_mm"]}}, r"'space.best_by': all trials are judged alike"),
+        ({"pretrain.epochs": {"integer": [3, 9]}}, r"'space.pretrain.epochs': trials do not pretrain"),
         (
             {"views.rotation_deg": {"choice": ["far"]}},
             r"'space.views.rotation_deg': 'far': Input should be a valid number",
         ),
-        ({"labels.fraction": {"choice": [0.1, 1.0]}}, r"'space.labels.fraction': all trials share the frames"),
+        ({"labels.fraction": {"choice": [0.1, 2.0]}}, r"'space.labels.fraction': 2.0: Input should be less"),
+        ({"labels.seed": {"choice": [1, 2]}}, r"'space.labels.seed': all trials share the frames"),
         ({"split": {"choice": ["train", "val"]}}, r"'space.split': all trials share the frames"),
         ({"seed": {"fixed": 3}}, r"'space': nothing to search"),
         ({}, r"'space': nothing to search"),
-        ({"epochs": {"integer": [3, 9], "when": {"head.kind": "peclr"}}}, r"'head.kind' does not stand above it"),
+        ({"patience": {"integer": [3, 9], "when": {"head.kind": "peclr"}}}, r"'head.kind' does not stand above it"),
         (
-            {"head.kind": {"choice": ["spatial"]}, "epochs": {"integer": [3, 9], "when": {"head.kind": "peclr"}}},
-            r"'space.epochs': when: 'head.kind' never has the value 'peclr'",
+            {"head.kind": {"choice": ["spatial"]}, "patience": {"integer": [3, 9], "when": {"head.kind": "peclr"}}},
+            r"'space.patience': when: 'head.kind' never has the value 'peclr'",
         ),
     ],
 )
@@ -155,6 +165,50 @@ def test_what_fine_tuning_would_refuse_is_refused_before_it_starts(space, words)
         check_space({name: Dimension.model_validate(value) for name, value in space.items()}, BASE)
     assert refused.value.exit_code == 2
     assert all(line.startswith("setting 'space") for line in str(refused.value).splitlines())
+
+
+PRETRAIN = PretrainRecipe(frame_set="frames", epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (
+            {"pretrain.epoch": {"integer": [1, 2]}},
+            r"'space.pretrain.epoch': pretraining has no .*did you mean pretrain.epochs",
+        ),
+        ({"pretrain.objective.temperature": {"uniform": [-1, 1]}}, r"'space.pretrain.objective.temperature': -1.0: "),
+        ({"pretrain.batch_size": {"choice": ["many"]}}, r"'space.pretrain.batch_size': 'many': "),
+    ],
+)
+def test_what_pretraining_would_refuse_is_refused_too(space, words):
+    with pytest.raises(SettingsError, match=words):
+        check_space({name: Dimension.model_validate(value) for name, value in space.items()}, BASE, PRETRAIN)
+
+
+def test_settings_of_the_pretraining_are_varied_apart():
+    space = space_of(**{"pretrain.objective.temperature": {"uniform": [0.1, 1.0]}, "batch_size": {"choice": [8, 128]}})
+    check_space(space, BASE, PRETRAIN)
+    values = {"pretrain.objective.temperature": 0.25, "batch_size": 8}
+    assert trial_settings(BASE, values) == trial_settings(BASE, {"batch_size": 8})
+    changed = trial_pretraining(PRETRAIN, values)
+    assert changed.objective.temperature == 0.25
+    assert changed == PRETRAIN.model_copy(update={"objective": changed.objective})
+    guess = first_guess(space, BASE, PRETRAIN)
+    assert guess == {"pretrain.objective.temperature": PRETRAIN.objective.temperature, "batch_size": BASE.batch_size}
+    assert is_in(space, values)
+    assert not is_in(space, {"batch_size": 8})
+    assert not is_in(space, {**values, "seed": 1})
+
+
+@pytest.mark.parametrize("name", ["head.kind", "batch_size", "views.size", "labels.fraction", "train_mode"])
+def test_what_cannot_change_in_the_middle_of_a_training_is_no_matter_for_a_population(name):
+    values = {"head.kind": ["peclr", "spatial"], "labels.fraction": [0.5, 1.0], "train_mode": ["frozen", "end-to-end"]}
+    space = {name: Dimension(choice=tuple(values.get(name, [32, 64])))}
+    check_space(space, BASE)
+    with pytest.raises(SettingsError, match=rf"'space.{name}': cannot change in the middle of a training"):
+        check_space(space, BASE, is_population=True)
+    check_space({"optimiser.learning_rate": Dimension(log_uniform=(1e-4, 1e-2))}, BASE, is_population=True)
 
 
 @pytest.mark.parametrize(

@@ -355,7 +355,7 @@ def test_learns_from_joints_in_the_image_alone(tmp_path):
     assert outcome["score"] == min(metrics["val_epe_2d"] for metrics in recorder.metrics)
     assert not any(name in last for name in ("val_pa_epe_mm", "val_pa_skill", "val_constant_pa_epe_mm"))
     assert [last[f"loss_{name}"] for name in ("depth", "root", "3d", "aligned")] == [0] * 4
-    assert score_figures(last, outcome["score"], "best ").keys() == {
+    assert score_figures(last, outcome["score"], which="best ").keys() == {
         "best 2D EPE % of the hand",
         "constant pose % of the hand",
     }

@@ -1,0 +1,239 @@
+"""One trial of a search, in its own process: a pretraining where there is one, fine-tuning with one or several seeds, its costs.
+
+It tells Tune what it reaches: {"score", "epoch", "step", ...} at each validation of the first seed, {"of_seed": 1, ...} of the others,
+{"pretraining": epochs}, and at its end {"ended": True, "seed_scores", "objectives"}.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import DataError, SettingsError, TrainingError
+from pipeline.frames.frame_set import FrameSet
+from pipeline.frames.labelled import LabelledFrames, LabelSelection, memory_epoch, select_labels
+from pipeline.lease import lease
+from pipeline.models.checkpoints import SaveCheckpoint
+from pipeline.models.cost import latency_ms, model_mb
+from pipeline.models.kept import Kept, read_best
+from pipeline.models.weights import load_pose_model
+from pipeline.run_log import log, run_log
+from pipeline.runs import read_result
+from pipeline.search.records import folder_of
+from pipeline.search.space import trial_pretraining, trial_settings
+from pipeline.search.tuning import NUMBER
+from pipeline.storage import delete, join, write_json
+from pipeline.training import pretrain
+from pipeline.training.finetune import run_epochs
+from pipeline.training.finetune_data import FinetuneData, worker_data
+from pipeline.training.finetune_recipe import FinetuneSettings, batch_and_steps
+from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe
+from pipeline.training.worker import Worker
+
+_LOOK_S = 2.0
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all trials read, once for each node."""
+
+    frame_set: FrameSet
+    selection: LabelSelection
+    train: LabelledFrames | None
+    """None where they are too many to be held in memory."""
+    validation: LabelledFrames
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all trials do."""
+
+    folder: str
+    """URI of the search."""
+    base: str
+    """Fine-tuning settings as JSON, with their number of epochs."""
+    pretrain: str | None
+    num_seeds: int
+    objectives: tuple[str, ...]
+    threads: int
+    use_gpu: bool
+
+
+class _Over(Exception):
+    """The trial has trained for its epochs."""
+
+
+def trial(given: dict[str, Any], plan: Plan, data: Shared) -> None:
+    """given: {NUMBER: ..., "values": what the search varies, "parent": trial to go on from, "until": epoch at which it is over}."""
+    from ray import tune
+
+    torch.set_num_threads(plan.threads)
+    device = torch.device("cuda" if plan.use_gpu else "cpu")
+    folder, warnings = folder_of(plan.folder, given[NUMBER]), list[str]()
+
+    def tell(metrics: dict[str, Any]) -> None:
+        tune.report({**metrics, **({"warnings": [*warnings]} if warnings else {})})
+        warnings.clear()
+
+    with tempfile.TemporaryDirectory() as directory, run_log(plan.folder, f"trial-{given[NUMBER]:04d}"):
+        log("settings", settings=given["values"])
+        base = FinetuneSettings.model_validate_json(plan.base)
+        settings = trial_settings(base, given["values"])
+        if plan.pretrain is not None:
+            recipe = trial_pretraining(PretrainRecipe.model_validate_json(plan.pretrain), given["values"])
+            settings = settings.model_copy(update={"init": _pretrained(recipe, plan.folder, device, tell, warnings)})
+        prepared, own_data = _prepared(settings, base, data)
+        start = None
+        if given["parent"] is not None:
+            start = Kept(folder_of(plan.folder, given["parent"])).resume(Path(directory, "parent"), warnings.append)
+        first = _Seed(0, folder, prepared, base.epochs, given["until"])
+        first.train(own_data, device, Path(directory, "own"), tell, warnings, start)
+        others = [
+            _Seed(k, join(folder, f"seed-{k}"), prepared, base.epochs, given["until"]) for k in range(1, plan.num_seeds)
+        ]
+        for each in others:
+            each.train(own_data, device, Path(directory, str(each.number)), tell, warnings)
+        objectives = _costs(folder, device) if plan.objectives else {}
+        tell(
+            {
+                "ended": True,
+                "seed_scores": [first.best, *(each.best for each in others)] if others else [],
+                "objectives": [[name, objectives[name]] for name in plan.objectives],  # Tune would flatten a mapping
+            }
+        )
+        for each in others:  # their scores are known now
+            delete(each.folder)
+
+
+def _prepared(
+    settings: FinetuneSettings, base: FinetuneSettings, data: Shared
+) -> tuple[FinetuneSettings, Callable[[FinetuneSettings], FinetuneData]]:
+    """Where a trial has other labels, they and as many epochs as make the same number of frames."""
+    selection, train = data.selection, data.train
+    if settings.labels != base.labels:
+        selection = select_labels(data.frame_set, settings.split, settings.labels)
+        if not selection.clips <= data.selection.clips:
+            raise SettingsError(
+                f"setting 'labels': a trial's {selection.num_frames} labels are not among the {data.selection.num_frames} of the "
+                "search; give the search more (finetune.labels)"
+            )
+        train = None if train is None else train.of_clips(selection.clips)
+        ratio = data.selection.num_frames / selection.num_frames
+        every = max(1, round((base.validate_every or 1) * ratio))
+        settings = settings.model_copy(update={"validate_every": every, "epochs": max(1, round(base.epochs * ratio))})
+
+    def own(settings: FinetuneSettings) -> FinetuneData:
+        if train is None:
+            return worker_data(settings, data.frame_set, selection, 0, 1, reader_cpus=0)
+        batch_size, steps = batch_and_steps(settings, len(train), 1)
+        return FinetuneData(
+            batches=lambda epoch: memory_epoch(train, batch_size, steps, settings.seed, epoch),
+            steps_per_epoch=steps,
+            batch_size=batch_size,
+            validation=data.validation,
+            mean_bone_length=selection.mean_bone_length,
+            constant=selection.constant,
+            constant_2d=selection.constant_2d,
+            frame_set_digest=data.frame_set.manifest.digest,
+        )
+
+    return settings, own
+
+
+class _Seed:
+    """One training of a trial."""
+
+    def __init__(self, number: int, folder: str, settings: FinetuneSettings, epochs: int, until: int) -> None:
+        """epochs: of the search, by which trials are compared; until: those of them after which the training is over."""
+        self.number, self.folder, self.until = number, folder, until
+        self.settings = settings.model_copy(update={"seed": settings.seed + number})
+        self._compared = epochs / settings.epochs
+        self.best = float("inf")
+
+    def train(
+        self,
+        data: Callable[[FinetuneSettings], FinetuneData],
+        device: torch.device,
+        directory: Path,
+        tell: Tell,
+        warnings: list[str],
+        start: Path | None = None,
+    ) -> None:
+        """Go on from the newest checkpoint of its own, else from `start`."""
+        directory.mkdir()
+        kept = Kept(self.folder)
+        try:
+            resume = kept.resume(directory, warnings.append)
+        except DataError as error:  # one trial less would be worse than this one once more
+            warnings.append(f"{error}; the trial starts anew")
+            resume = None
+
+        def passed(metrics: dict[str, Any]) -> None:
+            self.best = min(self.best, metrics["score"])
+            tell(metrics if self.number == 0 else {**metrics, "of_seed": self.number})
+            if metrics["epoch"] >= self.until:
+                raise _Over
+
+        def report(metrics: dict[str, float], save: SaveCheckpoint | None) -> None:
+            if save is not None:
+                known = {**metrics, "epoch": round(metrics["epoch"] * self._compared, 3)}
+                kept.keep(save, {**known, "wall_s": kept.wall_s, "reported_at": time.time()})
+                passed(kept.history[-1])
+
+        try:
+            for metrics in [*kept.history]:
+                passed(metrics)
+            run_epochs(self.settings, data(self.settings), Worker(device=device, resume=resume or start, report=report))
+        except _Over:
+            pass
+
+
+def _pretrained(recipe: PretrainRecipe, search: str, device: torch.device, tell: Tell, warnings: list[str]) -> str:
+    """URI of the encoder, pretrained now, or before by this trial or another one."""
+    values = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+    name = hashlib.sha256(values.encode()).hexdigest()[:16]
+    folder = join(search, "pretrainings", name)
+    while True:
+        result = read_result(folder)
+        if result is not None:
+            return str(result["encoder"])
+        try:
+            with lease(folder, f"pretraining {name}", warnings.append):
+                encoder = _pretrain(recipe, folder, device, tell, warnings)
+                write_json(
+                    join(folder, "result.json"), {"encoder": encoder, "settings": recipe.model_dump(mode="json")}
+                )
+        except SettingsError as error:
+            if "cannot run twice" not in str(error):
+                raise
+            time.sleep(_LOOK_S)  # another trial is at it
+
+
+def _pretrain(recipe: PretrainRecipe, folder: str, device: torch.device, tell: Tell, warnings: list[str]) -> str:
+    kept = Kept(folder)
+
+    def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
+        if save is not None:
+            kept.keep(save, metrics)
+            tell({"pretraining": metrics["epoch"]})
+
+    with tempfile.TemporaryDirectory() as directory:
+        resume = kept.resume(directory, warnings.append)
+        worker = Worker(device=device, folder=folder, resume=resume, report=report, reader_cpus=0, say=warnings.append)
+        pretrain.run_epochs(recipe, check_recipe(recipe, workers=1), worker)
+    if kept.newest is None:
+        raise TrainingError(f"{folder}: the pretraining left no checkpoint")
+    return kept.newest
+
+
+def _costs(folder: str, device: torch.device) -> dict[str, float]:
+    loaded = load_pose_model(read_best(folder)[0])
+    model = loaded.model.to(device)
+    return {"latency_ms": latency_ms(model, loaded.view_size), "model_mb": model_mb(model)}
