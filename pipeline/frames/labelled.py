@@ -103,13 +103,11 @@ class LabelledFrames:
     def of_clips(self, clips: frozenset[str]) -> "LabelledFrames":
         """The rows of these clips."""
         chosen = [name.rsplit("/", 1)[0] in clips for name in self.frame_ids]
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return LabelledFrames(
-            **{
-                name: value[chosen] if isinstance(value, np.ndarray) else [*compress(value, chosen)]
-                for name, value in values.items()
-            }
-        )
+        values: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            values[each.name] = value[chosen] if isinstance(value, np.ndarray) else [*compress(value, chosen)]
+        return LabelledFrames(**values)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def search_settings(tmp_path: Path, frame_set: str, finetune=None, **changes) ->
 
 
 def naive_front(records: list[TrialRecord], names: tuple[str, ...]) -> set[str]:
-    points = {r.name: (r.value, *(r.objectives[name] for name in names)) for r in records}
+    points = {r.name: (r.value or 0.0, *(r.objectives[name] for name in names)) for r in records}
     front = set()
     for name, point in points.items():
         better = [o for o in points.values() if o != point and all(a <= b for a, b in zip(o, point, strict=True))]

@@ -61,7 +61,8 @@ def test_a_member_that_failed_goes_on_from_a_good_one():
     for number in (0, 1, 3):
         records[number].state = FAILED
         study.ended(records[number])
-    assert [study.propose(number).parent for number in range(4, 8)] == [2, 2, 2, 2]
+    starts = [study.propose(number) for number in range(4, 8)]
+    assert [start.parent for start in starts if start is not None] == [2, 2, 2, 2]
 
 
 def test_what_happens_follows_from_records_and_seed():
@@ -80,8 +81,11 @@ def test_what_happens_follows_from_records_and_seed():
 def test_the_first_member_has_the_settings_own_values():
     first = {"rate": 0.1, "share": 0.5, "count": 3, "kind": "b", "same": 7}
     study = population(first=first)
-    assert study.propose(0).values == first
-    assert study.propose(1).values != first
+    own, other = study.propose(0), study.propose(1)
+    assert own is not None
+    assert own.values == first
+    assert other is not None
+    assert other.values != first
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -1,6 +1,7 @@
 """From a search space to trials' settings, and what is refused before anything starts."""
 
 import json
+from typing import Any
 
 import optuna
 import pytest
@@ -203,7 +204,11 @@ def test_settings_of_the_pretraining_are_varied_apart():
 
 @pytest.mark.parametrize("name", ["head.kind", "batch_size", "views.size", "labels.fraction", "train_mode"])
 def test_what_cannot_change_in_the_middle_of_a_training_is_no_matter_for_a_population(name):
-    values = {"head.kind": ["peclr", "spatial"], "labels.fraction": [0.5, 1.0], "train_mode": ["frozen", "end-to-end"]}
+    values: dict[str, list[Any]] = {
+        "head.kind": ["peclr", "spatial"],
+        "labels.fraction": [0.5, 1.0],
+        "train_mode": ["frozen", "end-to-end"],
+    }
     space = {name: Dimension(choice=tuple(values.get(name, [32, 64])))}
     check_space(space, BASE)
     with pytest.raises(SettingsError, match=rf"'space.{name}': cannot change in the middle of a training"):
