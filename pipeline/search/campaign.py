@@ -165,6 +165,7 @@ class _Campaign:
         self.records = {record.number: record for record in records}
         self._waiting = [record for record in records if record.state == RUNNING]
         self._judged: set[int] = set()
+        self._ends_themselves = settings.trial_workers > 1  # see trial.py
         self._proposals = _proposals(settings, records, earlier)
 
     @property
@@ -212,9 +213,12 @@ class _Campaign:
         elif "of_seed" in metrics:
             self._monitor.other_seed(record, metrics)
         is_last = is_first_seed and metrics["epoch"] >= self._proposals.until(record.number)
-        if is_hopeless and not is_last:
+        if is_hopeless and not is_last and record.number not in self._judged:
             self._judged.add(record.number)
-        return record.number in self._judged
+            if self._ends_themselves:
+                record.state = STOPPED
+                write_record(self._folder, record)
+        return record.number in self._judged and not self._ends_themselves
 
     def ended(self, given: dict[str, Any], error: str) -> None:
         record = self.records[given[NUMBER]]
@@ -288,32 +292,52 @@ def _run_trials(
         pretrain=settings.pretrain.model_dump_json() if settings.pretrain is not None else None,
         num_seeds=settings.seeds_per_trial,
         objectives=settings.objectives,
-        threads=settings.cpus_per_trial,
+        cpus=settings.cpus_per_trial,
         use_gpu=gpus > 0,
+        num_workers=settings.trial_workers,
+        labels=settings.trial_labels,
     )
     data = Shared(
         frame_set,
         selection,
         train=load_labelled(frame_set, base.split, clips=selection.clips)
-        if in_memory(base, frame_set, selection)
+        if settings.trial_workers == 1 and in_memory(base, frame_set, selection)
         else None,
         validation=load_validation(base, frame_set),
     )
     resources = {"CPU": float(settings.cpus_per_trial), "GPU": gpus}
     wait_for_node(resources, settings.trial_labels, settings.start_timeout_s)
+    at_a_time = settings.num_trials if settings.scheduler == "pbt" else campaign.num_left
+    concurrent = min(settings.max_concurrent or at_a_time, at_a_time)
+    own = resources
+    if settings.trial_workers > 1:  # which have a place of their own, beside the trial's
+        own = {"CPU": 1.0}
+        concurrent = min(concurrent, settings.max_concurrent or _room(resources, settings.trial_workers))
     with said_when_lost(resources, settings.trial_labels):
-        at_a_time = settings.num_trials if settings.scheduler == "pbt" else campaign.num_left
         run_trials(
             monitor.run_id,
             campaign,
             trial,
             {"plan": plan, "data": data},
             campaign.num_left,
-            min(settings.max_concurrent or at_a_time, at_a_time),
-            resources,
-            settings.trial_labels,
+            concurrent,
+            own,
+            {} if own is not resources else settings.trial_labels,
+            reuse=settings.trial_workers == 1,
         )
     return list(campaign.records.values())
+
+
+def _room(resources: dict[str, float], workers: int) -> int:
+    """Trials of several workers for which the cluster has room now, at least one: too many would hold each other's place for ever."""
+    import ray
+
+    there = ray.cluster_resources()
+    needed = {
+        "CPU": 2 + workers * resources["CPU"],
+        "GPU": workers * resources["GPU"],
+    }  # one CPU for itself, one to read
+    return max(1, min(int(there.get(name, 0) // need) for name, need in needed.items() if need))
 
 
 def _outcome(records: list[TrialRecord], folder: str, settings: SearchSettings) -> dict[str, Any]:

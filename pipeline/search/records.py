@@ -77,6 +77,14 @@ def read_records(search: str) -> list[TrialRecord]:
     return sorted(found, key=lambda record: record.number)
 
 
+def is_ended(search: str, number: int) -> bool:
+    """Whether the search has ended a trial, of several workers, that may still run."""
+    try:
+        return bool(read_json(join(folder_of(search, number), _FILE))["state"] == STOPPED)
+    except (MissingError, DamagedError):
+        return False
+
+
 def _read(folder: str) -> TrialRecord | None:
     try:
         record = TrialRecord(**read_json(join(folder, _FILE)))

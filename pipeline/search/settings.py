@@ -52,10 +52,13 @@ class SearchSettings(Settings):
     It begins with the best of them."""
     max_concurrent: int | None = Field(default=None, ge=1)
     """Largest number of trials at a time. none: as many as the CPUs and GPUs of the cluster hold, also those that come later."""
+    trial_workers: int = Field(default=1, ge=1)
+    """Training processes of one trial. Several are workers of Ray Train, each with `cpus_per_trial` and one GPU, where the batch or the
+    model is too large for one device; a trial then takes some seconds more to start, and one more logical CPU."""
     cpus_per_trial: int = Field(default=1, ge=1)
-    """Logical CPUs, and torch threads, of one trial."""
+    """Logical CPUs, and torch threads, of one trial (of each of its workers)."""
     gpus_per_trial: float | None = Field(default=None, ge=0)
-    """GPUs of one trial; fractions are possible. none: 1 where the cluster has GPUs, else 0, and refused where an autoscaler starts
+    """GPUs of one trial; fractions are possible (with one worker). none: 1 where the cluster has GPUs, else 0, and refused where an autoscaler starts
     nodes."""
     trial_labels: dict[str, str] = {}
     """Labels of the cluster's nodes that run trials, such as {ray-subcluster: training}; {} takes any."""
@@ -86,11 +89,20 @@ class SearchSettings(Settings):
         if self.scheduler == "pbt":
             if self.num_trials < 2:
                 raise ValueError("setting 'num_trials': a population (scheduler pbt) has at least two members")
-            for name in ("seeds_per_trial", "add_trials", "warm_start", "pretrain"):
+            for name in ("seeds_per_trial", "add_trials", "warm_start", "pretrain", "trial_workers"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"setting '{name}': not with scheduler pbt")
             if self.searcher == "grid":
                 raise ValueError("setting 'searcher' = 'grid': a population (scheduler pbt) draws its values")
+        labels = next((name for name in self.space if name.startswith("labels")), None)
+        if self.trial_workers > 1 and labels is not None:
+            raise ValueError(
+                f"setting 'space.{labels}': all trials have the same labels where trial_workers is more than 1"
+            )
+        if self.trial_workers > 1 and self.gpus_per_trial not in (None, 0, 1):
+            raise ValueError(
+                f"setting 'gpus_per_trial' = {self.gpus_per_trial:g}: each of several workers (trial_workers) has one GPU or none"
+            )
         return self
 
     def wanted(self, finished: int) -> int:

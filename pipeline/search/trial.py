@@ -7,32 +7,36 @@ It tells Tune what it reaches: {"score", "epoch", "step", ...} at each validatio
 import hashlib
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.errors import DataError, SettingsError, TrainingError
+from pipeline.errors import DataError, LeftError, SettingsError, TrainingError
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelledFrames, LabelSelection, memory_epoch, select_labels
 from pipeline.lease import lease
 from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.cost import latency_ms, model_mb
-from pipeline.models.kept import Kept, read_best
+from pipeline.models.kept import Kept, read_best, read_history
 from pipeline.models.weights import load_pose_model
 from pipeline.run_log import log, run_log
 from pipeline.runs import read_result
-from pipeline.search.records import folder_of
+from pipeline.search.records import folder_of, is_ended
 from pipeline.search.space import trial_pretraining, trial_settings
 from pipeline.search.tuning import NUMBER
 from pipeline.storage import delete, join, write_json
 from pipeline.training import pretrain
+from pipeline.training.background import BackgroundCall
 from pipeline.training.finetune import run_epochs
 from pipeline.training.finetune_data import FinetuneData, worker_data
 from pipeline.training.finetune_recipe import FinetuneSettings, batch_and_steps
+from pipeline.training.finetune_run import FinetuneRunSettings, run_finetune
 from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe
 from pipeline.training.worker import Worker
 
@@ -62,19 +66,28 @@ class Plan:
     pretrain: str | None
     num_seeds: int
     objectives: tuple[str, ...]
-    threads: int
+    cpus: int
+    """Logical CPUs of a process that trains, and its torch threads."""
     use_gpu: bool
+    num_workers: int
+    """Processes that train; several are workers of Ray Train."""
+    labels: dict[str, str]
+    """Of the nodes for them."""
 
 
 class _Over(Exception):
-    """The trial has trained for its epochs."""
+    """The training has gone on for its epochs."""
+
+
+class _Ended(Exception):
+    """The search has ended the trial."""
 
 
 def trial(given: dict[str, Any], plan: Plan, data: Shared) -> None:
     """given: {NUMBER: ..., "values": what the search varies, "parent": trial to go on from, "until": epoch at which it is over}."""
     from ray import tune
 
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(plan.cpus)
     device = torch.device("cuda" if plan.use_gpu else "cpu")
     folder, warnings = folder_of(plan.folder, given[NUMBER]), list[str]()
 
@@ -82,7 +95,11 @@ def trial(given: dict[str, Any], plan: Plan, data: Shared) -> None:
         tune.report({**metrics, **({"warnings": [*warnings]} if warnings else {})})
         warnings.clear()
 
-    with tempfile.TemporaryDirectory() as directory, run_log(plan.folder, f"trial-{given[NUMBER]:04d}"):
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        run_log(plan.folder, f"trial-{given[NUMBER]:04d}"),
+        suppress(_Ended),
+    ):
         log("settings", settings=given["values"])
         base = FinetuneSettings.model_validate_json(plan.base)
         settings = trial_settings(base, given["values"])
@@ -93,13 +110,20 @@ def trial(given: dict[str, Any], plan: Plan, data: Shared) -> None:
         start = None
         if given["parent"] is not None:
             start = Kept(folder_of(plan.folder, given["parent"])).resume(Path(directory, "parent"), warnings.append)
-        first = _Seed(0, folder, prepared, base.epochs, given["until"])
-        first.train(own_data, device, Path(directory, "own"), tell, warnings, start)
+        first = _Seed(given[NUMBER], 0, folder, prepared, base.epochs, given["until"])
+        if plan.num_workers == 1:
+            first.train(own_data, device, Path(directory, "own"), tell, warnings, start)
+        else:
+            first.train_on_workers(plan, tell)
         others = [
-            _Seed(k, join(folder, f"seed-{k}"), prepared, base.epochs, given["until"]) for k in range(1, plan.num_seeds)
+            _Seed(given[NUMBER], number, join(folder, f"seed-{number}"), prepared, base.epochs, given["until"])
+            for number in range(1, plan.num_seeds)
         ]
         for each in others:
-            each.train(own_data, device, Path(directory, str(each.number)), tell, warnings)
+            if plan.num_workers == 1:
+                each.train(own_data, device, Path(directory, str(each.number)), tell, warnings)
+            else:
+                each.train_on_workers(plan, tell)
         objectives = _costs(folder, device) if plan.objectives else {}
         tell(
             {
@@ -150,9 +174,12 @@ def _prepared(
 class _Seed:
     """One training of a trial."""
 
-    def __init__(self, number: int, folder: str, settings: FinetuneSettings, epochs: int, until: int) -> None:
-        """epochs: of the search, by which trials are compared; until: those of them after which the training is over."""
-        self.number, self.folder, self.until = number, folder, until
+    def __init__(
+        self, trial: int, number: int, folder: str, settings: FinetuneSettings, epochs: int, until: int
+    ) -> None:
+        """trial: its number. settings: their `seed` is the first one's. epochs: of the search, by which trials are compared; until: those of them after
+        which the training is over."""
+        self.trial, self.number, self.folder, self.until = trial, number, folder, until
         self.settings = settings.model_copy(update={"seed": settings.seed + number})
         self._compared = epochs / settings.epochs
         self.best = float("inf")
@@ -175,24 +202,60 @@ class _Seed:
             warnings.append(f"{error}; the trial starts anew")
             resume = None
 
-        def passed(metrics: dict[str, Any]) -> None:
-            self.best = min(self.best, metrics["score"])
-            tell(metrics if self.number == 0 else {**metrics, "of_seed": self.number})
-            if metrics["epoch"] >= self.until:
-                raise _Over
-
         def report(metrics: dict[str, float], save: SaveCheckpoint | None) -> None:
             if save is not None:
-                known = {**metrics, "epoch": round(metrics["epoch"] * self._compared, 3)}
-                kept.keep(save, {**known, "wall_s": kept.wall_s, "reported_at": time.time()})
-                passed(kept.history[-1])
+                compared = {"epoch": round(metrics["epoch"] * self._compared, 3)}
+                kept.keep(save, {**metrics, **compared, "wall_s": kept.wall_s, "reported_at": time.time()})
+                self._passed(kept.history[-1], tell)
 
         try:
             for metrics in [*kept.history]:
-                passed(metrics)
+                self._passed(metrics, tell)
             run_epochs(self.settings, data(self.settings), Worker(device=device, resume=resume or start, report=report))
         except _Over:
             pass
+
+    def train_on_workers(self, plan: Plan, tell: Tell) -> None:
+        """The same as a run of Ray Train, whose folder is the trial's. Where the search ends the trial, it says so in its record: if
+        Tune ended this process, the workers' place in the cluster would stay taken."""
+        settings = FinetuneRunSettings.model_validate(
+            {
+                **self.settings.model_dump(),
+                "workers": {
+                    "num_workers": plan.num_workers,
+                    "cpus_per_worker": plan.cpus,
+                    "use_gpu": plan.use_gpu,
+                    "labels": plan.labels,
+                    "threads": None if plan.use_gpu else plan.cpus,
+                },
+                "run": {"storage": self.folder.rpartition("/")[0], "run_id": self.folder.rpartition("/")[2]},
+                "tracking": {"uri": None, "required": False},
+            }
+        )
+        num_told, leave = 0, threading.Event()
+        run = BackgroundCall(lambda: run_finetune(settings, leave=leave))
+        with suppress(_Over):
+            while True:
+                goes_on = run.wait(_LOOK_S)
+                history = [metrics for metrics in read_history(self.folder) if "score" in metrics]
+                for metrics in history[num_told:]:
+                    num_told += 1
+                    self._passed(metrics, tell)
+                if not goes_on:
+                    break
+                if is_ended(plan.folder, self.trial):
+                    leave.set()
+        try:
+            run.result()
+        except LeftError:
+            raise _Ended from None
+        delete(join(self.folder, "tracking"))  # the search records its trials itself
+
+    def _passed(self, metrics: dict[str, Any], tell: Tell) -> None:
+        self.best = min(self.best, metrics["score"])
+        tell(metrics if self.number == 0 else {**metrics, "of_seed": self.number})
+        if metrics["epoch"] >= self.until:
+            raise _Over
 
 
 def _pretrained(recipe: PretrainRecipe, search: str, device: torch.device, tell: Tell, warnings: list[str]) -> str:

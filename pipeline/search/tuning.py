@@ -110,11 +110,12 @@ def run_trials(
     concurrent: int,
     resources: dict[str, float],
     labels: dict[str, str],
+    reuse: bool = True,
 ) -> None:
     """Call function(values, **given) for each trial, in processes of the cluster, until `trials` has no more.
 
     key: names the search in this process. num: of trials at most. concurrent: at a time. resources: of each, {"CPU": ..., "GPU": ...}.
-    labels: of the nodes that run them.
+    labels: of the nodes that run them. reuse: whether a trial may run in the process of one that is over.
     """
     # Trials that wait for a node make an autoscaler start it; but each of them was proposed without knowing what the others reach.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1" if is_fixed() else str(_MOST_PENDING))
@@ -132,7 +133,7 @@ def run_trials(
                     max_concurrent_trials=concurrent,
                     search_alg=_Ask(key),
                     scheduler=_Judge(key),
-                    reuse_actors=True,
+                    reuse_actors=reuse,
                 ),
                 run_config=tune.RunConfig(
                     name="tune",

@@ -1,5 +1,6 @@
 """Fine-tuning as a run on a cluster: Ray Train workers, MLflow, checkpoints in storage, resume by run id."""
 
+import threading
 from typing import Any
 
 from pipeline.errors import SettingsError
@@ -20,8 +21,11 @@ class FinetuneRunSettings(LaunchSettings, FinetuneSettings):
     """A fine-tuning run: what is trained, and where."""
 
 
-def run_finetune(settings: FinetuneRunSettings, progress: Progress = SILENT) -> dict[str, Any]:
-    """Fine-tune on a Ray cluster (needs a running Ray); the result is also in <storage>/<run_id>/result.json."""
+def run_finetune(
+    settings: FinetuneRunSettings, progress: Progress = SILENT, leave: threading.Event | None = None
+) -> dict[str, Any]:
+    """Fine-tune on a Ray cluster (needs a running Ray); the result is also in <storage>/<run_id>/result.json. leave: once it is set,
+    the workers keep where they are and end (LeftError)."""
     preflight(settings.frame_set, *([model_uri(settings.init)] if settings.init else []))
     frame_set, selection = check_settings(settings)
     world_size = settings.workers.num_workers
@@ -40,6 +44,7 @@ def run_finetune(settings: FinetuneRunSettings, progress: Progress = SILENT) -> 
         total=planned.epochs * steps * batch_size * world_size,
         progress=progress,
         tags=frame_set.describe(),
+        leave=leave,
     )
 
 

@@ -5,6 +5,7 @@ whole or not, and only where its own list of them is whole too.
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -50,13 +51,15 @@ def train_on_workers(
     total: int,
     progress: Progress,
     tags: dict[str, str],
+    leave: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Run `loop(settings, data, worker)` on every worker, and return the run's result: what the loop of the first worker
     returned, and where the run is (also written to result.json). Where MLflow does not have all of it, "untracked" says why.
     A run of this id that has finished is not run again: its result is returned.
 
     num_best: checkpoints that are kept besides the newest two. total: frames that all workers see together. A TrainingError of
-    the loop, which must be the same on all workers, ends the run; so does a DataError or SettingsError of any.
+    the loop, which must be the same on all workers, ends the run; so does a DataError or SettingsError of any. leave: once it is set,
+    the workers leave as after a SIGTERM.
 
     Raises LeftError after a SIGTERM, once all workers have kept where they are; TrainingError also where nodes, workers or data
     do not come in time.
@@ -116,7 +119,7 @@ def train_on_workers(
         stack.enter_context(on_sigterm(partial(_leave, board)))
         while True:
             watch = Watch(workers.least, resources, workers.start_timeout_s, warn, tell=teller(run_id, kind, "driver"))
-            returned = _outcome(fit, board, watch).return_value or {}
+            returned = _outcome(fit, board, watch, leave).return_value or {}
             if "error" in returned:
                 raise TrainingError(f"run '{run_id}': {returned['error']}")
             if "left" not in returned:
@@ -174,13 +177,15 @@ def _forget_ray_snapshot(folder: str) -> None:
     delete(uri)
 
 
-def _outcome(fit: BackgroundCall, board: BoardHandle, watch: Watch) -> Any:
+def _outcome(fit: BackgroundCall, board: BoardHandle, watch: Watch, leave: threading.Event | None) -> Any:
     """What the workers returned, waited for. Raises TrainingError, also where they wait for too long: Ray Train's own call is left
     then, as after Ctrl-C, and ends with the Ray session."""
     from ray.train import ControllerError, TrainingFailedError
 
     try:
         while fit.wait(_LOOK_S):
+            if leave is not None and leave.is_set() and _trains(board):
+                board.leaving = True
             if board.leaving and not _trains(board):  # the workers were lost before they could leave
                 raise KeyboardInterrupt
             watch.look(board.signs)

@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -82,7 +83,7 @@ def run_worker(
             raise Left
 
     def keep(snapshot: Snapshot, metrics: dict[str, Any], recent: list[dict[str, Any]]) -> None:
-        kept.keep(snapshot, metrics, recent)
+        kept.keep(snapshot, {**metrics, "wall_s": round(kept.wall_s, 1), "reported_at": time.time()}, recent)
         gauges.checkpoint_is_there()
 
     def notice(num_frames: int, figures: dict[str, float]) -> None:

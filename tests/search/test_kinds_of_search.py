@@ -12,7 +12,7 @@ from pipeline.models.cost import latency_ms, model_mb
 from pipeline.models.kept import checkpoints_in, read_best
 from pipeline.models.weights import load_pose_model
 from pipeline.search.campaign import run_search
-from pipeline.search.records import COMPLETED, TrialRecord, folder_of, read_records
+from pipeline.search.records import COMPLETED, STOPPED, TrialRecord, folder_of, read_records
 from pipeline.search.settings import SearchSettings
 from pipeline.search.space import trial_settings
 from pipeline.storage import read_json
@@ -192,3 +192,29 @@ def test_frames_that_do_not_fit_in_memory_are_streamed(tmp_path, ray_cluster):
         }
     )
     assert run_search(later)["best_values"] == result["best_values"]
+
+
+@pytest.mark.slow
+def test_trials_of_several_workers_are_runs_of_their_own_and_end_early_too(tmp_path, frame_set, ray_cluster):
+    settings = search_settings(
+        tmp_path,
+        frame_set,
+        finetune={"epochs": 6, "batch_size": 8},
+        # The second and third are far worse: no rung lets them pass.
+        space={"optimiser.learning_rate": {"choice": [3e-3, 1e-7, 2e-7]}},
+        searcher="grid",
+        grace_epochs=1,
+        reduction_factor=2,
+        trial_workers=2,
+    )
+    result = run_search(settings)
+    folder = str(tmp_path / "runs/s")
+    records = read_records(folder)
+    assert [record.state for record in records] == [COMPLETED, STOPPED, STOPPED]
+    assert len(records[0].history) == 6
+    assert all(len(record.history) < 6 for record in records[1:])
+    assert result["best_trial"] == "0000"
+    own = read_json(folder_of(folder, 0) + "/result.json")
+    assert own["world_size"] == 2
+    assert not Path(folder_of(folder, 0), "tracking").exists()
+    assert [metrics["step"] for metrics in records[0].history] == [3, 6, 9, 12, 15, 18]  # 48 frames, 2 x 8 at a time

@@ -21,6 +21,11 @@ def settings(**values) -> SearchSettings:
         ({**PBT, "warm_start": ["a"]}, "setting 'warm_start': not with scheduler pbt"),
         ({**PBT, "pretrain": {"frame_set": "a"}}, "setting 'pretrain': not with scheduler pbt"),
         ({**PBT, "searcher": "grid"}, "setting 'searcher' = 'grid'"),
+        ({"trial_workers": 2, "gpus_per_trial": 0.5}, "setting 'gpus_per_trial' = 0.5"),
+        (
+            {"trial_workers": 2, "space": {"labels.fraction": {"choice": [0.1, 1.0]}}},
+            "setting 'space.labels.fraction': all trials have the same labels",
+        ),
         ({"objectives": ["beauty"]}, "latency_ms"),
         ({"finetune": {"frame_set": "f", "best_by": "loss"}}, "pa_epe_mm"),
         ({"budget_hours": 0}, "greater than 0"),
