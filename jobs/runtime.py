@@ -24,7 +24,7 @@ from jobs.ray_errors import lost_in_ray, ray_start_error
 from pipeline.config import Settings, load, to_yaml
 from pipeline.errors import EquihandError, LeftError, SettingsError, StorageError, UntrackedError, causes, one_line
 from pipeline.masking import masked
-from pipeline.ray_cluster import set_data_labels, set_fixed
+from pipeline.ray_cluster import START_TIMEOUT_S, set_data_labels, set_fixed, set_start_timeout
 from pipeline.storage import DISK_TROUBLE
 from pipeline.training.background import THREAD as BACKGROUND
 
@@ -56,6 +56,9 @@ class RaySettings(Settings):
     data_labels: dict[str, str] = {}
     """Labels of the cluster's nodes that do data work, such as {ray-subcluster: data}; {} takes any. Readers of a training have
     workers.reader_labels."""
+    start_timeout_s: float = Field(default=START_TIMEOUT_S, gt=0)
+    """Seconds for which data work (ingest, rendering, prediction) waits for a first node of a cluster before it ends with one line.
+    Trainings have workers.start_timeout_s."""
     object_store_mb: int | None = Field(default=None, ge=80)
     """Memory of the object store of a local Ray, in MiB. none leaves it to Ray (30 % of the memory)."""
 
@@ -132,6 +135,7 @@ def ray_session(settings: RaySettings = _ANY_RAY) -> Iterator[None]:
         raise ray_start_error(address, error) from error
     quiet_libraries()
     set_fixed(address == "local")
+    set_start_timeout(settings.start_timeout_s)
     if settings.data_labels:
         set_data_labels(settings.data_labels)
     if threading.current_thread() is threading.main_thread():

@@ -11,13 +11,21 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.errors import SettingsError, TrainingError, warn
+from pipeline.gauges import Tell, teller
 
 START_TIMEOUT_S = 1800.0
-"""For which data work waits for a first node."""
+"""For which work waits for a first node, where nothing else is set."""
 _SOON_S = 10.0
 _ASK_AUTOSCALER_EVERY_S = 5.0
 _LOOK_S = 2.0
+_WAITING = "equihand_waiting_for_nodes_seconds"
 _fixed = [False]
+_timeout_s = [START_TIMEOUT_S]
+
+
+def set_start_timeout(seconds: float) -> None:
+    """For how long this process's data work waits for a first node."""
+    _timeout_s[0] = seconds
 
 
 def set_fixed(value: bool) -> None:
@@ -97,11 +105,11 @@ def _bundle(request: Any) -> dict[str, float]:
 def wait_for_node(
     resources: Mapping[str, float],
     labels: Mapping[str, str] | None = None,
-    deadline_s: float = START_TIMEOUT_S,
+    deadline_s: float | None = None,
     say: Callable[[str], None] = warn,
 ) -> None:
     """Until a node is there that is large enough for {"CPU": ..., "GPU": ...}, and has these labels; asks an autoscaler for it, and
-    says what it waits for.
+    says what it waits for. deadline_s: None takes that of `set_start_timeout`.
 
     Raises SettingsError where no node can ever hold that, TrainingError after the deadline.
     """
@@ -120,7 +128,10 @@ def wait_for_node(
 
     needs = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
     task = ray.remote(max_retries=0, label_selector=dict(labels), **needs)(nothing).remote()  # type: ignore[call-overload]
-    reminder = Reminder(f"a node for ({_wanted(resources, labels)})", deadline_s, say, lambda: there(resources))
+    if deadline_s is None:
+        deadline_s = _timeout_s[0]
+    what = f"a node for ({_wanted(resources, labels)})"
+    reminder = Reminder(what, deadline_s, say, lambda: there(resources), _teller())
     asked = time.monotonic()
     try:
         while not _is_there(resources, labels):
@@ -132,6 +143,7 @@ def wait_for_node(
                 if can_never_hold(resources):
                     raise SettingsError(never_text(resources, 1, labels))
     finally:
+        reminder.over()
         ray.cancel(task, force=True)
 
 
@@ -147,10 +159,12 @@ def said_when_lost(
         reminder: Reminder | None = None
         while not ended.wait(_LOOK_S):
             if _is_there(resources, labels):
+                if reminder is not None:
+                    reminder.over()
                 reminder = None
                 continue
             words = f"a node for ({_wanted(resources, labels)})"
-            reminder = reminder or Reminder(words, float("inf"), say, lambda: there(resources))
+            reminder = reminder or Reminder(words, float("inf"), say, lambda: there(resources), _teller())
             reminder.look()
 
     thread = threading.Thread(target=watch, daemon=True, name="nodes")
@@ -174,14 +188,22 @@ def never_text(resources: Mapping[str, float], num: int, labels: Mapping[str, st
 class Reminder:
     """Says what is waited for, less and less often, and gives up after a deadline."""
 
-    def __init__(self, what: str, deadline_s: float, say: Callable[[str], None], there: Callable[[], str]) -> None:
-        """there: what the cluster has, in words."""
-        self._what, self._deadline_s, self._say, self._there = what, deadline_s, say, there
+    def __init__(
+        self,
+        what: str,
+        deadline_s: float,
+        say: Callable[[str], None],
+        there: Callable[[], str],
+        tell: Tell = lambda name, value: None,
+    ) -> None:
+        """there: what the cluster has, in words. tell: receives for how long it has been waited for (gauges.py)."""
+        self._what, self._deadline_s, self._say, self._there, self._tell = what, deadline_s, say, there, tell
         self._since, self._next_s = time.monotonic(), _SOON_S
 
     def look(self) -> None:
         """Say it where that is due. Raises TrainingError after the deadline."""
         waited = time.monotonic() - self._since
+        self._tell(_WAITING, waited)
         is_over = waited >= self._deadline_s
         if waited < self._next_s and not is_over:
             return
@@ -190,6 +212,15 @@ class Reminder:
         if is_over:
             raise TrainingError(f"gave up waiting for {text}. The same command goes on")
         self._say(f"waiting for {text}")
+
+    def over(self) -> None:
+        """It is there."""
+        self._tell(_WAITING, 0.0)
+
+
+def _teller() -> Tell:
+    """Of data work, which is no run of its own."""
+    return teller("data", "data", "driver")
 
 
 def there(resources: Mapping[str, float]) -> str:

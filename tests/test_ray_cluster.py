@@ -71,11 +71,21 @@ def test_a_reminder_speaks_less_and_less_often_and_ends(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: now[0])
     said: list[tuple[float, str]] = []
-    reminder = Reminder("a node", 100.0, lambda text: said.append((now[0], text)), lambda: "there is none")
+    told: list[tuple[str, float]] = []
+    reminder = Reminder(
+        "a node",
+        100.0,
+        lambda text: said.append((now[0], text)),
+        lambda: "there is none",
+        lambda name, value: told.append((name, value)),
+    )
     with pytest.raises(TrainingError, match=r"^gave up waiting for a node for 100 s; there is none. The same command"):
         tick(now, reminder)
     assert [when for when, _ in said] == [10.0, 20.0, 40.0, 80.0]
     assert said[0][1] == "waiting for a node for 10 s; there is none"
+    reminder.over()
+    assert told[:2] == [("equihand_waiting_for_nodes_seconds", 0.5), ("equihand_waiting_for_nodes_seconds", 1.0)]
+    assert told[-1] == ("equihand_waiting_for_nodes_seconds", 0.0)
 
 
 def test_where_nodes_come_and_go_those_of_now_do_not_decide(monkeypatch):

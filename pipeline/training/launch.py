@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pipeline.config import flatten
 from pipeline.errors import DamagedError, EquihandError, LeftError, SettingsError, TrainingError, causes, warn
+from pipeline.gauges import teller
 from pipeline.models.kept import checkpoints_in, read_best
 from pipeline.progress import Progress
 from pipeline.run_log import log, run_log
@@ -22,7 +23,6 @@ from pipeline.storage import absolute, delete, exists, join, read_json, write_js
 from pipeline.tracked import Run, tracked
 from pipeline.training.background import BackgroundCall
 from pipeline.training.board import BoardHandle, progress_board
-from pipeline.training.gauges import teller
 from pipeline.training.leaving import ENDS, on_sigterm
 from pipeline.training.waiting import Watch
 from pipeline.training.worker import Worker

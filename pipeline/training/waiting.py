@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from pipeline import ray_cluster
 from pipeline.errors import SettingsError, TrainingError
+from pipeline.gauges import REPEAT_S, Tell
 from pipeline.ray_cluster import in_words
-from pipeline.training.gauges import REPEAT_S, Tell
 from pipeline.training.pulse import Sign
 
 _SOON_S = 10.0

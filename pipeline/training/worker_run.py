@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import torch
 
 from pipeline.errors import DataError, FullError, SettingsError, TrainingError
+from pipeline.gauges import WorkerGauges, teller
 from pipeline.models.checkpoints import Snapshot
 from pipeline.models.kept import Kept, fetch
 from pipeline.ray_cluster import set_data_labels
 from pipeline.run_log import log, run_log
 from pipeline.training.board import BoardHandle
-from pipeline.training.gauges import WorkerGauges, teller
 from pipeline.training.leaving import ENDS, MOVES, STAYS, Agreement, Left
 from pipeline.training.pulse import Pulse, Sign
 from pipeline.training.saving import Saving, saving

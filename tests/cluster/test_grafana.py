@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.training.gauges import METRICS, TAGS, exported
+from pipeline.gauges import METRICS, TAGS, exported
 
 FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "grafana"
 DASHBOARD = json.loads((FOLDER / "equihand.json").read_text())

@@ -24,8 +24,9 @@ def scrape() -> str:
 def main(folder: str) -> None:
     os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112 - it is 10 s by default
     from jobs.runtime import RaySettings, ray_session
+    from pipeline import gauges
     from pipeline.progress import SILENT
-    from pipeline.training import gauges, waiting
+    from pipeline.training import waiting
     from pipeline.training.launch import train_on_workers
     from pipeline.training.pretrain import run_epochs
     from pipeline.training.pretrain_recipe import check_recipe

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training import gauges
-from pipeline.training.gauges import METRICS, WorkerGauges, exported, teller
+from pipeline import gauges
+from pipeline.gauges import METRICS, WorkerGauges, exported, teller
 from pipeline.training.pulse import Sign
 from pipeline.training.waiting import Watch
 from tests.tiny_sets import write_tiny_set
