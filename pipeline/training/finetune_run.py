@@ -8,6 +8,7 @@ from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSelection
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
+from pipeline.runs import started_with
 from pipeline.storage import preflight
 from pipeline.training.finetune import run_epochs
 from pipeline.training.finetune_data import worker_data
@@ -33,12 +34,13 @@ def run_finetune(
         raise SettingsError(
             f"setting 'workers.num_workers' = {list(world_size)}: fine-tuning takes one number; give one"
         )
-    batch_size, steps = batch_and_steps(settings, selection.num_frames, world_size)
-    planned = with_epochs(settings, selection.num_frames, world_size)
+    recipe = settings.model_copy(update={"batch_size": worker_batch(settings)})
+    batch_size, steps = batch_and_steps(recipe, selection.num_frames, world_size)
+    planned = with_epochs(recipe, selection.num_frames, world_size)
     return train_on_workers(
         finetune_worker,
         settings,
-        (frame_set, selection),
+        (frame_set, selection, recipe.batch_size),
         kind="finetune",
         num_best=1,
         total=planned.epochs * steps * batch_size * world_size,
@@ -48,11 +50,30 @@ def run_finetune(
     )
 
 
+def worker_batch(settings: FinetuneRunSettings) -> int:
+    """Frames that each worker takes in one step: a run that goes on with another number of workers keeps its global batch.
+
+    Raises SettingsError where that does not divide between them.
+    """
+    workers = settings.workers.num_workers
+    before = started_with(settings.run).get("workers.num_workers", workers)
+    if not isinstance(workers, int) or not isinstance(before, int):
+        return settings.batch_size
+    together = before * settings.batch_size
+    if together % workers or together // workers < 2:
+        raise SettingsError(
+            f"setting 'workers.num_workers' = {workers}: run '{settings.run.run_id}' was started with {before} workers and {together} "
+            f"frames in each step, which do not divide between {workers}; use another number"
+        )
+    return together // workers
+
+
 def finetune_worker(
-    settings: FinetuneRunSettings, data: tuple[FrameSet, LabelSelection], worker: Worker
+    settings: FinetuneRunSettings, data: tuple[FrameSet, LabelSelection, int], worker: Worker
 ) -> dict[str, Any]:
     """One worker's part of the run."""
-    frame_set, selection = data
+    frame_set, selection, batch_size = data
+    settings = settings.model_copy(update={"batch_size": batch_size})
     planned = with_epochs(settings, selection.num_frames, worker.world_size)
     share = worker_data(planned, frame_set, selection, worker.rank, worker.world_size)
     return {

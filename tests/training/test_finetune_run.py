@@ -1,4 +1,4 @@
-"""Fine-tuning as a run on two workers, one of which is lost."""
+"""Fine-tuning as a run: on two workers, one of which is lost; with another number of workers than before."""
 
 import json
 import os
@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import to_yaml
+from pipeline.errors import SettingsError
 from pipeline.models.checkpoints import read_trainer_state
 from pipeline.models.weights import load_pose_model
 from pipeline.tracking import StoredRun
+from pipeline.training.finetune_run import FinetuneRunSettings, worker_batch
 from tests.tiny_sets import write_tiny_set
 from tests.training.killing import wait_for_worker
 
@@ -64,3 +67,24 @@ def test_two_workers_lose_one_and_finish(tmp_path):
     assert [step for step, _ in history["loss"]] == [2 * (epoch + 1) for epoch in range(EPOCHS)]
     losses = [loss for _, loss in history["loss"]]
     assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_with_other_workers_a_run_keeps_its_global_batch(tmp_path):
+    def settings(workers: int) -> FinetuneRunSettings:
+        return FinetuneRunSettings.model_validate(
+            {
+                "frame_set": "frames",
+                "batch_size": 6,
+                "workers": {"num_workers": workers},
+                "run": {"storage": str(tmp_path), "run_id": "r"},
+            }
+        )
+
+    assert worker_batch(settings(3)) == 6  # a new run
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/settings.yaml").write_text(to_yaml(settings(2)))
+    assert [worker_batch(settings(workers)) for workers in (1, 2, 3, 4, 6)] == [12, 6, 4, 3, 2]
+    with pytest.raises(
+        SettingsError, match=r"'workers.num_workers' = 5: run 'r' was started with 2 workers and 12 frames"
+    ):
+        worker_batch(settings(5))
