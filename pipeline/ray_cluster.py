@@ -52,6 +52,18 @@ def set_data_labels(labels: Mapping[str, str]) -> None:
     ray.data.DataContext.get_current().execution_options.label_selector = dict(labels) or None
 
 
+def check_is_in_cluster() -> None:
+    """Raises SettingsError in a client outside the cluster (ray://): what trainings and searches keep beside their driver, such as the
+    records for MLflow, their controllers write too, which would then be on another machine."""
+    import ray
+
+    if ray.util.client.ray.is_connected():
+        raise SettingsError(
+            "setting 'ray.address' = ray://...: a training or search needs its driver inside the cluster; send it there with "
+            "jobs.submit (--address http://HOST:8265), or run it on a node"
+        )
+
+
 def choose_gpus(given: bool | None, num: int, name: str) -> bool:
     """Whether to use GPUs, `num` of them; given: the setting called `name`. Where it is none, they are used if the cluster has them.
 

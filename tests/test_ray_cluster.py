@@ -6,7 +6,14 @@ from ray.core.generated.autoscaler_pb2 import AutoscalingState  # type: ignore[a
 
 from pipeline import ray_cluster
 from pipeline.errors import SettingsError, TrainingError
-from pipeline.ray_cluster import Reminder, can_never_hold, choose_gpus, cluster_in_words, wait_for_node
+from pipeline.ray_cluster import (
+    Reminder,
+    can_never_hold,
+    check_is_in_cluster,
+    choose_gpus,
+    cluster_in_words,
+    wait_for_node,
+)
 
 
 def test_what_a_cluster_has():
@@ -105,3 +112,12 @@ def test_a_ray_of_one_node_refuses_what_it_cannot_hold(ray_cluster):
     wait_for_node({"CPU": cpus})
     with pytest.raises(SettingsError, match=r"^5 CPU, 1 GPU at a time are needed, the cluster has 1 node of \(4 CPU\)"):
         wait_for_node({"CPU": cpus + 1, "GPU": 1.0})
+
+
+def test_a_driver_outside_the_cluster_trains_nothing(monkeypatch):
+    check_is_in_cluster()
+    monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: True)
+    with pytest.raises(
+        SettingsError, match=r"^setting 'ray.address' = ray://.*: a training or search needs its driver inside"
+    ):
+        check_is_in_cluster()

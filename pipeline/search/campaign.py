@@ -24,7 +24,7 @@ from pipeline.lease import lease
 from pipeline.models.kept import read_best
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
-from pipeline.ray_cluster import choose_gpus, said_when_lost, wait_for_node
+from pipeline.ray_cluster import check_is_in_cluster, choose_gpus, said_when_lost, wait_for_node
 from pipeline.run_log import log, run_log
 from pipeline.runs import new_run_id, open_run, started_with
 from pipeline.search.monitor import SearchMonitor, search_monitor
@@ -56,6 +56,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
 
     Raises TrainingError when no trial gave a model.
     """
+    check_is_in_cluster()
     base = settings.finetune
     preflight(base.frame_set, *([model_uri(base.init)] if base.init else []))
     check_space(settings.space, base, settings.pretrain, settings.scheduler == "pbt")

@@ -17,6 +17,7 @@ from pipeline.errors import DamagedError, EquihandError, LeftError, SettingsErro
 from pipeline.gauges import teller
 from pipeline.models.kept import checkpoints_in, read_best
 from pipeline.progress import Progress
+from pipeline.ray_cluster import check_is_in_cluster
 from pipeline.run_log import log, run_log
 from pipeline.runs import new_run_id, open_run
 from pipeline.storage import absolute, delete, exists, join, read_json, write_json
@@ -67,6 +68,7 @@ def train_on_workers(
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    check_is_in_cluster()
     run, workers = settings.run, settings.workers
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(workers.hang_timeout_s)
