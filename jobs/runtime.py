@@ -134,6 +134,7 @@ def ray_session(settings: RaySettings = _ANY_RAY) -> Iterator[None]:
     except Exception as error:  # Ray raises whatever comes, Exception itself among it
         raise ray_start_error(address, error) from error
     quiet_libraries()
+    _keep_raylet_quiet()
     set_fixed(address == "local")
     set_start_timeout(settings.start_timeout_s)
     if settings.data_labels:
@@ -145,6 +146,18 @@ def ray_session(settings: RaySettings = _ANY_RAY) -> Iterator[None]:
     finally:
         ray.shutdown()
         set_fixed(False)
+
+
+def _keep_raylet_quiet() -> None:
+    """Ray prints what its nodes say of lost nodes and calls that are repeated, whatever log_to_driver is. To the log file with it: jobs
+    say in words of their own what is lost, and what they do."""
+    from ray._private import worker
+
+    def log(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+        logging.getLogger("ray").error("%s: %s", data.get("pid"), " ".join(map(str, data.get("lines", []))))
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = log
 
 
 def _check_address(address: str, name: str) -> None:

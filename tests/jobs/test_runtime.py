@@ -149,3 +149,18 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
     process = job(tmp_path, chatter=f"lambda settings: Path({str(log)!r})")
     _, errors = process.communicate(timeout=250)
     assert (process.returncode, errors) == (1, f"error: {log}: Not a directory; the log cannot be written there\n")
+
+
+def test_what_ray_prints_of_lost_nodes_goes_to_the_log_only(monkeypatch, capfd, caplog):
+    from ray._private import worker
+
+    from jobs import runtime
+
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)  # puts it back
+    data = {"lines": ["Task _Board.read failed."], "pid": "raylet", "is_err": False}
+    worker.print_to_stdstream(data, ignore_prefix=False)
+    assert "Task _Board.read failed" in capfd.readouterr().out
+    runtime._keep_raylet_quiet()
+    worker.print_to_stdstream({**data, "lines": ["Task other failed."]}, ignore_prefix=False)
+    assert capfd.readouterr() == ("", "")
+    assert "raylet: Task other failed." in caplog.text
