@@ -25,6 +25,7 @@ from pipeline.config import Settings, load, to_yaml
 from pipeline.errors import EquihandError, LeftError, SettingsError, StorageError, UntrackedError, causes, one_line
 from pipeline.masking import masked
 from pipeline.ray_cluster import START_TIMEOUT_S, set_data_labels, set_fixed, set_start_timeout
+from pipeline.run_log import log
 from pipeline.storage import DISK_TROUBLE
 from pipeline.training.background import THREAD as BACKGROUND
 
@@ -149,15 +150,14 @@ def ray_session(settings: RaySettings = _ANY_RAY) -> Iterator[None]:
 
 
 def _keep_raylet_quiet() -> None:
-    """Ray prints what its nodes say of lost nodes and calls that are repeated, whatever log_to_driver is. To the log file with it: jobs
+    """Ray prints what its nodes say of lost nodes and calls that are repeated, whatever log_to_driver is. To the run's log with it: jobs
     say in words of their own what is lost, and what they do."""
     from ray._private import worker
 
-    def log(data: dict[str, Any], ignore_prefix: bool = False) -> None:
-        logging.getLogger("ray").error("%s: %s", data.get("pid"), " ".join(map(str, data.get("lines", []))))
+    def keep(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+        log("ray", of=str(data.get("pid")), text=" ".join(map(str, data.get("lines", []))))
 
-    if hasattr(worker, "print_to_stdstream"):
-        worker.print_to_stdstream = log
+    worker.print_to_stdstream = keep
 
 
 def _check_address(address: str, name: str) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.run_log import run_log
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
@@ -151,7 +153,7 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
     assert (process.returncode, errors) == (1, f"error: {log}: Not a directory; the log cannot be written there\n")
 
 
-def test_what_ray_prints_of_lost_nodes_goes_to_the_log_only(monkeypatch, capfd, caplog):
+def test_what_ray_prints_of_lost_nodes_goes_to_the_log_only(monkeypatch, capfd, tmp_path):
     from ray._private import worker
 
     from jobs import runtime
@@ -161,6 +163,7 @@ def test_what_ray_prints_of_lost_nodes_goes_to_the_log_only(monkeypatch, capfd, 
     worker.print_to_stdstream(data, ignore_prefix=False)
     assert "Task _Board.read failed" in capfd.readouterr().out
     runtime._keep_raylet_quiet()
-    worker.print_to_stdstream({**data, "lines": ["Task other failed."]}, ignore_prefix=False)
+    with run_log(str(tmp_path), "driver"):
+        worker.print_to_stdstream({**data, "lines": ["Task other failed."]}, ignore_prefix=False)
     assert capfd.readouterr() == ("", "")
-    assert "raylet: Task other failed." in caplog.text
+    assert "Task other failed." in next((tmp_path / "logs").iterdir()).read_text()
