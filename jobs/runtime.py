@@ -1,5 +1,6 @@
 """What every job shares: reading settings, a Ray session, and turning errors into one line and an exit code."""
 
+import json
 import logging
 import os
 import signal
@@ -104,6 +105,17 @@ class Job(Generic[SettingsT]):
         return self.settings.model_construct(
             given.model_fields_set & names.keys(), **{name: getattr(given, name) for name in names}
         )
+
+
+@dataclass(frozen=True)
+class RunsJob(Job[SettingsT]):
+    """A job whose setting `runs`, a list, may stand first, before all other settings."""
+
+    def load(self, argv: Sequence[str] | None) -> SettingsT:
+        given = list(sys.argv[1:] if argv is None else argv)
+        num_first = next((i for i, text in enumerate(given) if text.startswith("-")), len(given))
+        runs = [f"--runs={json.dumps(given[:num_first])}"] if num_first else []
+        return super().load([*runs, *given[num_first:]])
 
 
 @contextmanager

@@ -6,20 +6,16 @@
 It names the number of records delivered. A run that MLflow has whole is left as it is.
 """
 
-import json
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
 
-from jobs.runtime import Job, run_job
+from jobs.runtime import RunsJob, run_job
 from jobs.terminal import TerminalProgress
 from pipeline.config import Settings, Uri
-from pipeline.errors import MissingError, UntrackedError
+from pipeline.errors import UntrackedError
 from pipeline.progress import SILENT, Progress
-from pipeline.storage import absolute, exists, join
+from pipeline.runs import run_folder
 from pipeline.tracked import deliver_left
 
 
@@ -36,7 +32,7 @@ class SyncSettings(Settings):
 
 def run(settings: SyncSettings, progress: Progress = SILENT) -> dict[str, Any]:
     """Run the job; {"delivered": {run: number of records}}. Raises UntrackedError where MLflow still lacks something."""
-    folders = {name: _folder(name, settings.storage) for name in settings.runs}
+    folders = {name: run_folder(name, settings.storage) for name in settings.runs}
     delivered, untracked = {}, []
     for name, folder in folders.items():
         found = deliver_left(folder, settings.tracking_uri)
@@ -51,25 +47,7 @@ def run(settings: SyncSettings, progress: Progress = SILENT) -> dict[str, Any]:
     return {"delivered": delivered}
 
 
-def _folder(name: str, storage: str) -> str:
-    """URI of a run's folder."""
-    folder = absolute(name) if "/" in name or exists(name) else join(absolute(storage), name)
-    if not exists(folder):
-        raise MissingError(f"{folder}: no such run; give its folder, or its id and where it is (--storage)")
-    return folder
-
-
-@dataclass(frozen=True)
-class _SyncJob(Job[SyncSettings]):
-    def load(self, argv: Sequence[str] | None) -> SyncSettings:
-        """Runs may stand first, before all settings."""
-        given = list(sys.argv[1:] if argv is None else argv)
-        num_first = next((i for i, text in enumerate(given) if text.startswith("-")), len(given))
-        runs = [f"--runs={json.dumps(given[:num_first])}"] if num_first else []
-        return super().load([*runs, *given[num_first:]])
-
-
-JOB = _SyncJob("sync", SyncSettings, run, __doc__, ray=None)
+JOB = RunsJob("sync", SyncSettings, run, __doc__, ray=None)
 
 if __name__ == "__main__":
     run_job(JOB)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import Settings, Uri, flatten, flatten_values, to_yaml
-from pipeline.errors import DamagedError, SettingsError, warn
+from pipeline.errors import DamagedError, MissingError, SettingsError, warn
 from pipeline.storage import absolute, exists, join, preflight, read_bytes, read_json, write_bytes
 from pipeline.text_files import parse_yaml
 
@@ -46,6 +46,14 @@ class RunSettings(Settings):
 def new_run_id(kind: str) -> str:
     """A fresh id such as pretrain-20260131-154501-a1b2."""
     return f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def run_folder(name: str, storage: str) -> str:
+    """URI of the folder of a run that is named by it, or by its id in `storage`. Raises MissingError where it is not there."""
+    folder = absolute(name) if "/" in name or exists(name) else join(absolute(storage), name)
+    if not exists(folder):
+        raise MissingError(f"{folder}: no such run; give its folder, or its id and where it is (--storage)")
+    return folder
 
 
 def started_with(run: RunSettings) -> dict[str, Any]:

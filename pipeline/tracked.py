@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from pipeline.config import Settings, flatten, to_yaml
 from pipeline.errors import EquihandError, LeftError, one_line, warn
 from pipeline.provenance import git, provenance
+from pipeline.run_log import log
 from pipeline.storage import copy_to_local, delete, exists, is_local, join, local_path, write_bytes
 from pipeline.tracking import Sender, TrackingSettings, check_reachable, placed
 from pipeline.tracking_queue import MAX_BYTES, Courier, Queue, Record
@@ -176,7 +177,9 @@ def tracked(
         check_reachable(settings)
     own = None if folder is not None else _temporary() / run_id
     tracking = Tracking(settings, folder if folder is not None else str(own), kind, run_id)
-    tracking.run._open(resolved_settings, {**provenance(), **(tags or {})})
+    origin = provenance()
+    log("provenance", **origin)  # for those who have the run's folder, and not MLflow
+    tracking.run._open(resolved_settings, {**origin, **(tags or {})})
     tracking.run._record_origin(tags or {})
     status = "FAILED"
     try:

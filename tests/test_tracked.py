@@ -1,5 +1,6 @@
 """Work goes on whatever becomes of MLflow, and nothing of it is lost: here with a real server, which is really killed."""
 
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from jobs import sync
 from jobs.sync import SyncSettings
 from pipeline.config import Settings
 from pipeline.errors import EquihandError, MissingError, SettingsError, UntrackedError
+from pipeline.provenance import provenance
+from pipeline.run_log import run_log
 from pipeline.storage import exists, join, list_files, write_bytes
 from pipeline.tracked import Delivered, deliver_left, tracked
 from pipeline.tracking import Sender, TrackingSettings, stored_run
@@ -249,3 +252,13 @@ def test_runs_are_named_first_or_by_a_setting(tmp_path):
         sync.JOB.load([])
     with pytest.raises(MissingError, match=r"none: no such run; give its folder, or its id and where it is"):
         sync.run(SyncSettings(runs=("none",), storage=str(tmp_path)))
+
+
+def test_what_ran_is_in_the_log_of_the_run_too(tmp_path):
+    folder = str(tmp_path / "run")
+    with run_log(folder, "driver"), tracked(TrackingSettings(uri=None), folder, "run", "pretrain", Example()):
+        pass
+    (path,) = (tmp_path / "run/logs").iterdir()
+    found = next(line for line in map(json.loads, path.read_text().splitlines()) if line["message"] == "provenance")
+    assert {name: found[name] for name in provenance()} == provenance()
+    assert found["mlflow.source.git.commit"]

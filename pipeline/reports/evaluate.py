@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config import Settings, Uri
+from pipeline.config import Settings, Uri, to_yaml
 from pipeline.drawing.figures import Case, overlays, pick_cases
 from pipeline.errors import SettingsError
 from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
@@ -75,7 +75,7 @@ class EvaluateSettings(Settings):
     use_gpu: bool | None = None
     """Whether to run on a GPU. none uses one if there is one."""
     output: Uri | None = None
-    """URI of a folder for report.html, metrics.json, the pictures and the predictions. none writes nothing."""
+    """URI of a folder for report.html, metrics.json, settings.yaml, the pictures and the predictions. none writes nothing."""
     pretrain_run: Uri | None = None
     """URI of the pretraining run that the report also shows: its views, curves and neighbours."""
     search_run: Uri | None = None
@@ -169,7 +169,7 @@ def _evaluated(
         probes = ModelProbes(settings.probe, frame_set, data, device)
     progress.start("evaluate", (len(models) + len(settings.encoders)) * len(data), "frames")
     of_set = Constant.of(poses) if len(poses) else None
-    in_image = _answers_in_image(settings, frame_set, data)
+    in_image = answers_in_set(frame_set, settings.probe.train_split, data)
     constant_epe = in_image[0].metrics["epe_2d"] if in_image else None
     constants = {name: loaded.constant or of_set for name, loaded in models.items()}
     evaluations = []
@@ -245,7 +245,7 @@ def _evaluated(
             search_run=settings.search_run,
             stages=stages,
         )
-        _write(settings.output, outcome, report, evaluations, data, settings.save_predictions)
+        _write(settings.output, settings, outcome, report, evaluations, data)
     if tracking is not None:
         tracking.run.log_metrics(_tracked([*evaluations, *yardsticks], probed), step=0)
     return {**outcome, "results": results.model_dump(mode="json")}
@@ -281,9 +281,9 @@ def evaluate_model(
     return Evaluation(name, metrics, errors, frame_errors_2d(predictions.joints_2d, true_2d), predictions)
 
 
-def _answers_in_image(settings: EvaluateSettings, frame_set: FrameSet, data: LabelledFrames) -> list[Answers]:
+def answers_in_set(frame_set: FrameSet, train_split: str, data: LabelledFrames) -> list[Answers]:
     """The constant in the image and joints taken blindly, of the training split's labels; nothing where it has none."""
-    train = read_joints_2d(frame_set, settings.probe.train_split)
+    train = read_joints_2d(frame_set, train_split)
     if not len(train):
         return []
     target = project(torch.from_numpy(data.joints_3d), torch.from_numpy(data.camera))
@@ -417,15 +417,16 @@ def _tracked(answers: Sequence[Answers], probed: Mapping[str, Mapping[str, float
 
 def _write(
     output: str,
+    settings: EvaluateSettings,
     outcome: dict[str, Any],
     report: ReportData,
     evaluations: Sequence[Evaluation],
     data: LabelledFrames,
-    save_predictions: bool,
 ) -> None:
+    write_bytes(join(output, "settings.yaml"), to_yaml(settings).encode())
     for section in report.results.overlays if report.results else ():
         write_bytes(join(output, "pictures", f"overlays_{section.title.lower()}.png"), section.picture.png)
-    for evaluation in evaluations if save_predictions else ():
+    for evaluation in evaluations if settings.save_predictions else ():
         write_bytes(join(output, "predictions", f"{evaluation.name}.parquet"), _parquet(evaluation, data))
     write_bytes(join(output, "report.html"), build_report(report).encode())
     write_json(join(output, "metrics.json"), outcome)  # last: it says that the rest is there

@@ -154,6 +154,7 @@ def test_job_compares_models_and_writes_everything(frame_set, tmp_path):
     written = read_json(join(output, "metrics.json"))
     assert written == {name: value for name, value in outcome.items() if name != "results"}
     assert exists(join(output, "pictures", "overlays_worst.png"))
+    assert load(EvaluateSettings, ["--config", join(output, "settings.yaml")]) == settings
     assert b"scratch" in read_bytes(join(output, "report.html"))
     table = pq.read_table(io.BytesIO(read_bytes(join(output, "predictions", "ours.parquet"))))
     assert table.num_rows == 24
