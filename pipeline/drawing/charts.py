@@ -49,7 +49,6 @@ def line_chart(
     if level:
         y = frame.y(level[1])
         body.append(svg.line(_MARGIN_LEFT, y, width - _MARGIN_RIGHT, y, "level"))
-        body.append(svg.text(width - _MARGIN_RIGHT, y - 5, f"{level[0]}: {number(level[1])}", "name", "end"))
     for name, line in references.items():
         body.append(
             Markup('<path class="line reference" data-name="{}" d="{}"><title>{}</title></path>').format(
@@ -80,6 +79,9 @@ def line_chart(
                 )
                 for x, y in finite
             )
+    if level:
+        at = (width - _MARGIN_RIGHT, frame.y(level[1]) - 5)
+        body.append(svg.text(*at, f"{level[0]}: {number(level[1])}", "name halo", "end"))
     description = "; ".join(
         f"{name}: from {number(line[0][1])} to {number(line[-1][1])} over {number(len(line))} points"
         for name, line in list(series.items())[:8]
@@ -196,6 +198,45 @@ def difference_chart(rows: Mapping[str, tuple[float, tuple[float, float] | None]
             descriptions[-1] += f", 95 percent interval {number(interval[0])} to {number(interval[1])}"
         body.append(Markup('<circle class="point" cx="{}" cy="{}" r="7"/>').format(svg.short(x(percent)), y))
     return svg.drawing(width, bottom + 26, "Differences in error", "; ".join(descriptions), body, "ruler")
+
+
+def interval_chart(rows: Mapping[str, tuple[float, tuple[float, float] | None, float | None]], unit: str) -> Markup:
+    """Rulers of an error on one axis: a dot, its interval, and an upright stroke where the constant is.
+
+    rows: {what has the error: (value, interval, the constant's)}, one at least.
+    """
+    width, top, line_height = 480, 18, 44
+    bottom = top + line_height * len(rows)
+    values = [v for value, ends, level in rows.values() for v in (value, *(ends or ()), *([level] if level else ()))]
+    room = 0.05 * (max(values) - min(values))
+    axis = linear_axis([min(values) - room, max(values) + room], 6)
+
+    def x(value: float) -> float:
+        return 24 + axis.position(value) * (width - 48)
+
+    body = [svg.line(x(tick), top, x(tick), bottom, "grid") for tick in axis.ticks]
+    body += [
+        svg.text(x(tick), bottom + 15, label, "tick", "middle")
+        for tick, label in zip(axis.ticks, axis.labels(), strict=True)
+    ]
+    body += [
+        svg.text(24, 10, "← smaller error", "tick", "start"),
+        svg.text(width - 24, 10, f"{unit}; stroke: one fixed hand", "tick", "end"),
+    ]
+    descriptions = []
+    for index, (name, (value, interval, level)) in enumerate(rows.items()):
+        y = top + line_height * index + 30
+        body.append(svg.text(28, y - 15, name, "name", "start"))
+        descriptions.append(f"{name}: {number(value)} {unit}")
+        if interval:
+            low, high = x(interval[0]), x(interval[1])
+            body.append(Markup('<path class="interval" d="M{} {}H{}"/>').format(svg.short(low), y, svg.short(high)))
+            descriptions[-1] += f", 95 percent interval {number(interval[0])} to {number(interval[1])}"
+        if level is not None:
+            body.append(svg.line(x(level), y - 11, x(level), y + 11, "zero"))
+            descriptions[-1] += f", one fixed hand {number(level)}"
+        body.append(Markup('<circle class="point" cx="{}" cy="{}" r="7"/>').format(svg.short(x(value)), y))
+    return svg.drawing(width, bottom + 26, "Errors", "; ".join(descriptions), body, "ruler")
 
 
 @dataclass(frozen=True)

@@ -103,13 +103,23 @@ def pick_cases(errors: npt.ArrayLike, num: int = 6) -> CaseGroups:
 
 def overlays(cases: Sequence[Case], columns: int = 6, tile: int = 224) -> bytes:
     """A grid of predicted (coloured) and true (white) hands; with 3D joints, also of both hands from the side."""
-    pictures = []
-    for case in cases:
-        picture = skeleton_overlay(case.image, case.predicted, case.true, tile)
-        if case.predicted_3d is not None and case.true_3d is not None:
-            picture = np.concatenate([picture, side_view(case.predicted_3d, case.true_3d, tile)], axis=0)
-        pictures.append(_label(picture, case.label))
-    return _png(_grid(pictures, columns=columns, gap=2 * _GAP))
+    return _png(_grid([_drawn(case, tile) for case in cases], columns=columns, gap=2 * _GAP))
+
+
+def side_by_side(frames: Sequence[Sequence[Case]], tiles_per_row: int = 6, tile: int = 224) -> bytes:
+    """The same frames as several models answer them: a block for each frame, with its cases, one a model, beside each other."""
+    blocks = [
+        np.asarray(_grid([_drawn(case, tile) for case in cases], columns=len(cases), gap=_GAP)) for cases in frames
+    ]
+    num_rows = -(-len(blocks) // max(1, tiles_per_row // len(frames[0])))
+    return _png(_grid(blocks, columns=-(-len(blocks) // num_rows), gap=7 * _GAP))
+
+
+def _drawn(case: Case, tile: int) -> npt.NDArray[np.uint8]:
+    picture = skeleton_overlay(case.image, case.predicted, case.true, tile)
+    if case.predicted_3d is not None and case.true_3d is not None:
+        picture = np.concatenate([picture, side_view(case.predicted_3d, case.true_3d, tile)], axis=0)
+    return _label(picture, case.label)
 
 
 def _tiles(frames: Frames, side: int | None = None) -> list[npt.NDArray[np.uint8]]:

@@ -1,6 +1,6 @@
 """How metrics are called in tables: label, unit, direction, and what they mean."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -105,3 +105,36 @@ PROBE_METRICS: dict[str, MetricName] = {
 def metric_name(key: str) -> MetricName:
     """The name of a metric; an unknown one keeps its key and is not judged."""
     return METRICS.get(key) or MetricName(key.replace("_", " "))
+
+
+OTHER_NAMES = {"mpjpe_mm": "root_relative_epe_mm", "mpjpe_skill": "root_relative_skill"}
+"""Keys under which metrics.py and validation give what is called otherwise in METRICS."""
+_OF_RUNS = {
+    "score": MetricName("best score", "", None, 2, "what chose the best checkpoint; smaller is better"),
+    "loss": MetricName("loss", "", None, 3, "comparable where objective, temperature and batch are the same"),
+    "wall_s": MetricName("wall time", "s", None, 0),
+    "frames_per_second": MetricName("speed", "frames/s", None, 0),
+    "num_labels": MetricName("labelled frames", "", None, 0),
+}
+_UNITS = {"mm": "mm", "px": "px", "s": "s", "deg": "°"}
+
+
+def recorded_name(key: str) -> MetricName:
+    """The name of a metric as a run records it: `val_*` of validation frames, `probe_*` of frozen features, and among them
+    `constant_*` of always answering one fixed hand."""
+    if key in _OF_RUNS:
+        return _OF_RUNS[key]
+    for prefix, of, names in (("val_", "validation ", METRICS), ("probe_", "", PROBE_METRICS), ("", "", METRICS)):
+        name = key.removeprefix(prefix)
+        if not key.startswith(prefix):
+            continue
+        if (known := names.get(OTHER_NAMES.get(name, name))) is not None:
+            return replace(known, label=f"{of}{known.label}")
+        of_constant = names.get(OTHER_NAMES.get(bare := name.removeprefix("constant_"), bare))
+        if of_constant is not None:
+            return replace(
+                of_constant, label=f"{of}{of_constant.label} of one fixed hand", lower_is_better=None, meaning=""
+            )
+    words, _, last = key.rpartition("_")
+    unit = _UNITS.get(last, "") if words else ""
+    return MetricName((words if unit else key).replace("_", " "), unit)

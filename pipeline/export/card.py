@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pipeline.evaluation.metric_names import METRICS
+from pipeline.evaluation.metric_names import METRICS, OTHER_NAMES
 from pipeline.export.lineage import StageRecord
 from pipeline.models.encoder import EncoderSettings
 
@@ -30,8 +30,6 @@ LICENSES: dict[str, tuple[str, str]] = {
     "imagenet": ("ImageNet", "non-commercial research only, by the terms of access of its images"),
 }
 """Licences of data sets by a word in a source's name or URI. A source that has none of these words gets no such note."""
-
-_OTHER_NAMES = {"mpjpe_mm": "root_relative_epe_mm", "mpjpe_skill": "root_relative_skill"}
 
 _LISTED_SETTINGS = (
     "init",
@@ -210,7 +208,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _metric_label(key: str) -> str:
     """`val_pa_epe_mm` -> "`val_pa_epe_mm` (PA-EPE, mm, validation)"."""
     name = key.removeprefix("val_").removeprefix("constant_")
-    known = METRICS.get(_OTHER_NAMES.get(name, name))
+    known = METRICS.get(OTHER_NAMES.get(name, name))
     if known is None:
         return f"`{key}`"
     unit = f", {known.unit}" if known.unit else ""

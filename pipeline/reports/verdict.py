@@ -130,8 +130,8 @@ class Verdict(_Data):
             sentences.append(sentence)
         return sentences
 
-    def caveat(self) -> str:
-        """What the numbers rest on, and what they do not show."""
+    def caveat(self, seeds_shown: bool = False) -> str:
+        """What the numbers rest on, and what they do not show. seeds_shown: whether several trainings are shown beside them."""
         comparisons = [*self.against_constant, *self.between_models]
         if not comparisons:
             return ""
@@ -142,7 +142,9 @@ class Verdict(_Data):
             text += " Intervals come from resampling the clips."
         if first.metric == "PA-EPE":
             text += " PA-EPE is about the pose alone: how the hand is turned counts in the root-relative error."
-        if first.num_runs == 1:
+        if seeds_shown:
+            text += " How much one training differs from the next is under Seeds."
+        elif first.num_runs == 1:
             text += " Each model was trained once: how much one training differs from the next is not in these numbers."
         else:
             text += f" Means of {first.num_runs} training runs of each model."
