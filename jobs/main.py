@@ -15,6 +15,7 @@ JOBS = {
     "search": "fine-tuning with many settings",
     "study": "what a method is worth: a grid of pretrainings and fine-tunings",
     "evaluate": "pose models -> metrics, comparison, report",
+    "compare": "runs of any kind: settings that differ, their models on the same frames",
     "freihand": "FreiHAND's files and official scores",
     "predict": "images, video or a frame set -> joints, overlay video",
     "export": "weights, torch.export, ONNX, MLflow model, card",

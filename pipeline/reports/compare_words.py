@@ -24,7 +24,7 @@ _RECORDED = {
 """Metrics by which runs are compared that were not measured, the first that all of them have, and one fixed hand's."""
 
 
-class Tested(NamedTuple):
+class Chance(NamedTuple):
     """A difference and how many such were tested beside it."""
 
     comparison: Comparison
@@ -49,7 +49,7 @@ class Tested(NamedTuple):
         low, high = map(signed, self.comparison.interval_percent)
         return f"{low} to {high}, p{_SPACE}{p_text(self.p_value)}"
 
-    def chance(self) -> str:
+    def sentence(self) -> str:
         """Whether the difference is more than chance, in a sentence."""
         if self.comparison.interval_percent is None or self.p_value is None:
             return f"Whether that is more than chance cannot be said: there are fewer than {MIN_CLIPS} clips."
@@ -70,17 +70,17 @@ class Tested(NamedTuple):
         return f"That may be chance: the {interval} leaves out zero, but {why} this is not enough, {p}."
 
 
-def model_tests(measured: Measured, error: str | None = None) -> dict[str, Tested]:
+def model_tests(measured: Measured, error: str | None = None) -> dict[str, Chance]:
     """Each model against the first, by an error; none: that which is judged."""
     errors = measured.errors[error or measured.judged]
     found = {run: (each.against_first, each.p_adjusted) for run, each in errors.items() if each.against_first}
-    return {run: Tested(against, p, len(found)) for run, (against, p) in found.items()}
+    return {run: Chance(against, p, len(found)) for run, (against, p) in found.items()}
 
 
-def group_tests(groups: Sequence[SeedGroup]) -> dict[tuple[str, ...], Tested]:
+def group_tests(groups: Sequence[SeedGroup]) -> dict[tuple[str, ...], Chance]:
     """Each group of seeds against that of the first model, by its runs."""
     found = {tuple(group.runs): (group.against_first, group.p_adjusted) for group in groups if group.against_first}
-    return {runs: Tested(against, p, len(found)) for runs, (against, p) in found.items()}
+    return {runs: Chance(against, p, len(found)) for runs, (against, p) in found.items()}
 
 
 def answer(runs: Sequence[RunFolder], measured: Measured | None, groups: Sequence[SeedGroup]) -> list[Sentence]:
@@ -125,12 +125,12 @@ def _which_model(measured: Measured, groups: Sequence[SeedGroup]) -> Sentence:
     beats_constant = not measured.verdict.against_constant or _beaten(measured)
     return Sentence(
         badge="A clear difference" if is_sure else "No clear difference",
-        text=f"{text} {test.chance()}",
+        text=f"{text} {test.sentence()}",
         outcome="better" if is_sure and beats_constant else "unclear",
     )
 
 
-def _test(measured: Measured, groups: Sequence[SeedGroup], arm: tuple[str, ...]) -> Tested | None:
+def _test(measured: Measured, groups: Sequence[SeedGroup], arm: tuple[str, ...]) -> Chance | None:
     """Of an arm against that of the first model; None where they are not tested against each other."""
     of_group = next((test for runs, test in group_tests(groups).items() if set(arm) <= set(runs)), None)
     first = next(iter(measured.errors[measured.judged]))

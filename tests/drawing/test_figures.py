@@ -179,3 +179,18 @@ def test_thinning_keeps_spikes_and_ends() -> None:
     assert thinned[0] == points[0]
     assert thinned[-1] == points[-1]
     assert [x for x, _ in thinned] == sorted(x for x, _ in thinned)
+
+
+@pytest.mark.parametrize(("num_models", "num_frames", "blocks_in_a_row"), [(2, 4, 2), (3, 4, 2), (1, 4, 4), (7, 2, 1)])
+def test_the_answers_of_models_stand_side_by_side(num_models: int, num_frames: int, blocks_in_a_row: int) -> None:
+    """A block for each frame, one picture a model in it, in rows that are as long as each other."""
+    frames = plain_frames(num_frames)
+    cases = [[Case(frame, np.full((21, 2), np.nan), label="") for _ in range(num_models)] for frame in frames]
+    image = opened(figures.side_by_side(cases, tiles_per_row=6, tile=40))
+    block, rows = num_models * 43 - 3, num_frames // blocks_in_a_row
+    assert image.size == (blocks_in_a_row * (block + 21) - 21, rows * (40 + 21) - 21)
+    for number in range(num_frames):
+        row, column = divmod(number, blocks_in_a_row)
+        for place in range(num_models):
+            at = (column * (block + 21) + place * 43 + 20, row * 61 + 20)
+            assert image.getpixel(at) == (10 * number, 10 * number, 10 * number, 255)
