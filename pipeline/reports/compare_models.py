@@ -131,7 +131,7 @@ def _trained_on(runs: Sequence[RunFolder], models: Mapping[str, LoadedPoseModel]
         digests = [models[each].meta.get("frame_set_digest", sets[each]) for each in (first, name)]
         if other != uri and digests[0] != digests[1]:
             raise SettingsError(
-                f"{first} was trained on {uri} and {name} on {other}: say on which frames to compare them (--frame_set)"
+                f"the frame set of {first} is {uri}, that of {name} {other}: say on which frames to compare them (--frame_set)"
             )
     return uri
 
@@ -139,8 +139,11 @@ def _trained_on(runs: Sequence[RunFolder], models: Mapping[str, LoadedPoseModel]
 def _seen_before(
     runs: Sequence[RunFolder], models: Mapping[str, LoadedPoseModel], frame_set: FrameSet, split: str
 ) -> list[str]:
-    """What makes the errors of some models look better than they are."""
-    notes = []
+    """What makes the errors of some models look better than they are, and frames that are others now."""
+    own = [run for run in runs if run.kind != "evaluate" and run.settings.get("frame_set") == frame_set.uri]
+    digests = {run.name: models[run.name].meta.get("frame_set_digest") for run in runs}
+    changed = [run.name for run in own if digests[run.name] not in (None, frame_set.manifest.digest)]
+    notes = [f"{frame_set.uri}: its frames are others now than {', '.join(changed)} read"] if changed else []
     for setting, what in (
         ("split", "was trained on these frames: its errors say nothing of others"),
         ("validation_split", "chose its best checkpoint on these frames: its errors on others are larger"),
@@ -148,7 +151,7 @@ def _seen_before(
         names = [
             run.name
             for run in runs
-            if models[run.name].meta.get("frame_set_digest") == frame_set.manifest.digest
+            if (run in own or digests[run.name] == frame_set.manifest.digest)
             and models[run.name].meta.get("settings", {}).get(setting) == split
         ]
         if names:
@@ -157,7 +160,7 @@ def _seen_before(
 
 
 def measure(models: Mapping[str, LoadedPoseModel], frames: Frames, device: torch.device, progress: Progress) -> Models:
-    """Let every model answer the frames. Raises DataError where the answer of one is not finite."""
+    """Let every model answer the frames. Raises DataError, with its name, where that of one is not finite."""
     data = frames.data
     poses = torch.from_numpy(read_poses(frames.frame_set, _TRAIN_SPLIT))
     of_set = Constant.of(poses) if len(poses) else None
@@ -167,9 +170,12 @@ def measure(models: Mapping[str, LoadedPoseModel], frames: Frames, device: torch
     for name, loaded in models.items():
         constant = loaded.constant or of_set
         constant_epe = in_image[0].metrics["epe_2d"] if in_image else None
-        evaluations[name] = evaluate_model(
-            name, loaded, data, device=device, constant=constant, constant_epe_2d=constant_epe
-        )
+        try:
+            evaluations[name] = evaluate_model(
+                name, loaded, data, device=device, constant=constant, constant_epe_2d=constant_epe
+            )
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
         errors[name] = _frame_errors(evaluations[name], data, constant, in_image[0].errors_2d if in_image else None)
         progress.advance(len(data))
     progress.finish()

@@ -170,7 +170,7 @@ def test_models_of_different_sets_need_to_be_told_on_which_frames(folders, frame
     runs = read_runs([folders[0], finetune_run(tmp_path, "else", other, epochs=1)])
     models, _ = load_models(runs)
     with pytest.raises(
-        SettingsError, match=rf"^one was trained on {frame_set} and else on {other}: .*--frame_set"
+        SettingsError, match=rf"^the frame set of one is {frame_set}, that of else {other}: .*--frame_set"
     ) as refused:
         choose_frames(runs, models, None, None, None)
     assert "\n" not in str(refused.value)
@@ -197,6 +197,30 @@ def test_frames_that_cannot_be_read(tmp_path):
     assert "--frame_set" in why
     with pytest.raises(DataError, match=uri):
         choose_frames(runs, models, uri, None, None)
+
+
+def test_frames_that_have_changed_since_are_said(tmp_path):
+    uri = str(tmp_path / "set")
+    write_tiny_set(uri, splits={"train": 16, "val": 8}, image_size=48)
+    runs = read_runs([finetune_run(tmp_path, name, uri, epochs=1) for name in ("a", "b")])
+    models, _ = load_models(runs)
+    write_tiny_set(uri, splits={"train": 16, "val": 12}, image_size=48, seed=3)
+    frames, _ = choose_frames(runs, models, None, None, None)
+    assert frames is not None
+    assert frames.notes[1:] == [
+        f"{uri}: its frames are others now than a, b read",
+        "a, b: each chose its best checkpoint on these frames: its errors on others are larger",
+    ]
+
+
+def test_an_answer_that_is_not_finite_ends_it_with_the_name_of_the_run(folders):
+    runs = read_runs(folders[:2])
+    models, _ = load_models(runs)
+    frames, _ = choose_frames(runs, models, None, None, None)
+    assert frames is not None
+    torch.nn.init.constant_(next(models["two"].model.head.parameters()), float("nan"))
+    with pytest.raises(DataError, match=r"^two: .*not finite"):
+        measure(models, frames, torch.device("cpu"), SILENT)
 
 
 def test_a_model_that_is_damaged_is_said_and_left_out(folders, tmp_path):

@@ -1,11 +1,13 @@
 """What differs between runs, which metrics they share, and their curves."""
 
+from typing import Any
+
 from pipeline.reports.compare_values import curves, differing, num_same, shared_metrics
 from tests.reports.made_up import run_with
 
 
 def test_only_what_differs_is_listed_and_what_a_run_lacks_is_missing():
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "a": {"rate": 0.1, "size": 32, "only": None, "list": [1, 2]},
         "b": {"rate": 0.2, "size": 32, "list": [1, 2]},
         "c": {"rate": 0.1, "size": 32, "list": [1, 3], "more": 1},
