@@ -175,11 +175,10 @@ def tracked(
     """
     if settings.required:
         check_reachable(settings)
+    log("provenance", **provenance())  # for those who have the run's folder, and not MLflow
     own = None if folder is not None else _temporary() / run_id
     tracking = Tracking(settings, folder if folder is not None else str(own), kind, run_id)
-    origin = provenance()
-    log("provenance", **origin)  # for those who have the run's folder, and not MLflow
-    tracking.run._open(resolved_settings, {**origin, **(tags or {})})
+    tracking.run._open(resolved_settings, {**provenance(), **(tags or {})})
     tracking.run._record_origin(tags or {})
     status = "FAILED"
     try:

@@ -15,10 +15,11 @@ from pipeline.models.checkpoints import META, read_part
 from pipeline.models.kept import checkpoints_in, read_best, read_history
 from pipeline.runs import read_result
 from pipeline.search.records import read_records
-from pipeline.search.space import trial_settings
+from pipeline.search.space import PRETRAIN, trial_pretraining, trial_settings
 from pipeline.storage import exists, join, list_files, read_bytes, read_json
 from pipeline.text_files import parse_yaml
 from pipeline.training.finetune_recipe import FinetuneSettings
+from pipeline.training.pretrain_recipe import PretrainRecipe
 
 # By what settings they alone have.
 _KINDS = {"study": "grids", "search": "space", "evaluate": "models", "pretrain": "objective", "finetune": "head"}
@@ -45,7 +46,7 @@ class RunFolder:
     kind: str
     settings: dict[str, Any]
     """By dotted name, without those that say where the run is kept and recorded. Of a search those of its best trial, as of a
-    fine-tuning, and what it searched under `search.`."""
+    fine-tuning (and `pretrain.`, of the pretraining before it), and what it searched under `search.`."""
     origin: dict[str, str] = field(default_factory=dict)
     """Digest of the frames, git commit, command ..., as far as they are written down."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -165,15 +166,18 @@ def _best_trial(
     values: dict[str, Any] = (result or {}).get("best_values", {})
     history: list[dict[str, float]] = []
     if result is None:
-        scored = [(record.best, record.number, record) for record in read_records(folder) if record.best is not None]
+        scored = [(record.value, record.number, record) for record in read_records(folder) if record.value is not None]
         values, history = (min(scored)[2].values, min(scored)[2].history) if scored else ({}, [])
-    base = settings.get("finetune", {})
+    base, before = settings.get("finetune", {}), settings.get("pretrain")
     try:
         trained = flatten(trial_settings(FinetuneSettings.model_validate(base), values))
+        if before is not None:
+            pretrained = flatten(trial_pretraining(PretrainRecipe.model_validate(before), values))
+            trained |= {f"{PRETRAIN}{name}": value for name, value in pretrained.items()}
     except (pydantic.ValidationError, KeyError):  # of another version of the code
-        trained = flatten_values(base) | values
-    places = tuple(place.rstrip(".") for place in _PLACES)
-    own = {name: value for name, value in settings.items() if name != "finetune" and name not in places}
+        trained = flatten_values({**base, **({"pretrain": before} if before else {})}) | values
+    elsewhere = ("finetune", "pretrain", *(place.rstrip(".") for place in _PLACES))
+    own = {name: value for name, value in settings.items() if name not in elsewhere}
     own["space"] = {
         name: {key: value for key, value in dimension.items() if value not in (None, {})}
         for name, dimension in own.get("space", {}).items()

@@ -10,10 +10,11 @@ from pipeline.frames.frame_set import FrameSet
 from pipeline.models.weights import load_pose_model
 from pipeline.reports.compare_folders import FRAMES, names_of, read_runs
 from pipeline.reports.evaluate import EvaluateSettings, evaluate
-from pipeline.search.campaign import SearchSettings
 from pipeline.search.records import STOPPED, TrialRecord, folder_of, write_record
+from pipeline.search.settings import SearchSettings
 from pipeline.storage import copy_tree, join, read_json
 from pipeline.training.finetune_recipe import FinetuneSettings
+from pipeline.training.pretrain_recipe import PretrainRecipe
 from tests.tiny_runs import finetune_run, written_run
 from tests.tiny_sets import write_tiny_set
 
@@ -123,6 +124,21 @@ def test_a_search_has_the_settings_of_its_best_trial(frame_set, tmp_path):
     assert run.settings["search.space.optimiser.learning_rate.log_uniform"] == [1e-4, 1e-1]
     assert not any(name.endswith(".uniform") and "learning_rate" in name for name in run.settings)
     assert not any(name.startswith(("finetune.", "search.run", "search.tracking")) for name in run.settings)
+
+
+def test_a_search_with_pretrainings_has_those_of_its_best_trial_too(frame_set, tmp_path):
+    settings = SearchSettings(
+        finetune=FinetuneSettings(frame_set=frame_set),
+        pretrain=PretrainRecipe(frame_set=frame_set, epochs=3),
+        space={"pretrain.objective.temperature": {"log_uniform": [0.1, 1.0]}},  # type: ignore[dict-item]
+    )
+    result = {"kind": "search", "best_values": {"pretrain.objective.temperature": 0.2}, "metrics": {}}
+    (run,) = read_runs([written_run(tmp_path / "search", settings, result)])
+    assert run.kind == "search"
+    assert run.settings["pretrain.objective.temperature"] == 0.2
+    assert run.settings["pretrain.epochs"] == 3
+    assert run.settings["epochs"] == FinetuneSettings(frame_set=frame_set).epochs
+    assert not any(name.startswith("search.pretrain") for name in run.settings)
 
 
 def test_a_search_under_way_has_its_best_trial_so_far(finished, frame_set, tmp_path):
