@@ -49,6 +49,7 @@ def line_chart(
     if level:
         y = frame.y(level[1])
         body.append(svg.line(_MARGIN_LEFT, y, width - _MARGIN_RIGHT, y, "level"))
+        body.append(svg.text(width - _MARGIN_RIGHT, y - 5, f"{level[0]}: {number(level[1])}", "name", "end"))
     for name, line in references.items():
         body.append(
             Markup('<path class="line reference" data-name="{}" d="{}"><title>{}</title></path>').format(
@@ -79,9 +80,6 @@ def line_chart(
                 )
                 for x, y in finite
             )
-    if level:
-        at = (width - _MARGIN_RIGHT, frame.y(level[1]) - 5)
-        body.append(svg.text(*at, f"{level[0]}: {number(level[1])}", "name halo", "end"))
     description = "; ".join(
         f"{name}: from {number(line[0][1])} to {number(line[-1][1])} over {number(len(line))} points"
         for name, line in list(series.items())[:8]
