@@ -205,7 +205,9 @@ def interval_chart(rows: Mapping[str, tuple[float, tuple[float, float] | None, f
     """
     width, top, line_height = 480, 18, 44
     bottom = top + line_height * len(rows)
-    values = [v for value, ends, level in rows.values() for v in (value, *(ends or ()), *([level] if level else ()))]
+    values = [
+        v for value, ends, level in rows.values() for v in (value, *(ends or ()), *([] if level is None else [level]))
+    ]
     room = 0.05 * (max(values) - min(values))
     axis = linear_axis([min(values) - room, max(values) + room], 6)
 
