@@ -102,9 +102,8 @@ def _read(folder: str, name: str) -> list[RunFolder]:
             except DataError as error:
                 note = f"{note}; {error}"
     else:
-        metrics = _numbers(
-            {**result.get("metrics", {}), **{n: result.get(n) for n in ("score", "wall_s", "num_labels")}}
-        )
+        own = {name: result[name] for name in ("score", "wall_s", "num_labels") if name in result}
+        metrics = _numbers({**result.get("metrics", {}), **own})
         if kind in ("finetune", "search"):
             model = folder if result.get("best_checkpoint") else None
     origin = _origin(logged, result or {})

@@ -116,7 +116,7 @@ def test_a_search_has_the_settings_of_its_best_trial(frame_set, tmp_path):
     }
     folder = written_run(tmp_path / "search", search_settings(frame_set), result)
     (run,) = read_runs([folder])
-    assert (run.kind, run.model, run.metrics["val_pa_epe_mm"]) == ("search", folder, 11.0)
+    assert (run.kind, run.model, run.metrics) == ("search", folder, {"score": 11.0, "val_pa_epe_mm": 11.0})
     assert run.settings["optimiser.learning_rate"] == 0.02
     assert run.settings["views.rotation_deg"] == FinetuneSettings(frame_set=frame_set).views.rotation_deg / 2
     assert run.settings["frame_set"] == frame_set
