@@ -102,7 +102,7 @@ def _read(folder: str, name: str) -> list[RunFolder]:
             except DataError as error:
                 note = f"{note}; {error}"
     else:
-        own = {name: result[name] for name in ("score", "wall_s", "num_labels") if name in result}
+        own: dict[str, Any] = {name: result[name] for name in ("score", "wall_s", "num_labels") if name in result}
         metrics = _numbers({**result.get("metrics", {}), **own})
         if kind in ("finetune", "search"):
             model = folder if result.get("best_checkpoint") else None
