@@ -6,14 +6,24 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Settings
+from pipeline.storage import write_bytes
 from pipeline.tracked import Origin, deliver_left, tracked
 from pipeline.tracking import Sender, TrackingSettings
 from pipeline.tracking_links import Source, link
 from pipeline.tracking_queue import Refused
+from tests.conftest import ROOT
 
 
 class Example(Settings):
     epochs: int = 3
+
+
+class Optimiser(Settings):
+    learning_rate: float = 0.1
+
+
+class Optimised(Settings):
+    optimiser: Optimiser = Optimiser()
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +175,26 @@ def test_a_source_that_is_named_twice_is_one(settings, tmp_path):
     assert tuned is not None
     link(MlflowClient(settings.uri), tuned, "finetune", "finetune-1", 2 * [Source("pretrain", "pretrain-1")])
     assert tags(settings, tuned)["pretrain_mlflow_run_id"] == pretrained
+
+
+def test_the_example_of_the_page_finds_what_it_says(settings, tmp_path, monkeypatch, capsys):
+    import mlflow
+
+    page = (ROOT / "docs/jobs.md").read_text(encoding="utf-8")
+    example = page.partition("## What MLflow has of a run")[2].partition("```python\n")[2].partition("```")[0]
+    record_run(settings, tmp_path, "pretrain", "pretrain-1")
+    for name, error_mm in (("worse", 20.0), ("better", 10.0)):
+        made_from = Origin([Source("pretrain", "pretrain-1")])
+        with tracked(settings, str(tmp_path / name), name, "finetune", Optimised(), {}, made_from) as tracking:
+            tracking.opened()
+            tracking.run.log_metrics({"val_pa_epe_mm": error_mm}, 1)
+            write_bytes(str(tmp_path / name / "logs/driver.jsonl"), name.encode())
+    record_run(settings, tmp_path, "finetune", "another", Source("pretrain", "pretrain-10"))
+    monkeypatch.chdir(tmp_path)
+    try:
+        exec(example.replace("http://mlflow:5000", str(settings.uri)))
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:] for line in lines[1:]] == [["better", "10.0", "0.1"], ["worse", "20.0", "0.1"]]
+    assert (tmp_path / "logs/driver.jsonl").read_text() == "better"

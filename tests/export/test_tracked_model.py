@@ -42,7 +42,7 @@ def mlflow_at(tmp_path) -> Iterator[str]:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     mlflow.set_tracking_uri(uri)
     yield uri
-    mlflow.set_tracking_uri(None)
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
 def test_the_model_comes_back_from_mlflow_as_it_was(s3, tmp_path, mlflow_at):
