@@ -29,8 +29,10 @@ class Example(Settings):
 class Server:
     """`mlflow server` on a port of its own, which starts again there."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, *options: str) -> None:
+        """options: where it keeps artifacts; by default it keeps them itself, in the folder."""
         self.folder, self.port = folder, port
+        self.options = options or ("--artifacts-destination", str(folder / "artifacts"))
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -38,7 +40,7 @@ class Server:
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--artifacts-destination", str(self.folder / "artifacts")],
+                [*command, *self.options],
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 stdout=log,
                 stderr=log,
