@@ -35,16 +35,14 @@ def origin_of(*uris: str | None) -> Origin:
 
 
 def _run_of(uri: str) -> Source | None:
-    """The run whose folder this is, or a folder or file in it."""
-    folder = uri
+    """The run whose folder this is, or a folder or file in it; of a trial, which may be a run as well, the search."""
+    found, folder = None, uri
     for _ in range(1 + _ABOVE):
-        if (found := _run_in(folder)) is not None:
-            return found
-        above = folder.rpartition("/")[0]
-        if not above or above.endswith("/"):  # a root, a bucket
-            return None
-        folder = above
-    return None
+        found = _run_in(folder) or found
+        folder = folder.rpartition("/")[0]
+        if not folder or folder.endswith("/"):  # a root, a bucket
+            break
+    return found
 
 
 def _run_in(folder: str) -> Source | None:

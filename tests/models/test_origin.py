@@ -11,7 +11,7 @@ from pipeline.models.kept import Kept
 from pipeline.models.origin import origin_of
 from pipeline.models.shipped import model_uri
 from pipeline.runs import RunSettings, open_run
-from pipeline.search.campaign import SearchSettings
+from pipeline.search.settings import SearchSettings
 from pipeline.storage import join, write_bytes, write_json
 from pipeline.tracked import Origin
 from pipeline.tracking_links import Source
@@ -35,6 +35,7 @@ def test_a_run_is_known_by_its_folder_and_by_what_is_in_it(storage):
     write_bytes(join(folder, "best/meta.json"), b"{}")
     write_bytes(join(folder, "trials/0007/checkpoint_000002/meta.json"), b"{}")
     write_bytes(join(folder, "export/encoder.pth"), b"weights")
+    write_json(join(folder, "trials/0007/result.json"), {"run_id": "0007", "kind": "finetune"})  # of several workers
     expected = Origin([Source("search", "search-1", "5f")], {})
     for name in ("", "best", "trials/0007/checkpoint_000002", "export/encoder.pth"):
         assert origin_of(join(folder, name) if name else f"{folder}/") == expected
