@@ -33,6 +33,7 @@ def track_model(
         _write(folder)
     except Exception as error:  # torch.export raises what it likes, and the run is done
         warn(f"{one_line(error)}; MLflow does not get the model of {folder}, the same command tries again")
+        progress.finish()
         return result
     with tracked_again(tracking, folder, result["run_id"], result["kind"]) as again:
         again.run.log_folder(FOLDER)
