@@ -9,6 +9,7 @@ On a laptop: python -m jobs.finetune --config jobs/configs/finetune_laptop.yaml 
 from typing import Any
 
 from jobs.runtime import Job, Session, ray_session, run_job
+from pipeline.export.tracked_model import track_model
 from pipeline.progress import SILENT, Progress
 from pipeline.training.finetune_run import FinetuneRunSettings, run_finetune
 
@@ -16,7 +17,8 @@ from pipeline.training.finetune_run import FinetuneRunSettings, run_finetune
 def run(settings: FinetuneRunSettings, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Run the job; returns the run's result."""
     with session():
-        return run_finetune(settings, progress)
+        result = run_finetune(settings, progress)
+    return track_model(result, settings.run, settings.tracking, progress)
 
 
 JOB = Job("finetune", FinetuneRunSettings, run, __doc__)

@@ -8,6 +8,7 @@ On a laptop: python -m jobs.pretrain --config jobs/configs/pretrain_laptop.yaml 
 from typing import Any
 
 from jobs.runtime import Job, Session, ray_session, run_job
+from pipeline.export.tracked_model import track_model
 from pipeline.progress import SILENT, Progress
 from pipeline.training.pretrain_run import PretrainSettings, run_pretrain
 
@@ -15,7 +16,8 @@ from pipeline.training.pretrain_run import PretrainSettings, run_pretrain
 def run(settings: PretrainSettings, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Run the job; returns the run's result."""
     with session():
-        return run_pretrain(settings, progress)
+        result = run_pretrain(settings, progress)
+    return track_model(result, settings.run, settings.tracking, progress)
 
 
 JOB = Job("pretrain", PretrainSettings, run, __doc__)

@@ -7,6 +7,7 @@
 from typing import Any
 
 from jobs.runtime import Job, Session, ray_session, run_job
+from pipeline.export.tracked_model import track_model
 from pipeline.progress import SILENT, Progress
 from pipeline.search.campaign import run_search
 from pipeline.search.settings import SearchSettings
@@ -15,7 +16,8 @@ from pipeline.search.settings import SearchSettings
 def run(settings: SearchSettings, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Run the job; returns the search's result."""
     with session():
-        return run_search(settings, progress)
+        result = run_search(settings, progress)
+    return track_model(result, settings.run, settings.tracking, progress)
 
 
 JOB = Job("search", SearchSettings, run, __doc__)

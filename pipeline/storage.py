@@ -332,6 +332,19 @@ def as_local_file(uri: str) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def as_local_folder(uri: str) -> Iterator[str]:
+    """The same of a folder with all below it. Raises MissingError where it is not there."""
+    if not exists(uri):
+        raise MissingError(f"{uri}: no such folder")
+    if is_local(uri):
+        yield local_path(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="equihand-") as folder:
+        copy_to_local(uri, folder)
+        yield folder
+
+
 def preflight(*uris: str, write: bool = False) -> None:
     """Check that each URI can be reached (and written) before any long work; about ten seconds at most.
 

@@ -16,8 +16,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,12 +26,26 @@ from pipeline.config import Settings, flatten, to_yaml
 from pipeline.errors import EquihandError, LeftError, one_line, warn
 from pipeline.provenance import git, provenance
 from pipeline.run_log import log
-from pipeline.storage import copy_to_local, delete, exists, is_local, join, local_path, write_bytes
+from pipeline.storage import copy_to_local, delete, exists, is_local, join, list_files, local_path, write_bytes
+from pipeline.system_metrics import sampled
 from pipeline.tracking import Sender, TrackingSettings, check_reachable, placed
+from pipeline.tracking_links import Source
 from pipeline.tracking_queue import MAX_BYTES, Courier, Queue, Record
 
 _FOLDER = "tracking"
 _DRAIN_S = 15.0
+_UPLOAD_S = 120.0  # for what somebody has asked to be stored, and waits for
+_MAX_LOG_BYTES = 5 << 20
+_MOST_LOGS = 64  # small files each; a search of a weekend writes hundreds, and the end of a run does not wait for them
+
+
+class Origin(NamedTuple):
+    """Where the weights come from that a run begins with, or looks at (see models/origin.py)."""
+
+    runs: Sequence[Source] = ()
+    """Runs of ours that made them."""
+    tags: Mapping[str, str] = {}
+    """What there is to be said of the others."""
 
 
 @dataclass(frozen=True)
@@ -54,27 +68,47 @@ class Run:
         """Store text as the artifact `name`."""
         self._put(self._record("text", name=name, text=text))
 
-    def log_file(self, name: str) -> None:
-        """Store a file of the run's folder as an artifact, both called `name` (for example "pictures/views.png")."""
-        self._put(self._record("file", name=name))
+    def log_file(self, name: str, last: int | None = None) -> None:
+        """Store a file of the run's folder as an artifact, both called `name` (for example "pictures/views.png"). last: of a larger
+        file of lines, only the lines within so many bytes of its end."""
+        self._put(self._record("file", name=name, **({} if last is None else {"last": last})))
 
-    def child(self, run_id: str, kind: str, settings: Settings, tags: Mapping[str, str] | None = None) -> "Run":
+    def log_folder(self, name: str) -> None:
+        """The same of a folder of the run's folder, with all below it."""
+        self._put(self._record("folder", name=name))
+
+    def child(
+        self,
+        run_id: str,
+        kind: str,
+        settings: Settings,
+        tags: Mapping[str, str] | None = None,
+        made_from: Origin | None = None,
+    ) -> "Run":
         """Open a run below this one; see `tracked`."""
         child = Run(self.queue, kind, run_id)
-        child._open(settings, tags, parent=[self.kind, self.run_id])
+        child._open(settings, tags, made_from, parent=[self.kind, self.run_id])
         return child
 
     def finish(self, status: str = "FINISHED", at: float | None = None) -> None:
         """End the run: FINISHED, FAILED or KILLED. at: when it ended, in seconds since 1970; now, where not given."""
         self._put(self._record("finish", at, status=status))
 
-    def _open(self, settings: Settings, tags: Mapping[str, str] | None, parent: list[str] | None = None) -> None:
+    def _open(
+        self,
+        settings: Settings,
+        tags: Mapping[str, str] | None,
+        made_from: Origin | None,
+        parent: list[str] | None = None,
+    ) -> None:
         """The settings become parameters and an artifact."""
+        origin = made_from or Origin()
         params = {name: str(value) for name, value in flatten(settings).items()}
-        opened = self._record("open", params=params, tags=dict(tags or {}), parent=parent)
-        self._put(opened, self._record("text", name="settings.yaml", text=to_yaml(settings)))
+        opened = self._record("open", params=params, tags={**(tags or {}), **origin.tags}, parent=parent)
+        links = [self._record("link", sources=[[*source] for source in origin.runs])] if origin.runs else []
+        self._put(opened, self._record("text", name="settings.yaml", text=to_yaml(settings)), *links)
 
-    def _record_origin(self, tags: Mapping[str, str]) -> None:
+    def _record_code_and_frames(self, tags: Mapping[str, str]) -> None:
         """The frames that the run reads, and what its code has that is not in git."""
         if digest := tags.get("frame_set_digest"):
             self._put(self._record("dataset", digest=digest, source=tags.get("frame_set", "")))
@@ -102,6 +136,7 @@ class Tracking:
         )
         self.run = Run(str(self._queue.folder), kind, run_id)
         self._is_begun, self._has_failed = False, False
+        self._started = time.monotonic()
         self._untracked: dict[str, Any] = {}
         _fetch(self._queue, folder)
         self._had_left = self._queue.has_left()
@@ -127,18 +162,44 @@ class Tracking:
         "num_lost": records that it will never have, where there are any."""
         return self._untracked
 
+    def log_machine(self, metrics: Mapping[str, float], node: str = "") -> None:
+        """Log how busy a machine is (see system_metrics.py): this one, or the named node of the cluster. Steps are seconds since this
+        process began."""
+        values = {f"system/{node}/{name}" if node else f"system/{name}": value for name, value in metrics.items()}
+        with suppress(OSError):  # a full disk is said by those whose metrics matter more
+            self.run.log_metrics(values, step=int(time.monotonic() - self._started))
+
     def _end(self, status: str) -> None:
         """Deliver what is left, as far as that takes seconds, and see to what is left then."""
         if self._has_failed and not self._had_left:  # nothing has begun
             self._queue.remove()
             return
+        if not self._has_failed:
+            self._record_files(is_done=status == "FINISHED")
         self.run.finish(status)
-        if self._has_failed:
-            return
+        if not self._has_failed:
+            self._settle(_DRAIN_S)
+
+    def _record_files(self, is_done: bool) -> None:
+        """What the run has written: its result, and the newest logs of its processes."""
+        try:
+            if is_done and exists(join(self._folder, "result.json")):
+                self.run.log_file("result.json")
+            logs = sorted(uri.rsplit("/", 1)[1] for uri in list_files(join(self._folder, "logs"), ".jsonl"))
+            for name in logs[-_MOST_LOGS:]:
+                self.run.log_file(f"logs/{name}", last=_MAX_LOG_BYTES)
+            if len(logs) > _MOST_LOGS:
+                text = f"{len(logs) - _MOST_LOGS} older logs are in {join(self._folder, 'logs')} only\n"
+                self.run.log_text("logs/older.txt", text)
+        except (EquihandError, OSError) as error:
+            warn(f"{one_line(error)}; MLflow does not get the run's logs")
+
+    def _settle(self, seconds: float) -> None:
+        """Deliver what is left within that time; what is left then stays with the run."""
         if not self._is_begun:
             self._courier.start()
-        self._courier.finish(_DRAIN_S)
-        problem = self._courier.problem or f"it took longer than {_DRAIN_S:.0f} s"
+        self._courier.finish(seconds)
+        problem = self._courier.problem or f"it took longer than {seconds:.0f} s"
         untracked = _left(self._queue, problem, self._folder)
         if untracked and not self._is_offline:
             warn(untracked)
@@ -164,25 +225,29 @@ def tracked(
     kind: str,
     resolved_settings: Settings,
     tags: Mapping[str, str] | None = None,
+    made_from: Origin | None = None,
 ) -> Iterator[Tracking]:
     """Record work as MLflow's run of our run `run_id`; one that exists already (a resumed job) goes on. It also gets what ran and on
-    what (provenance.py), and the frames read, where tags have "frame_set" and "frame_set_digest". Deliver first what an earlier
-    process left. How the block ends is recorded too: FINISHED, FAILED, or KILLED by an interrupt, or where the work has left.
+    what (provenance.py), the frames read, where tags have "frame_set" and "frame_set_digest", how busy this machine is, and at the end
+    the run's logs and result. Deliver first what an earlier process left. How the block ends is recorded too: FINISHED, FAILED, or
+    KILLED by an interrupt, or where the work has left.
 
     folder: URI of the run's folder; None: it has none. kind: what the run does ("pretrain", "finetune", ...). The resolved settings
-    become parameters and an artifact. The block calls `opened`. Raises EquihandError, within ten seconds, where MLflow is required and
-    nobody answers.
+    become parameters and an artifact. made_from: the runs that it is linked with. The block calls `opened`, and has the `run_log`
+    of this process, if there is one, within it, for its last line to be recorded. Raises EquihandError, within ten seconds, where MLflow
+    is required and nobody answers.
     """
     if settings.required:
         check_reachable(settings)
     log("provenance", **provenance())  # for those who have the run's folder, and not MLflow
     own = None if folder is not None else _temporary() / run_id
     tracking = Tracking(settings, folder if folder is not None else str(own), kind, run_id)
-    tracking.run._open(resolved_settings, {**provenance(), **(tags or {})})
-    tracking.run._record_origin(tags or {})
+    tracking.run._open(resolved_settings, {**provenance(), **(tags or {})}, made_from)
+    tracking.run._record_code_and_frames(tags or {})
     status = "FAILED"
     try:
-        yield tracking
+        with sampled(settings.system_metrics_s, tracking.log_machine):
+            yield tracking
         status = "FINISHED"
     except (KeyboardInterrupt, LeftError):
         status = "KILLED"
@@ -191,6 +256,19 @@ def tracked(
         tracking._end(status)
         if own is not None and not any(own.iterdir()):
             own.rmdir()
+
+
+@contextmanager
+def tracked_again(settings: TrackingSettings, folder: str, run_id: str, kind: str) -> Iterator[Tracking]:
+    """Record something more of a run that has ended; it stays as it ended. Deliver it, and what was left before, within minutes.
+
+    folder: URI of the run's folder.
+    """
+    tracking = Tracking(settings, folder, kind, run_id)
+    try:
+        yield tracking
+    finally:
+        tracking._settle(_UPLOAD_S)
 
 
 class Delivered(NamedTuple):

@@ -2,7 +2,7 @@
 
 What work has to record goes through a queue (`tracked.py`, `tracking_queue.py`), whose records `Sender` gives to MLflow. Each
 brings its own time, and runs are found by a tag: so MLflow takes one that it has already as the same. All goes through the client
-API (the fluent API keeps global state and is not safe across threads and processes).
+API (the fluent API keeps global state and is not safe across threads and processes). Links between runs are in tracking_links.py.
 """
 
 import json
@@ -23,7 +23,8 @@ from pydantic import Field, field_validator
 
 from pipeline.config import Settings, Uri
 from pipeline.errors import EquihandError, SettingsError, StorageError, one_line
-from pipeline.storage import absolute, as_local_file, is_local, join, preflight
+from pipeline.storage import absolute, as_local_file, as_local_folder, is_local, join, preflight
+from pipeline.tracking_links import KIND_TAG, RUN_ID_TAG, Source, find_run, link, link_users
 from pipeline.tracking_queue import Record, Refused
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 
-_RUN_ID_TAG, _KIND_TAG, _PARENT_TAG = "equihand.run_id", "equihand.kind", "mlflow.parentRunId"
+_PARENT_TAG = "mlflow.parentRunId"
+_SYSTEM = "system/"  # metrics of the machine, as MLflow's pages know them
 _MAX_PARAM_LENGTH = 500
 _MAX_PARAMS_AT_ONCE, _MAX_METRICS_AT_ONCE = 100, 1000  # MLflow refuses more in one request
 _CONNECT_TIMEOUT_S = 4
@@ -62,6 +64,12 @@ class TrackingSettings(Settings):
     required: bool = True
     """Whether work begins only when MLflow answers. false: it begins in any case, and `jobs.sync` delivers later what MLflow did
     not get. Once work has begun, it never waits for MLflow."""
+    system_metrics_s: float = Field(default=30, ge=0)
+    """Seconds between two looks at processors, memory, disk, network and GPUs of the machines that a run is on (MLflow's system
+    metrics). 0: none."""
+    log_model: bool = False
+    """Whether MLflow also gets the model of a pretraining, a fine-tuning or a search: its best checkpoint, as an MLflow model with
+    signature and input example, also in RUN/model."""
 
     @field_validator("uri")
     @classmethod
@@ -115,12 +123,14 @@ class Sender:
         from mlflow.exceptions import MlflowException
 
         record = records[0]
-        is_artifact = record["do"] in ("text", "file")
+        is_artifact = record["do"] in ("text", "file", "folder")
         try:
             self._give_one_kind(client, records)
         except MlflowException as error:
             status = error.get_http_status_code()
-            if 400 <= status < 500 and status not in _MAY_PASS:
+            # A link writes to a run of somebody else's, too: that may be forbidden for good.
+            is_forbidden = status == 403 and record["do"] == "link"
+            if is_forbidden or (400 <= status < 500 and status not in _MAY_PASS):
                 raise Refused(_reason(error)) from error
             raise
         except EquihandError as error:
@@ -140,6 +150,9 @@ class Sender:
         mlflow_run_id = self._found_or_created(client, record)
         if record["do"] == "open":
             self._complete(client, mlflow_run_id, record)
+        elif record["do"] == "link":
+            kind, run_id = record["run"]
+            link(client, mlflow_run_id, kind, run_id, [Source(*each) for each in record["sources"]])
         elif record["do"] == "metrics":
             rows = [
                 Metric(_allowed(name), value, each["time"], each["step"])
@@ -154,8 +167,11 @@ class Sender:
                 path.write_text(record["text"], encoding="utf-8")
                 _log_file(client, mlflow_run_id, str(path), record["name"])
         elif record["do"] == "file":
-            with as_local_file(join(self._folder, record["name"])) as local:
-                _log_file(client, mlflow_run_id, local, record["name"])
+            with as_local_file(join(self._folder, record["name"])) as local, _end_of(local, record.get("last")) as end:
+                _log_file(client, mlflow_run_id, end, record["name"])
+        elif record["do"] == "folder":
+            with as_local_folder(join(self._folder, record["name"])) as local:
+                client.log_artifacts(mlflow_run_id, local, record["name"])
         elif record["do"] == "dataset":
             client.log_inputs(mlflow_run_id, [_dataset(record["source"], record["digest"])])
         elif record["do"] == "finish":
@@ -166,9 +182,9 @@ class Sender:
         kind, run_id = key = (record["run"][0], record["run"][1])
         if key not in self._ids:
             experiment_id = _experiment(client, self._settings)
-            found = _find(client, experiment_id, kind, run_id)
+            found = find_run(client, [experiment_id], kind, run_id)
             if found is None:
-                tags = {_RUN_ID_TAG: run_id, _KIND_TAG: kind}
+                tags = {RUN_ID_TAG: run_id, KIND_TAG: kind}
                 found = client.create_run(experiment_id, record["time"], tags, run_name=run_id).info.run_id
             self._ids[key] = found
         return self._ids[key]
@@ -187,6 +203,8 @@ class Sender:
         for start in range(0, len(missing), _MAX_PARAMS_AT_ONCE):
             client.log_batch(mlflow_run_id, params=missing[start : start + _MAX_PARAMS_AT_ONCE])
         client.update_run(mlflow_run_id, status="RUNNING")
+        if record["parent"] is None:
+            _link_users(client, mlflow_run_id, *record["run"])
 
 
 @dataclass(frozen=True)
@@ -197,9 +215,9 @@ class StoredRun:
     mlflow_run_id: str
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
-        """Every metric of the run as (step, value) pairs, in order of step."""
+        """Every metric of the run as (step, value) pairs, in order of step; without those of the machines that it ran on."""
         client = _client(self.tracking_uri)
-        names = client.get_run(self.mlflow_run_id).data.metrics
+        names = [name for name in client.get_run(self.mlflow_run_id).data.metrics if not name.startswith(_SYSTEM)]
         series = {name: client.get_metric_history(self.mlflow_run_id, name) for name in names}
         # A resumed run logs some steps twice: the later entry counts.
         return {
@@ -222,7 +240,7 @@ def stored_run(settings: TrackingSettings, result: Mapping[str, Any]) -> StoredR
     with _opened(settings.uri) as (uri, client):
         mlflow_run_id = result.get("mlflow_run_id")
         if mlflow_run_id is None:  # it was away when the run ended
-            mlflow_run_id = _find(client, _experiment(client, settings), result["kind"], result["run_id"])
+            mlflow_run_id = find_run(client, [_experiment(client, settings)], result["kind"], result["run_id"])
         if mlflow_run_id is None:
             raise EquihandError(
                 f"it has no run '{result['run_id']}'; `python -m jobs.sync RUN` delivers what is missing"
@@ -281,10 +299,15 @@ def save_model(
         )
 
 
-def _find(client: "MlflowClient", experiment_id: str, kind: str, run_id: str) -> str | None:
-    query = f"tags.`{_RUN_ID_TAG}` = '{run_id}' and tags.`{_KIND_TAG}` = '{kind}'"
-    found = client.search_runs([experiment_id], query, max_results=1)
-    return found[0].info.run_id if found else None
+def _link_users(client: "MlflowClient", mlflow_run_id: str, kind: str, run_id: str) -> None:
+    """What is delivered late may be what others began with. Where MLflow forbids to write to them, they stay without a link."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        link_users(client, mlflow_run_id, kind, run_id)
+    except MlflowException as error:
+        if not 400 <= error.get_http_status_code() < 500:
+            raise
 
 
 def _dataset(source: str, digest: str) -> Any:
@@ -294,6 +317,20 @@ def _dataset(source: str, digest: str) -> Any:
     name = source.rstrip("/").rsplit("/", 1)[-1] or "frames"
     found = Dataset(name, digest[:_MAX_DIGEST], "equihand frame set", json.dumps({"uri": source, "digest": digest}))
     return DatasetInput(found, [InputTag("mlflow.data.context", "read")])
+
+
+@contextmanager
+def _end_of(path: str, last: int | None) -> Iterator[str]:
+    """The file, or where it is larger than `last` bytes a file of the same name with the whole lines among its last bytes."""
+    if last is None or os.path.getsize(path) <= last:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder, open(path, "rb") as file:
+        file.seek(-last - 1, os.SEEK_END)
+        file.readline()
+        shortened = Path(folder, Path(path).name)
+        shortened.write_bytes(file.read())
+        yield str(shortened)
 
 
 def _log_file(client: "MlflowClient", mlflow_run_id: str, path: str, name: str) -> None:

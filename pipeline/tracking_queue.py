@@ -24,7 +24,7 @@ from typing import IO, Any
 from pipeline.errors import EquihandError, StorageError, one_line
 
 Record = dict[str, Any]
-"""{"do": "open" | "metrics" | "text" | "file" | "finish", "run": [kind, run id], "time": milliseconds since 1970, ...}"""
+"""{"do": "open" | "link" | "dataset" | "metrics" | "text" | "file" | "folder" | "finish", "run": [kind, run id], "time": milliseconds since 1970, ...}"""
 
 MAX_BYTES = 256 << 20
 """Of records that wait: about a million times that metrics were logged. Metrics that come then are lost, and counted."""

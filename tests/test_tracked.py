@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from pipeline.errors import EquihandError, MissingError, SettingsError, Untracke
 from pipeline.provenance import provenance
 from pipeline.run_log import run_log
 from pipeline.storage import exists, join, list_files, write_bytes
-from pipeline.tracked import Delivered, deliver_left, tracked
+from pipeline.tracked import Delivered, deliver_left, tracked, tracked_again
 from pipeline.tracking import Sender, TrackingSettings, stored_run
 
 
@@ -30,8 +30,10 @@ class Example(Settings):
 class Server:
     """`mlflow server` on a port of its own, which starts again there."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, *options: str) -> None:
+        """options: where it keeps artifacts; by default it keeps them itself, in the folder."""
         self.folder, self.port = folder, port
+        self.options = options or ("--artifacts-destination", str(folder / "artifacts"))
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -39,7 +41,7 @@ class Server:
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--artifacts-destination", str(self.folder / "artifacts")],
+                [*command, *self.options],
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 stdout=log,
                 stderr=log,
@@ -243,6 +245,84 @@ def test_a_run_without_a_folder_names_where_its_records_are(tmp_path, monkeypatc
         tracking.opened()
     assert tracking.untracked() == {}
     assert not (Path(folder).parent / "evaluate-2").exists()
+
+
+@pytest.mark.parametrize("storage", ["local", "s3"])
+def test_the_logs_of_a_run_are_artifacts_also_of_one_that_failed(storage, tmp_path, request, monkeypatch):
+    """With their last lines, the newest of them, and of a long one the end."""
+    runs = str(tmp_path / "runs") if storage == "local" else join(request.getfixturevalue("s3"), "runs")
+    folder, settings = join(runs, "run"), TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr("pipeline.tracked._MOST_LOGS", 2)
+    monkeypatch.setattr("pipeline.tracked._MAX_LOG_BYTES", 1000)
+    write_bytes(join(folder, "logs/20200101T000000-driver.jsonl"), b"{}\n")
+    long = b"".join(b'{"line": %d}\n' % number for number in range(1000))
+    write_bytes(join(folder, "logs/20200102T000000-worker-0.jsonl"), long)
+    write_bytes(join(folder, "result.json"), b"{}")  # an old one, of which this start knows nothing
+    with (
+        suppress(LookupError),
+        tracked(settings, folder, "run", "pretrain", Example()) as tracking,
+        run_log(folder, "driver"),
+    ):
+        tracking.opened()
+        raise LookupError("no such clip")
+    assert tracking.untracked() == {}
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(settings.uri)
+    assert tracking.mlflow_run_id is not None
+    client.download_artifacts(tracking.mlflow_run_id, "logs", str(tmp_path))
+    logs = sorted(path.name for path in (tmp_path / "logs").iterdir())
+    assert (len(logs), logs[0], logs[-1]) == (3, "20200102T000000-worker-0.jsonl", "older.txt")
+    assert (tmp_path / "logs/older.txt").read_text() == f"1 older logs are in {folder}/logs only\n"
+    assert (tmp_path / "logs" / logs[0]).read_bytes() == b"".join(long.splitlines(True)[-71:])
+    last = json.loads((tmp_path / "logs" / logs[1]).read_text().splitlines()[-1])
+    assert (last["message"], last["what"]) == ("failed", "no such clip")
+    assert {item.path for item in client.list_artifacts(tracking.mlflow_run_id)} == {"logs", "settings.yaml"}
+
+
+def test_something_more_of_a_run_that_has_ended(s3, tmp_path):
+    """A folder, and a result; also of a run that MLflow has not got yet."""
+    settings, folder = TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db"), join(s3, "runs/run")
+    with tracked(settings.model_copy(update={"uri": None}), folder, "run", "pretrain", Example()) as tracking:
+        tracking.opened()
+        write_bytes(join(folder, "result.json"), b'{"a": 1}')
+    write_bytes(join(folder, "model/code/program.py"), b"pass")
+    for _ in range(2):
+        with tracked_again(settings, folder, "run", "pretrain") as again:
+            again.run.log_folder("model")
+        assert again.untracked() == {}
+    assert not exists(join(folder, "tracking"))
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(settings.uri)
+    assert again.mlflow_run_id is not None
+    assert client.get_run(again.mlflow_run_id).info.status == "FINISHED"
+    client.download_artifacts(again.mlflow_run_id, "", str(tmp_path / "all"))
+    found = {str(path.relative_to(tmp_path / "all")) for path in (tmp_path / "all").rglob("*") if path.is_file()}
+    assert found == {"settings.yaml", "result.json", "model/code/program.py"}
+
+
+def test_how_busy_the_machines_are(tmp_path):
+    """This one's, by itself, and what others say; the curves of a run are without them."""
+    settings = TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db", system_metrics_s=0.05)
+    folder = tmp_path / "run"
+    with tracked(settings, str(folder), "run", "pretrain", Example()) as tracking:
+        tracking.log_machine({"cpu_utilization_percentage": 50.0}, "node_1")
+        tracking.run.log_metrics({"loss": 1.0}, step=1)
+        wait_until(lambda: (folder / "tracking/queue.jsonl").read_text().count("system/cpu") >= 3)
+        tracking.opened()
+    assert tracking.untracked() == {}
+
+    from mlflow import MlflowClient
+
+    assert tracking.mlflow_run_id is not None
+    metrics = MlflowClient(settings.uri).get_run(tracking.mlflow_run_id).data.metrics
+    assert metrics["system/node_1/cpu_utilization_percentage"] == 50
+    assert 0 < metrics["system/system_memory_usage_percentage"] < 100
+    assert len(MlflowClient(settings.uri).get_metric_history(tracking.mlflow_run_id, "system/disk_usage_megabytes")) > 2
+    assert stored_run(settings, {"mlflow_run_id": tracking.mlflow_run_id}).history() == {"loss": [(1, 1.0)]}
 
 
 def test_runs_are_named_first_or_by_a_setting(tmp_path):

@@ -19,6 +19,7 @@ from pipeline.evaluation.yardsticks import CONSTANT, RANDOM, Constant
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelledFrames, load_labelled, read_joints_2d, read_poses
 from pipeline.geometry import project
+from pipeline.models.origin import origin_of
 from pipeline.models.predict import Predictions, bone_lengths, predict
 from pipeline.models.weights import LoadedPoseModel, load_pose_model
 from pipeline.progress import SILENT, Progress
@@ -145,7 +146,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress = SILENT, stages: Se
     if not settings.track:
         return _evaluated(settings, frame_set, progress, stages, None)
     output, run_id = absolute(settings.output) if settings.output else None, new_run_id("evaluate")
-    with tracked(settings.tracking, output, run_id, "evaluate", settings, frame_set.describe()) as tracking:
+    made_from = origin_of(*settings.models.values(), *settings.encoders.values())
+    with tracked(settings.tracking, output, run_id, "evaluate", settings, frame_set.describe(), made_from) as tracking:
         tracking.opened()
         outcome = _evaluated(settings, frame_set, progress, stages, tracking)
     return outcome | tracking.untracked()
@@ -245,7 +247,10 @@ def _evaluated(
             search_run=settings.search_run,
             stages=stages,
         )
-        _write(settings.output, settings, outcome, report, evaluations, data)
+        names = _write(settings.output, settings, outcome, report, evaluations, data)
+        if tracking is not None:
+            for name in names:
+                tracking.run.log_file(name)
     if tracking is not None:
         tracking.run.log_metrics(_tracked([*evaluations, *yardsticks], probed), step=0)
     return {**outcome, "results": results.model_dump(mode="json")}
@@ -422,14 +427,18 @@ def _write(
     report: ReportData,
     evaluations: Sequence[Evaluation],
     data: LabelledFrames,
-) -> None:
+) -> list[str]:
+    """The names of what belongs into MLflow, too: not the predictions, which are many."""
+    names = ["metrics.json", "report.html"]
     write_bytes(join(output, "settings.yaml"), to_yaml(settings).encode())
     for section in report.results.overlays if report.results else ():
-        write_bytes(join(output, "pictures", f"overlays_{section.title.lower()}.png"), section.picture.png)
+        names.append(f"pictures/overlays_{section.title.lower()}.png")
+        write_bytes(join(output, names[-1]), section.picture.png)
     for evaluation in evaluations if settings.save_predictions else ():
         write_bytes(join(output, "predictions", f"{evaluation.name}.parquet"), _parquet(evaluation, data))
     write_bytes(join(output, "report.html"), build_report(report).encode())
     write_json(join(output, "metrics.json"), outcome)  # last: it says that the rest is there
+    return names
 
 
 def _parquet(evaluation: Evaluation, data: LabelledFrames) -> bytes:

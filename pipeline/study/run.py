@@ -21,6 +21,7 @@ from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSettings, read_poses, select_labels
 from pipeline.frames.mine import MineSettings, mine
 from pipeline.frames.mixing import FrameSetShare, Mixture, uris_of
+from pipeline.models.origin import origin_of
 from pipeline.models.weights import load_encoder
 from pipeline.progress import SILENT, Progress
 from pipeline.ray_map import ray_map
@@ -62,9 +63,10 @@ def run_study(
     show(*plan_table(settings, study.works, study.results))
     write_bytes(join(study.folder, "settings.yaml"), to_yaml(settings).encode())
     tags = {"frame_set": settings.finetune.frame_set}
+    made_from = origin_of(*(encoder.init for encoder in settings.encoders.values()))
     with (
+        tracked(settings.tracking, study.folder, run_id, "study", settings, tags, made_from) as tracking,
         run_log(study.folder, "driver", warn),
-        tracked(settings.tracking, study.folder, run_id, "study", settings, tags) as tracking,
     ):
         tracking.opened()
         log("settings", settings=flatten(settings))

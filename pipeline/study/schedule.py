@@ -15,7 +15,8 @@ from pipeline.study.cells import Place, finetune_cell, pretrain_cell
 from pipeline.study.grid import arm_recipe, cell_recipe
 from pipeline.study.plan import Work
 from pipeline.study.settings import CellSettings
-from pipeline.tracked import Run
+from pipeline.tracked import Origin, Run
+from pipeline.tracking_links import Source
 from pipeline.training.board import BoardHandle
 from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.pretrain_recipe import PretrainRecipe
@@ -156,7 +157,8 @@ class Schedule:
         recipe: Settings
         recipe = arm_recipe(settings, work.arm) if work.cell is None else cell_recipe(settings, work.cell, None)
         tags = {"study": self.study.run_id, "method": work.arm.method, "grid": work.grid}
-        return self.parent.child(f"{self.study.run_id}-{work.key}", "cell", recipe, tags)
+        before = [Source("cell", f"{self.study.run_id}-{work.after}")] if work.after else []
+        return self.parent.child(f"{self.study.run_id}-{work.key}", "cell", recipe, tags, Origin(before))
 
 
 def _pretrain(place: Place, recipe: PretrainRecipe, board: BoardHandle) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a run's processes have to know of each other while it runs on a cluster.
 
 Workers post their progress to a small actor; a thread of the driver reads it and feeds the driver's `Progress`. Posts are
-not waited for. What they warn of reaches the driver the same way. The same actor holds the workers' signs of life, whether the
+not waited for. What they warn of, and how busy their machines are, reaches the driver the same way. The same actor holds the workers' signs of life, whether the
 workers are to leave, and the reason why the run must stop, if there is one.
 
 The actor lives on the driver's node where it can. Ray starts it again if it dies, empty; the driver tells it again that the workers
@@ -10,9 +10,9 @@ are to leave, and their next posts bring the rest back.
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import warn
 from pipeline.progress import Progress
@@ -20,6 +20,16 @@ from pipeline.training.pulse import Sign
 
 _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 20
+
+Heard = Callable[[dict[str, float], str], None]
+"""Receives how busy a machine is, and its name."""
+
+
+class _Read(NamedTuple):
+    posts: dict[str, tuple[int, dict[str, Any]]]
+    warnings: list[str]
+    signs: dict[int, Sign]
+    machines: dict[str, tuple[float, dict[str, float]]]
 
 
 class _Board:
@@ -29,6 +39,7 @@ class _Board:
         self.reason = ""
         self.signs: dict[int, tuple[Sign, float]] = {}
         self.leaving = False
+        self.machines: dict[str, tuple[float, dict[str, float]]] = {}
 
     def post(self, key: str, done: int, figures: dict[str, Any]) -> None:
         self.posts[key] = (done, figures)
@@ -36,9 +47,12 @@ class _Board:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def read(self, leaving: bool) -> tuple[dict[str, tuple[int, dict[str, Any]]], list[str], dict[int, Sign]]:
+    def machine(self, name: str, metrics: dict[str, float]) -> None:
+        self.machines[name] = time.monotonic(), metrics
+
+    def read(self, leaving: bool) -> _Read:
         self.leaving = leaving
-        return self.posts, self.warnings, self._signs()
+        return _Read(self.posts, self.warnings, self._signs(), self.machines)
 
     def pulse(self, rank: int, sign: Sign) -> tuple[bool, dict[int, Sign]]:
         self.signs[rank] = sign, time.monotonic()
@@ -62,8 +76,9 @@ class _Board:
 class BoardHandle:
     """What workers hold; picklable."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, actor: Any, node_id: str) -> None:
+        """node_id: of the driver."""
+        self._actor, self._node_id = actor, node_id
         self.leaving = False
         """Set by the driver: the workers are to write a checkpoint and end."""
         self.signs: Mapping[int, Sign] = {}
@@ -72,6 +87,13 @@ class BoardHandle:
     def post(self, key: str, done: int, **figures: Any) -> None:
         """Say how far `key` (a worker's or a trial's name) is, with figures worth showing."""
         self._actor.post.remote(key, done, figures)
+
+    def machine(self, node_rank: int, metrics: dict[str, float]) -> None:
+        """Say how busy this machine is, unless the driver is on it, too, and knows. For one worker of each node."""
+        import ray
+
+        if ray.get_runtime_context().get_node_id() != self._node_id:
+            self._actor.machine.remote(f"node_{node_rank}", metrics)
 
     def pulse(self, rank: int, sign: Sign) -> tuple[bool, Mapping[int, Sign]]:
         """Tell a worker's sign of life; whether the workers are to leave, and the signs of all. Raises where there is no answer."""
@@ -101,25 +123,30 @@ class BoardHandle:
 
 
 @contextmanager
-def progress_board(progress: Progress, label: str, total: int | None, unit: str) -> Iterator[BoardHandle]:
-    """A board whose posts move `progress`: the sum over keys of what is done, with the newest figures."""
+def progress_board(
+    progress: Progress, label: str, total: int | None, unit: str, heard: Heard = lambda metrics, name: None
+) -> Iterator[BoardHandle]:
+    """A board whose posts move `progress`: the sum over keys of what is done, with the newest figures. heard: gets how busy the
+    machines of workers are, apart from the driver's."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    node_id = ray.get_runtime_context().get_node_id()
+    here = NodeAffinitySchedulingStrategy(node_id, soft=True)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
     actor: Any = ray.remote(_Board).options(**options).remote()
-    handle = BoardHandle(actor)
+    handle = BoardHandle(actor, node_id)
     stop = threading.Event()
     progress.start(label, total, unit)
 
     def follow() -> None:
         ended, num_shown = False, 0
+        told: dict[str, float] = {}
         while not ended:
             ended = stop.wait(_POLL_SECONDS)  # and a last look, at what came just before the end
             try:
                 read = actor.read.remote(handle.leaving)
-                posts, warnings, handle.signs = ray.get(read, timeout=_ANSWER_SECONDS)
+                posts, warnings, handle.signs, machines = ray.get(read, timeout=_ANSWER_SECONDS)
             except Exception:
                 # It is starting still, or again; or the cluster goes away, and the driver's main thread knows why.
                 if not ray.is_initialized():
@@ -128,6 +155,10 @@ def progress_board(progress: Progress, label: str, total: int | None, unit: str)
             for text in warnings[num_shown if num_shown <= len(warnings) else 0 :]:
                 warn(text)
             num_shown = len(warnings)
+            for name, (at, metrics) in machines.items():
+                if told.get(name) != at:
+                    told[name] = at
+                    heard(metrics, name)
             if posts:
                 figures = {k: v for _, each in posts.values() for k, v in each.items()}
                 progress.update(sum(done for done, _ in posts.values()), **figures)

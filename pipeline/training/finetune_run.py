@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.errors import SettingsError
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSelection
+from pipeline.models.origin import origin_of
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
 from pipeline.runs import started_with
@@ -46,6 +47,7 @@ def run_finetune(
         total=planned.epochs * steps * batch_size * world_size,
         progress=progress,
         tags=frame_set.describe(),
+        made_from=origin_of(settings.init),
         leave=leave,
     )
 

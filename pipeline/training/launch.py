@@ -21,7 +21,7 @@ from pipeline.ray_cluster import check_is_in_cluster
 from pipeline.run_log import log, run_log
 from pipeline.runs import new_run_id, open_run
 from pipeline.storage import absolute, delete, exists, join, read_json, write_json
-from pipeline.tracked import Run, tracked
+from pipeline.tracked import Origin, Run, tracked
 from pipeline.training.background import BackgroundCall
 from pipeline.training.board import BoardHandle, progress_board
 from pipeline.training.leaving import ENDS, on_sigterm
@@ -52,15 +52,16 @@ def train_on_workers(
     total: int,
     progress: Progress,
     tags: dict[str, str],
+    made_from: Origin | None = None,
     leave: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Run `loop(settings, data, worker)` on every worker, and return the run's result: what the loop of the first worker
     returned, and where the run is (also written to result.json). Where MLflow does not have all of it, "untracked" says why.
     A run of this id that has finished is not run again: its result is returned.
 
-    num_best: checkpoints that are kept besides the newest two. total: frames that all workers see together. A TrainingError of
-    the loop, which must be the same on all workers, ends the run; so does a DataError or SettingsError of any. leave: once it is set,
-    the workers leave as after a SIGTERM.
+    num_best: checkpoints that are kept besides the newest two. total: frames that all workers see together. made_from: what it begins
+    with. A TrainingError of the loop, which must be the same on all workers, ends the run; so does a DataError or SettingsError of
+    any. leave: once it is set, the workers leave as after a SIGTERM.
 
     Raises LeftError after a SIGTERM, once all workers have kept where they are; TrainingError also where nodes, workers or data
     do not come in time.
@@ -81,10 +82,10 @@ def train_on_workers(
     started, started_at = time.monotonic(), time.time()
     resources = {"CPU": workers.cpus_per_worker, **({"GPU": 1.0} if use_gpu else {})}
     with ExitStack() as stack:
+        tracking = stack.enter_context(tracked(settings.tracking, folder, run_id, kind, settings, tags, made_from))
         stack.enter_context(run_log(folder, "driver", warn))
         log("settings", settings=flatten(settings), tags=tags)
-        board = stack.enter_context(progress_board(progress, kind, total, "frames"))
-        tracking = stack.enter_context(tracked(settings.tracking, folder, run_id, kind, settings, tags))
+        board = stack.enter_context(progress_board(progress, kind, total, "frames", tracking.log_machine))
 
         def start() -> BackgroundCall:
             trainer = TorchTrainer(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline.frames.mixing import uris_of
+from pipeline.models.origin import origin_of
 from pipeline.progress import SILENT, Progress
 from pipeline.runs import started_with
 from pipeline.storage import preflight
@@ -34,6 +35,7 @@ def run_pretrain(settings: PretrainSettings, progress: Progress = SILENT) -> dic
             "frame_set_digest": mixture.digest,
             **probed_set(settings, mixture),
         },
+        made_from=origin_of(settings.init),
     )
 
 

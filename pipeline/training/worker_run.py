@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from pipeline.models.checkpoints import Snapshot
 from pipeline.models.kept import Kept, fetch
 from pipeline.ray_cluster import set_data_labels
 from pipeline.run_log import log, run_log
+from pipeline.system_metrics import sampled
 from pipeline.training.board import BoardHandle
 from pipeline.training.leaving import ENDS, MOVES, STAYS, Agreement, Left
 from pipeline.training.pulse import Pulse, Sign
@@ -110,12 +112,15 @@ def run_worker(
         _give_up(board, writer, reason)
 
     agreement = Agreement(asked, device)
+    # One worker of each node tells how busy it is.
+    look_s = settings.tracking.system_metrics_s if context.get_local_rank() == 0 else 0.0
     try:
         with (
             tempfile.TemporaryDirectory() as directory,
             run_log(folder, f"worker-{rank}", board.warn, worker=rank),
             Pulse(rank, tell, settings.workers.hang_timeout_s, give_up).beating() as pulse,
             saving(keep, pulse.busy) as writer,
+            sampled(look_s, partial(board.machine, context.get_node_rank())),
         ):
             # The first worker chooses, for all: what is damaged for one might be whole for another.
             resume = kept.resume(directory, board.warn) if rank == 0 else None

@@ -465,6 +465,8 @@ def test_a_wrong_tracking_uri_is_said_before_any_model_runs(frame_set, tmp_path,
 
 
 def test_results_are_written_where_tracking_fails_on_the_way(frame_set, tmp_path, monkeypatch, caplog):
+    from mlflow import MlflowClient
+
     def give(sender, client, records):
         if records[0]["do"] == "metrics":
             raise OSError("the server went away")
@@ -490,4 +492,7 @@ def test_results_are_written_where_tracking_fails_on_the_way(frame_set, tmp_path
     assert (tmp_path / "out/report.html").exists()
     monkeypatch.setattr("pipeline.tracking.Sender._give", given)
     assert deliver_left(output) == Delivered(2, "")
-    assert "a/pa_epe_mm" in stored_run(settings.tracking, outcome).history()
+    stored = stored_run(settings.tracking, outcome)
+    assert "a/pa_epe_mm" in stored.history()
+    artifacts = MlflowClient(stored.tracking_uri).list_artifacts(stored.mlflow_run_id)
+    assert {item.path for item in artifacts} == {"settings.yaml", "metrics.json", "report.html", "pictures"}

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -152,6 +153,7 @@ class FakeBoard:
     def __init__(self) -> None:
         self.said: list[str] = []
         self.signs: list[Sign] = []
+        self.machines: list[tuple[int, dict[str, float]]] = []
 
     def stopped(self) -> str:
         return ""
@@ -162,6 +164,9 @@ class FakeBoard:
     def post(self, key: str, done: int, **figures: float) -> None:
         self.done = done
 
+    def machine(self, node_rank: int, metrics: dict[str, float]) -> None:
+        self.machines.append((node_rank, metrics))
+
     def pulse(self, rank: int, sign: Sign):
         self.signs.append(sign)
         return sign.steps >= 3, {rank: sign, 1: sign}
@@ -171,7 +176,9 @@ class FakeBoard:
 def alone(monkeypatch):
     """A worker's process without Ray: what it reported."""
     reported: list[dict] = []
-    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1, get_local_world_size=lambda: 1)
+    ranks, sizes = ("world_rank", "local_rank", "node_rank"), ("world_size", "local_world_size")
+    numbers = dict.fromkeys(ranks, 0) | dict.fromkeys(sizes, 1)
+    context = SimpleNamespace(**{f"get_{name}": partial(int, number) for name, number in numbers.items()})
     monkeypatch.setattr("ray.train.get_context", lambda: context)
     monkeypatch.setattr("ray.train.report", reported.append)
     monkeypatch.setattr("ray.train.get_preemption_info", lambda: None)
@@ -180,8 +187,10 @@ def alone(monkeypatch):
     return reported
 
 
-def work(loop, tmp_path, board):
-    settings = LaunchSettings(run=RunSettings(storage=str(tmp_path), run_id="run"))
+def work(loop, tmp_path, board, **tracking):
+    settings = LaunchSettings(
+        run=RunSettings(storage=str(tmp_path), run_id="run"), tracking=TrackingSettings(**tracking)
+    )
     return worker_run.run_worker(loop, settings, None, board, "pretrain", str(tmp_path / "run"), 1, False, time.time())
 
 
@@ -209,6 +218,26 @@ def test_a_worker_leaves_with_the_checkpoint_of_its_last_step(alone, tmp_path):
     assert metrics["checkpoint_pause_s"] >= 0
     assert work(loop, tmp_path, board)["checkpoint"] == str(tmp_path / "run/checkpoint_000002")
     assert begun == [None, step]
+
+
+@pytest.mark.parametrize(("every_s", "local_rank"), [(0.01, 0), (0, 0), (0.01, 1)])
+def test_one_worker_of_a_node_tells_how_busy_it_is(every_s, local_rank, alone, tmp_path, monkeypatch):
+    tells = every_s > 0 and local_rank == 0
+    board = FakeBoard()
+    context = ray.train.get_context()
+    monkeypatch.setattr(context, "get_local_rank", lambda: local_rank)
+    monkeypatch.setattr(context, "get_node_rank", lambda: 3)
+
+    def loop(settings, data, worker):
+        if tells:
+            wait_for(lambda: len(board.machines) > 1)
+        else:
+            time.sleep(0.2)
+        return {}
+
+    assert work(loop, tmp_path, board, system_metrics_s=every_s) == {}
+    assert {node for node, _ in board.machines} == ({3} if tells else set())
+    assert all(metrics["system_memory_usage_megabytes"] > 0 for _, metrics in board.machines)
 
 
 def test_a_worker_hears_that_a_node_goes(alone, tmp_path, monkeypatch):
