@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
+from pipeline.evaluation.statistics import MIN_CLIPS, p_value
+
 Outcome = Literal["better", "worse", "unclear"]
 
 _SPACE = "\u00a0"  # keeps a number and its unit on one line
@@ -37,6 +39,8 @@ class Comparison(_Data):
     num_clips: int | None = None
     interval_percent: tuple[float, float] | None = None
     """95 % interval of the difference in percent of the baseline, from resampling test clips."""
+    p_value: float | None = None
+    """Of no difference, from the same resamples (evaluation/statistics.py)."""
     num_runs: int = 1
     """Training runs of each model behind the numbers."""
 
@@ -173,13 +177,13 @@ def compare(
         )
     names, clip_of = np.unique(np.asarray(clips), return_inverse=True)
     our_sums, their_sums = np.bincount(clip_of, weights=ours), np.bincount(clip_of, weights=theirs)
-    interval = None
-    if len(names) >= 5:
+    interval, p = None, None
+    if len(names) >= MIN_CLIPS:
         drawn = np.random.default_rng(seed).integers(0, len(names), (num_resamples, len(names)))
         # Both means are over the same drawn frames, so their number cancels out of the ratio.
         percent = 100 * (our_sums[drawn].sum(axis=1) / their_sums[drawn].sum(axis=1).clip(_SMALLEST) - 1)
         low, high = np.percentile(percent, [2.5, 97.5])
-        interval = (float(low), float(high))
+        interval, p = (float(low), float(high)), p_value(percent, len(names))
     return Comparison(
         model=model,
         baseline=baseline,
@@ -190,4 +194,5 @@ def compare(
         num_frames=len(ours),
         num_clips=len(names),
         interval_percent=interval,
+        p_value=p,
     )
