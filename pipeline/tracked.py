@@ -163,20 +163,21 @@ def tracked(
     kind: str,
     resolved_settings: Settings,
     tags: Mapping[str, str] | None = None,
+    parent: tuple[str, str] | None = None,
 ) -> Iterator[Tracking]:
     """Record work as MLflow's run of our run `run_id`; one that exists already (a resumed job) goes on. It also gets what ran and on
     what (provenance.py), and the frames read, where tags have "frame_set" and "frame_set_digest". Deliver first what an earlier
     process left. How the block ends is recorded too: FINISHED, FAILED, or KILLED by an interrupt, or where the work has left.
 
     folder: URI of the run's folder; None: it has none. kind: what the run does ("pretrain", "finetune", ...). The resolved settings
-    become parameters and an artifact. The block calls `opened`. Raises EquihandError, within ten seconds, where MLflow is required and
+    become parameters and an artifact. parent: kind and id of the run below which it is shown. The block calls `opened`. Raises EquihandError, within ten seconds, where MLflow is required and
     nobody answers.
     """
     if settings.required:
         check_reachable(settings)
     own = None if folder is not None else _temporary() / run_id
     tracking = Tracking(settings, folder if folder is not None else str(own), kind, run_id)
-    tracking.run._open(resolved_settings, {**provenance(), **(tags or {})})
+    tracking.run._open(resolved_settings, {**provenance(), **(tags or {})}, [*parent] if parent else None)
     tracking.run._record_origin(tags or {})
     status = "FAILED"
     try:

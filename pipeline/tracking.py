@@ -98,7 +98,7 @@ class Sender:
         try:
             if self._settings.uri is None:
                 raise EquihandError(NOWHERE)
-            with _opened(self._settings.uri, check=not self._is_open) as (_, client):
+            with opened(self._settings.uri, check=not self._is_open) as (_, client):
                 self._give(client, records)
         except Refused:
             raise
@@ -219,7 +219,7 @@ def stored_run(settings: TrackingSettings, result: Mapping[str, Any]) -> StoredR
     """
     if settings.uri is None:
         raise EquihandError(f"run '{result['run_id']}' was not recorded in MLflow (tracking.uri none)")
-    with _opened(settings.uri) as (uri, client):
+    with opened(settings.uri) as (uri, client):
         mlflow_run_id = result.get("mlflow_run_id")
         if mlflow_run_id is None:  # it was away when the run ended
             mlflow_run_id = _find(client, _experiment(client, settings), result["kind"], result["run_id"])
@@ -324,7 +324,7 @@ def _experiment(client: "MlflowClient", settings: TrackingSettings) -> str:
 
 
 @contextmanager
-def _opened(uri: str, check: bool = True) -> Iterator[tuple[str, "MlflowClient"]]:
+def opened(uri: str, check: bool = True) -> Iterator[tuple[str, "MlflowClient"]]:
     """The URI for every folder, and a client. Raises EquihandError that names the URI for what MLflow says in the block.
 
     check: first see, in seconds, whether anybody is there.

@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.evaluation.statistics import Difference, compare
 from pipeline.evaluation.yardsticks import CONSTANT
 from pipeline.study.grid import is_same_budget
 from pipeline.study.results import METRIC_NAMES, Metric, Results, Row
 from pipeline.study.settings import SCRATCH
-from pipeline.evaluation.statistics import Difference, compare
 
 MIN_SEEDS = 3
 _MIN_SHARES = 3
