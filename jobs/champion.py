@@ -4,7 +4,7 @@
     python -m jobs.champion hand-pose --promote 4            # version 4 becomes the champion, whatever its verdict
     python -m jobs.champion hand-pose --rollback true        # the one before becomes the champion again
 
-Searches register their winners (`--winner.register hand-pose`). `mlflow.pyfunc.load_model("models:/hand-pose@champion")` loads the one in use.
+Searches register their winners (`--winner.register_as hand-pose`). `mlflow.pyfunc.load_model("models:/hand-pose@champion")` loads the one in use.
 """
 
 import sys
@@ -65,7 +65,7 @@ def run(settings: ChampionSettings, progress: Progress = SILENT) -> dict[str, An
     found = versions(settings.tracking, name)
     if not found:
         raise SettingsError(
-            f"'{name}' has no versions at {settings.tracking.uri}; a search with --winner.register {name} makes one"
+            f"'{name}' has no versions at {settings.tracking.uri}; a search with --winner.register_as {name} makes one"
         )
     if isinstance(progress, TerminalProgress):
         _show(name, found, progress)

@@ -59,7 +59,7 @@ def run(settings: ReproduceSettings, progress: Progress = SILENT, session: Sessi
     storage, _, name = folder.rpartition("/")
     changes = {"run": given.run.model_copy(update={"storage": storage, "run_id": settings.run_id or f"{name}-again"})}
     if hasattr(given, "winner"):  # the same model is no new version of itself
-        changes["winner"] = given.winner.model_copy(update={"register": None})
+        changes["winner"] = given.winner.model_copy(update={"register_as": None})
     now = definition.run(given.model_copy(update=changes), progress, session)
     metrics = compared(_metrics(result), _metrics(now))
     score = next((each for each in ("score", "loss") if each in metrics), next(iter(metrics)))

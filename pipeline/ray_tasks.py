@@ -1,6 +1,6 @@
 """One function over a few items that need CPUs and GPUs of their own: Ray tasks, as many at a time as the cluster holds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ class TaskNeeds:
 
 def run_tasks(
     work: Callable[..., Result], items: Sequence[Item], needs: TaskNeeds, *shared: Any
-) -> Iterator[tuple[Item, Result | EquihandError]]:
+) -> Generator[tuple[Item, Result | EquihandError], None, None]:
     """(item, work(item, *shared)) as they come; an EquihandError in place of the result of one that failed, so that the others go on.
 
     Needs a running Ray, where there are items. shared: goes to every node once. Where the caller stops asking, those that run are ended

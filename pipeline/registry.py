@@ -22,7 +22,6 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 NAME = r"^\w[\w. -]*$"
 """What a registered model may be called."""
 
-_MODEL = "model"  # folder of a run's artifacts
 _BEFORE = "equihand.champions_before"
 _MOST_BEFORE = 200
 _AT_ONCE = 1000
@@ -57,14 +56,17 @@ def champion(settings: TrackingSettings, name: str) -> Version | None:
 
 
 def add_version(
-    settings: TrackingSettings, name: str, run: StoredRun, folder: str | Path, tags: Mapping[str, str]
+    settings: TrackingSettings, name: str, run: StoredRun, artifacts: str, folder: str | Path, tags: Mapping[str, str]
 ) -> Version:
-    """Register an MLflow model, which lies in a local folder, as a new version without an alias. run: which keeps its files."""
-    run.log_folder(folder, _MODEL)
+    """Register an MLflow model, which lies in a local folder, as a new version without an alias.
+
+    run: which keeps its files, in the folder `artifacts`; no two versions may share it.
+    """
+    run.log_folder(folder, artifacts)
     with opened(_uri(settings)) as (_, client):
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
-        source = f"{client.get_run(run.mlflow_run_id).info.artifact_uri.rstrip('/')}/{_MODEL}"
+        source = f"{client.get_run(run.mlflow_run_id).info.artifact_uri.rstrip('/')}/{artifacts}"
         made = client.create_model_version(name, source, run.mlflow_run_id, dict(tags))
         return _version(made, {})
 

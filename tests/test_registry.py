@@ -6,7 +6,9 @@ import pytest
 
 from pipeline.errors import EquihandError, MissingError, SettingsError
 from pipeline.registry import Version, add_tags, add_version, challenge, champion, download, promote, rollback, versions
-from pipeline.tracking import StoredRun, TrackingSettings
+from pipeline.tracked import tracked
+from pipeline.tracking import StoredRun, TrackingSettings, stored_run
+from tests.test_tracked import Server
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +32,21 @@ def registered(tracking: TrackingSettings, tmp_path: Path, name: str, text: str 
     folder = tmp_path / "packed"
     (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
     (folder / "checkpoint/meta.json").write_text(text)
-    return add_version(tracking, name, StoredRun(str(tracking.uri), run.info.run_id), folder, {"of": text})
+    return add_version(tracking, name, StoredRun(str(tracking.uri), run.info.run_id), "model", folder, {"of": text})
 
 
 def aliases(tracking: TrackingSettings, name: str) -> dict[int, tuple[str, ...]]:
     return {version.number: version.aliases for version in versions(tracking, name) if version.aliases}
 
 
+def number_of_champion(tracking: TrackingSettings, name: str) -> int | None:
+    found = champion(tracking, name)
+    return None if found is None else found.number
+
+
 def test_promotions_are_taken_back_one_after_the_other(tracking, tmp_path):
     assert versions(tracking, "hand pose") == []
-    assert champion(tracking, "hand pose") is None
+    assert number_of_champion(tracking, "hand pose") is None
     for text in "abc":
         registered(tracking, tmp_path, "hand pose", text)
     found = versions(tracking, "hand pose")
@@ -63,7 +70,7 @@ def test_promotions_are_taken_back_one_after_the_other(tracking, tmp_path):
         rollback(tracking, "hand pose")
     assert promote(tracking, "hand pose", 3) == 1  # what was taken back may come again
     assert rollback(tracking, "hand pose") == (3, 1)
-    assert champion(tracking, "hand pose").number == 1
+    assert number_of_champion(tracking, "hand pose") == 1
 
 
 def test_a_change_that_was_cut_short_misleads_no_rollback(tracking, tmp_path, monkeypatch):
@@ -81,7 +88,7 @@ def test_a_change_that_was_cut_short_misleads_no_rollback(tracking, tmp_path, mo
         patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", killed)
         with pytest.raises(EquihandError, match="killed"):
             promote(tracking, "m2", 3)
-    assert champion(tracking, "m2").number == 2
+    assert number_of_champion(tracking, "m2") == 2
     assert rollback(tracking, "m2") == (2, 1)
 
     promote(tracking, "m2", 2)
@@ -89,7 +96,7 @@ def test_a_change_that_was_cut_short_misleads_no_rollback(tracking, tmp_path, mo
         patch.setattr(mlflow.MlflowClient, "set_registered_model_tag", killed)
         with pytest.raises(EquihandError, match="killed"):
             rollback(tracking, "m2")
-    assert champion(tracking, "m2").number == 1
+    assert number_of_champion(tracking, "m2") == 1
     with pytest.raises(SettingsError, match="there is none before it"):
         rollback(tracking, "m2")
 
@@ -134,3 +141,31 @@ def test_files_of_a_version_come_back(tracking, tmp_path):
         download(tracking, second, "weights", tmp_path / "copy")
     add_tags(tracking, second, {"equihand.verdict": "good"})
     assert versions(tracking, "m7")[0].tags["equihand.verdict"] == "good"
+
+
+def test_a_server_keeps_aliases_and_files_too(tmp_path, free_port):
+    """Its artifacts go through it, as those of most servers do."""
+    server = Server(tmp_path, free_port)
+    server.start()
+    try:
+        tracking = TrackingSettings(uri=f"http://127.0.0.1:{free_port}")
+        with tracked(tracking, str(tmp_path / "run"), "s-winner", "winner", tracking) as run:
+            run.opened()
+        stored = stored_run(tracking, {"run_id": "s-winner", "kind": "winner"})
+        (tmp_path / "packed/checkpoint").mkdir(parents=True)
+        for text in ("first", "second"):
+            (tmp_path / "packed/checkpoint/meta.json").write_text(text)
+            add_version(tracking, "hand", stored, f"model-{text}", tmp_path / "packed", {"of": text})
+        assert promote(tracking, "hand", 1) is None
+        assert promote(tracking, "hand", 2) == 1
+        challenge(tracking, versions(tracking, "hand")[1])
+        assert aliases(tracking, "hand") == {2: ("champion",), 1: ("challenger",)}
+        assert rollback(tracking, "hand") == (2, 1)
+        assert [version.tags["of"] for version in versions(tracking, "hand")] == ["second", "first"]
+        with pytest.raises(SettingsError, match=r"MLflow at http://.* is the first champion"):
+            rollback(tracking, "hand")
+        for version in versions(tracking, "hand"):
+            local = download(tracking, version, "checkpoint", tmp_path / f"copy-{version.number}")
+            assert Path(local, "meta.json").read_text() == version.tags["of"]
+    finally:
+        server.kill()

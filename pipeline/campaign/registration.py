@@ -4,6 +4,7 @@ The files of a version are an MLflow model, with the checkpoint (`checkpoint/`) 
 campaign can test it on its own frames: a champion that was judged on others is judged anew, never by its old numbers.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,7 +48,10 @@ def register(
     if version is None:
         with tempfile.TemporaryDirectory(prefix="equihand-model-") as folder:
             packed = _packed(candidate.model, name, Path(folder))
-            version = registry.add_version(tracking, name, run, packed, {**tags, **_tags(candidate), _KEY: key})
+            artifacts = f"model-{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}"
+            version = registry.add_version(
+                tracking, name, run, artifacts, packed, {**tags, **_tags(candidate), _KEY: key}
+            )
     while True:
         before = registry.champion(tracking, name)
         if before is not None and before.number == version.number:  # it was cut short after that

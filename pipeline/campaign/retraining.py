@@ -7,6 +7,7 @@
     test.json                       and tested: ModelErrors
 """
 
+import hashlib
 import tempfile
 import time
 from dataclasses import dataclass
@@ -40,13 +41,21 @@ class Retraining:
     """With its seed, and the number of epochs."""
     folder: str
     """URI."""
-    run_id: str
+    search: str
+    """Run id of the search."""
     about: HeldOutSplit
     """On what it is tested."""
     frame_set: dict[str, str]
     """On what it is trained, as FrameSet.describe tells it."""
     threads: int
     use_gpu: bool
+
+    @property
+    def run_id(self) -> str:
+        """For MLflow, where a training with other settings, such as of a later best trial, is another run."""
+        what = to_yaml(self.recipe) + self.frame_set["frame_set_digest"]
+        digest = hashlib.blake2b(what.encode(), digest_size=3).hexdigest()
+        return f"{self.search}-{self.arm}-seed-{self.recipe.seed}-{digest}"
 
     @property
     def name(self) -> str:

@@ -62,7 +62,7 @@ class WinnerSettings(Settings):
     """Epochs of each training. none: as many as a trial of the search has that is not ended early."""
     frames: int | None = Field(default=None, ge=1)
     """Frames to train on in all, counting repeats, in place of epochs."""
-    register: str | None = Field(default=None, pattern=NAME)
+    register_as: str | None = Field(default=None, pattern=NAME)
     """Name of a registered model of MLflow. The winner becomes a version of it: the champion, if it is surely better than the one before on
     the same frames. none registers nothing."""
 
@@ -70,9 +70,9 @@ class WinnerSettings(Settings):
     def _is_consistent(self) -> "WinnerSettings":
         if self.epochs is not None and self.frames is not None:
             raise ValueError("setting 'frames': 'epochs' says the same; give one of them")
-        if self.register is not None and not self.seeds:
+        if self.register_as is not None and not self.seeds:
             raise ValueError(
-                "setting 'register': only what is trained anew and tested is registered; give 'seeds' of 1 or more"
+                "setting 'register_as': only what is trained anew and tested is registered; give 'seeds' of 1 or more"
             )
         return self
 
@@ -88,9 +88,9 @@ def check_winner(settings: WinnerSettings, search: SearchSettings) -> HeldOutSpl
                 f"setting 'winner.split' = '{settings.split}': it is the search's finetune.{name}; give one that the search does not read, "
                 "or --winner.seeds 0"
             )
-    if settings.register is not None and search.tracking.uri is None:
+    if settings.register_as is not None and search.tracking.uri is None:
         raise SettingsError(
-            "setting 'winner.register': tracking.uri is none, and models are registered in MLflow; give one of the two"
+            "setting 'winner.register_as': tracking.uri is none, and models are registered in MLflow; give one of the two"
         )
     preflight(finetune.frame_set)
     return HeldOutSplit.of(FrameSet.open(finetune.frame_set), settings.split, settings.protocol)
@@ -185,7 +185,7 @@ class _Campaign:
 
     def is_registered(self, known: Mapping[str, Any]) -> bool:
         """Whether the model is where it shall be."""
-        name, registration = self.settings.register, known["registration"]
+        name, registration = self.settings.register_as, known["registration"]
         return name is None or (
             registration is not None and registration.get("name") == name and "version" in registration
         )
@@ -225,7 +225,7 @@ class _Campaign:
                 arm=arm,
                 recipe=recipe.model_copy(update={"seed": seed}),
                 folder=join(self.folder, arm, f"seed-{seed}"),
-                run_id=f"{self.result['run_id']}-{arm}-seed-{seed}",
+                search=self.result["run_id"],
                 about=self.about,
                 frame_set=self.frame_set.describe(),
                 threads=self.search.cpus_per_trial,
@@ -259,7 +259,7 @@ class _Campaign:
 
     def register(self, known: Mapping[str, Any], progress: Progress) -> dict[str, Any] | None:
         """Give the chosen model to MLflow's registry. Where it does not answer, a warning says so, and all else is there."""
-        name, chosen = self.settings.register, known["chosen"]
+        name, chosen = self.settings.register_as, known["chosen"]
         if name is None:
             return None
         progress.start("register", 1, "models")

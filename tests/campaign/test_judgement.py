@@ -14,6 +14,7 @@ def test_the_interval_over_seeds_is_welchs_of_their_means():
     means = [[np.mean(each.means) for each in errors] for errors in (winner, default)]
     expected = stats.ttest_ind(*means, equal_var=False).confidence_interval()
     assert judgement.seeds_interval == pytest.approx((expected.low, expected.high), rel=1e-4)
+    assert judgement.against_default is not None
     assert judgement.against_default.value == pytest.approx(np.mean(means[0]))
     assert judgement.beats_default
     assert judgement.beats_constant
@@ -82,6 +83,7 @@ def test_errors_in_the_image_are_told_in_percent_of_the_hand():
 
     winner, default = [image(20, 0), image(21, 1)], [image(40, 2), image(41, 3)]
     judgement = judge(winner, default, "epe_2d")
+    assert judgement.against_default is not None
     assert judgement.against_default.value == pytest.approx(2.05, abs=0.05)
     assert judgement.seeds_interval is not None
     assert np.mean(judgement.seeds_interval) == pytest.approx(-2.0, abs=0.05)

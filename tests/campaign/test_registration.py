@@ -72,7 +72,7 @@ def packed(trained, tmp_path_factory) -> Path:
 @pytest.fixture
 def registry(run, trained, packed, request, monkeypatch) -> Registry:
     monkeypatch.setattr(registration, "_packed", lambda *_: packed)
-    return Registry(*run, trained, re.sub(r"\W", "-", request.node.name))
+    return Registry(run[0], run[1], trained, re.sub(r"\W", "-", request.node.name))
 
 
 def test_the_champion_is_only_replaced_by_what_is_surely_better(registry):

@@ -1,0 +1,88 @@
+"""What a winner is trained with, and what is refused before any search."""
+
+import pydantic
+import pytest
+
+from pipeline.campaign.winner import WinnerSettings, check_winner, choose_seeds, recipes
+from pipeline.errors import SettingsError
+from pipeline.search.campaign import SearchSettings
+from pipeline.training.finetune_recipe import FinetuneSettings
+from tests.tiny_sets import write_tiny_set
+
+
+def finetuning(**changes) -> FinetuneSettings:
+    return FinetuneSettings.model_validate({"frame_set": "frames", "epochs": 12, "batch_size": 16, **changes})
+
+
+def test_the_budget_is_that_of_a_trial_unless_it_is_given():
+    values = {"batch_size": 32, "optimiser.learning_rate": 0.01}
+    winner, default = recipes(WinnerSettings(), finetuning(), values, 96)
+    assert (winner.epochs, default.epochs) == (12, 12)
+    assert (winner.batch_size, winner.optimiser.learning_rate) == (32, 0.01)
+    assert default.model_copy(update={"epochs": 12}) == default
+    assert (default.batch_size, default.optimiser) == (16, finetuning().optimiser)
+    winner, default = recipes(WinnerSettings(epochs=40), finetuning(frames=960), values, 96)
+    assert (winner.epochs, default.epochs, winner.frames, default.frames) == (40, 40, None, None)
+    # In frames, whatever the batch size: as a search counts them for its trials.
+    for settings, finetune in (
+        (WinnerSettings(frames=1920), finetuning()),
+        (WinnerSettings(), finetuning(frames=1920)),
+    ):
+        winner, default = recipes(settings, finetune, values, 96)
+        assert (winner.epochs, default.epochs) == (20, 20)
+    # Where epochs are what the search varies, those of the best trial, unless the budget is given.
+    assert recipes(WinnerSettings(), finetuning(), {"epochs": 6}, 96)[0].epochs == 6
+    assert recipes(WinnerSettings(epochs=9), finetuning(), {"epochs": 6}, 96)[0].epochs == 9
+
+
+def test_the_best_settings_may_be_the_default_ones():
+    winner, default = recipes(WinnerSettings(), finetuning(), {"batch_size": 16}, 96)
+    assert winner == default
+
+
+def test_seeds_are_none_that_the_search_has_used():
+    seeds = choose_seeds(3, own=5, taken={106})
+    assert seeds == [105, 107, 108]
+    assert choose_seeds(3, own=5, taken={106}) == seeds
+
+
+def search(tmp_path, **changes) -> SearchSettings:
+    write_tiny_set(str(tmp_path / "set"), splits={"train": 8, "val": 4, "test": 8})
+    return SearchSettings.model_validate({"finetune": {"frame_set": str(tmp_path / "set")}, **changes})
+
+
+@pytest.mark.parametrize(
+    ("winner", "changes", "said"),
+    [
+        ({"split": "train"}, {}, r"'winner.split' = 'train': it is the search's finetune.split"),
+        ({"split": "val"}, {}, r"'winner.split' = 'val': it is the search's finetune.validation_split"),
+        ({"split": "tset"}, {}, r"'winner.split' = 'tset': .* has no frames in it \(8 train, 4 val, 8 test\)"),
+        ({"register_as": "hand"}, {"tracking": {"uri": None}}, r"'winner.register_as': tracking.uri is none"),
+    ],
+)
+def test_what_cannot_be_tested_or_registered_is_refused_in_one_line(winner, changes, said, tmp_path):
+    with pytest.raises(SettingsError, match=said) as refused:
+        check_winner(WinnerSettings.model_validate(winner), search(tmp_path, **changes))
+    assert "\n" not in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def test_without_seeds_nothing_is_needed(tmp_path):
+    assert check_winner(WinnerSettings(seeds=0, split="train"), search(tmp_path)) is None
+    about = check_winner(WinnerSettings(), search(tmp_path))
+    assert about is not None
+    assert (about.num_frames, about.split) == (8, "test")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"epochs": 3, "frames": 100}, "give one of them"),
+        ({"register_as": "hand", "seeds": 0}, "give 'seeds' of 1 or more"),
+        ({"register_as": "a/b"}, "pattern"),
+        ({"register_as": "o'hara"}, "pattern"),
+    ],
+)
+def test_settings_that_contradict_each_other(values, said):
+    with pytest.raises(pydantic.ValidationError, match=said):
+        WinnerSettings.model_validate(values)
