@@ -1,4 +1,4 @@
-"""MLflow: runs, settings, metrics, pictures and models. The only file of the project that imports it.
+"""MLflow: runs, settings, metrics, pictures and models. With registry.py, the only file of the project that imports it.
 
 What work has to record goes through a queue (`tracked.py`, `tracking_queue.py`), whose records `Sender` gives to MLflow. Each
 brings its own time, and runs are found by a tag: so MLflow takes one that it has already as the same. All goes through the client
