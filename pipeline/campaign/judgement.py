@@ -7,11 +7,9 @@ import pydantic
 
 from pipeline.campaign.held_out import ClipErrors
 from pipeline.evaluation.metric_names import metric_name
-from pipeline.evaluation.statistics import compare, welch_interval
+from pipeline.evaluation.statistics import MIN_CLIPS, compare, welch_interval
 from pipeline.reports.verdict import Comparison
 
-LEAST_CLIPS = 5
-"""With fewer, nothing is said of how sure a difference is (as in reports/verdict.py)."""
 _SPACE = "\u00a0"
 _DECIDES = {
     "pa_skill": "pa_epe_mm",
@@ -47,7 +45,7 @@ def comparison(
         baseline_value=factor * difference.other,
         num_frames=sum(first.frames),
         num_clips=len(first.clips),
-        interval_percent=difference.interval if len(first.clips) >= LEAST_CLIPS else None,
+        interval_percent=difference.interval if len(first.clips) >= MIN_CLIPS else None,
         num_runs=len(errors),
     )
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from pipeline import registry
 from pipeline.campaign.held_out import ModelErrors
-from pipeline.campaign.judgement import LEAST_CLIPS, comparison, is_surely_better
+from pipeline.campaign.judgement import comparison, is_surely_better
 from pipeline.errors import EquihandError
+from pipeline.evaluation.statistics import MIN_CLIPS
 from pipeline.export.export import ExportSettings, export
 from pipeline.models.checkpoints import CHECKSUMS, META, MODEL
 from pipeline.registry import CHALLENGER, CHAMPION, Version
@@ -115,7 +116,7 @@ def _judged(
 
 def _said(sentence: str, against: Comparison) -> str:
     """With what the numbers lack."""
-    few = f" With fewer than {LEAST_CLIPS} test clips this is not sure."
+    few = f" With fewer than {MIN_CLIPS} test clips this is not sure."
     return sentence if against.interval_percent else sentence + few
 
 
