@@ -21,7 +21,7 @@ def outcome_of(arms: Mapping[str, Sequence[Retrained]], best_by: str | None) -> 
     judgement = judge(errors[WINNER], errors.get(DEFAULT, []), error)
     # Not by the test split: then its errors there would no longer be those on frames by which nothing was chosen. Nor the median one:
     # the mean over seeds says what to expect of the settings, and a user wants the best of what is there.
-    chosen = min(winners, key=lambda each: (each.score, each.job.recipe.seed))
+    chosen = min(winners, key=lambda each: (each.score, each.job.recipe.finetune.seed))
     return {
         "arms": {arm: _of_arm(found) for arm, found in arms.items()},
         "verdict": judgement.model_dump(mode="json"),
@@ -29,7 +29,7 @@ def outcome_of(arms: Mapping[str, Sequence[Retrained]], best_by: str | None) -> 
         "beats_constant": judgement.beats_constant,
         "conclusions": judgement.sentences(),
         "chosen": {
-            "seed": chosen.job.recipe.seed,
+            "seed": chosen.job.recipe.finetune.seed,
             "uri": chosen.job.folder,
             "why": "best score on the validation split",
         },
@@ -40,12 +40,15 @@ def outcome_of(arms: Mapping[str, Sequence[Retrained]], best_by: str | None) -> 
 def _of_arm(found: Sequence[Retrained]) -> dict[str, Any]:
     metrics = [each.errors.metrics for each in found]
     names = [name for name in metrics[0] if all(name in each for each in metrics)]
-    settings = {name: value for name, value in flatten(found[0].job.recipe).items() if name != "seed"}
+    recipe = found[0].job.recipe
+    settings = {name: value for name, value in flatten(recipe.finetune).items() if name != "seed"}
+    if recipe.pretrain is not None:
+        settings |= {f"pretrain.{name}": value for name, value in flatten(recipe.pretrain).items()}
     return {
         "settings": settings,
         "seeds": [
             {
-                "seed": each.job.recipe.seed,
+                "seed": each.job.recipe.finetune.seed,
                 "uri": each.job.folder,
                 "score": each.score,
                 "wall_s": each.wall_s,

@@ -4,7 +4,8 @@ from typing import Any
 
 from pipeline.campaign.winner import WinnerSettings, check_winner, crown
 from pipeline.progress import SILENT, Progress
-from pipeline.search.campaign import SearchSettings, run_search
+from pipeline.search.campaign import run_search
+from pipeline.search.settings import SearchSettings
 from pipeline.storage import absolute, join, read_json, write_json
 
 

@@ -22,13 +22,13 @@ from pydantic import Field, model_validator
 from pipeline.campaign.held_out import HeldOut, HeldOutSplit, ModelErrors
 from pipeline.campaign.outcome import outcome_of
 from pipeline.campaign.registration import CHECKPOINT, register
-from pipeline.campaign.retraining import DEFAULT, WINNER, Retrained, Retraining, measured
+from pipeline.campaign.retraining import DEFAULT, WINNER, Means, Recipe, Retrained, Retraining, measured
 from pipeline.campaign.trainings import train_all
 from pipeline.config import Settings, flatten
 from pipeline.errors import EquihandError, SettingsError, warn
 from pipeline.evaluation.metrics import Protocol
 from pipeline.frames.frame_set import FrameSet
-from pipeline.frames.labelled import LabelSelection
+from pipeline.frames.labelled import LabelSelection, load_labelled
 from pipeline.lease import lease
 from pipeline.progress import SILENT, Progress
 from pipeline.provenance import git
@@ -37,13 +37,14 @@ from pipeline.ray_tasks import TaskNeeds, run_tasks
 from pipeline.registry import NAME, Version, download
 from pipeline.run_log import log, run_log
 from pipeline.runs import read_result
-from pipeline.search.campaign import SearchSettings
-from pipeline.search.space import trial_settings
+from pipeline.search.settings import SearchSettings
+from pipeline.search.space import trial_pretraining, trial_settings
+from pipeline.search.trial import Shared
 from pipeline.storage import copy_from_local, delete, join, preflight, read_json, write_json
 from pipeline.tracked import Run, tracked
 from pipeline.tracking import stored_run
-from pipeline.training.finetune_data import shared_data
-from pipeline.training.finetune_recipe import FinetuneSettings, check_settings, with_epochs
+from pipeline.training.finetune_data import in_memory, load_validation
+from pipeline.training.finetune_recipe import check_settings, with_epochs
 
 _FIRST_SEED = 100
 """From the fine-tuning's own seed on: far from those with which a search tries a trial again."""
@@ -130,17 +131,24 @@ def crown(
 
 
 def recipes(
-    settings: WinnerSettings, finetune: FinetuneSettings, values: Mapping[str, Any], num_labels: int
-) -> tuple[FinetuneSettings, FinetuneSettings]:
-    """The best trial's settings, which have these values, and the search's own; both with a number of epochs."""
-    budget: dict[str, Any] = {}
+    settings: WinnerSettings, search: SearchSettings, values: Mapping[str, Any], num_labels: int
+) -> dict[str, Recipe]:
+    """The best trial's settings, which have these values, and the search's own; both on all labels of the search, with a number of
+    epochs, and the same seed. No DEFAULT where the two are the same."""
+    finetune, budget = search.finetune, dict[str, Any]()
     if settings.frames is not None or settings.epochs is not None:
         budget = {"frames": settings.frames, "epochs": settings.epochs or finetune.epochs}
     default = with_epochs(finetune.model_copy(update=budget), num_labels, 1)
-    winner = trial_settings(default, values)
-    if budget:
-        winner = winner.model_copy(update={"frames": None, "epochs": default.epochs})
-    return with_epochs(winner, num_labels, 1), default
+    same = {"labels": default.labels, "frames": None, "epochs": default.epochs, "seed": default.seed}
+    winner = with_epochs(trial_settings(default, values).model_copy(update=same), num_labels, 1)
+    pretrain = search.pretrain
+    found = {
+        WINNER: Recipe(winner, None if pretrain is None else trial_pretraining(pretrain, values)),
+        DEFAULT: Recipe(default, pretrain),
+    }
+    if found[WINNER] == found[DEFAULT]:
+        del found[DEFAULT]
+    return found
 
 
 def choose_seeds(num: int, own: int, taken: Container[int]) -> list[int]:
@@ -160,20 +168,21 @@ class _Campaign:
         about: HeldOutSplit,
     ) -> None:
         self.settings, self.search, self.about, self.result = settings, search, about, result
-        self.folder, self.run_id = join(folder, "winner"), f"{result['run_id']}-winner"
+        self.search_folder, self.folder = folder, join(folder, "winner")
+        self.run_id = f"{result['run_id']}-winner"
         self.frame_set: FrameSet
         self.selection: LabelSelection
         self.frame_set, self.selection = check_settings(search.finetune)
         values = result["best_values"]
-        winner, default = recipes(settings, search.finetune, values, self.selection.num_frames)
+        self.recipes = recipes(settings, search, values, self.selection.num_frames)
         self.seeds = choose_seeds(settings.seeds, search.finetune.seed, {values.get("seed")})
-        # The seed counts as no setting here: all are trained with the same ones.
-        self.recipes = {WINNER: winner.model_copy(update={"seed": default.seed}), DEFAULT: default}
-        if self.recipes[WINNER] == default:
-            del self.recipes[DEFAULT]
         self.identity = {
-            "arms": {arm: recipe.model_dump(mode="json") for arm, recipe in self.recipes.items()},
+            "arms": {arm: recipe.finetune.model_dump(mode="json") for arm, recipe in self.recipes.items()},
+            "pretrainings": {
+                arm: recipe.pretrain.model_dump(mode="json") for arm, recipe in self.recipes.items() if recipe.pretrain
+            },
             "seeds": self.seeds,
+            "workers": search.trial_workers,
             "test": asdict(about),
             **self.frame_set.describe(),
         }
@@ -206,7 +215,7 @@ class _Campaign:
                 "best_trial": self.result["best_trial"],
                 "best_values": self.result["best_values"],
                 "test": asdict(self.about),
-                **outcome_of(arms, getattr(self.search.finetune, "best_by", None)),
+                **outcome_of(arms, self.search.finetune.best_by),
                 "registration": None,
                 "wall_s": round(time.monotonic() - started, 1),
                 "identity": self.identity,
@@ -219,39 +228,33 @@ class _Campaign:
             tracking.run.log_metrics(means, step=0)
         return outcome, tracking.untracked()
 
-    def _jobs(self, use_gpu: bool) -> list[Retraining]:
-        return [
-            Retraining(
-                arm=arm,
-                recipe=recipe.model_copy(update={"seed": seed}),
-                folder=join(self.folder, arm, f"seed-{seed}"),
-                search=self.result["run_id"],
-                about=self.about,
-                frame_set=self.frame_set.describe(),
-                threads=self.search.cpus_per_trial,
-                use_gpu=use_gpu,
-            )
-            for seed in self.seeds  # so that both arms have something to show early
-            for arm, recipe in self.recipes.items()
-        ]
-
     def _needs(self) -> TaskNeeds:
-        """Of a training: what a trial has."""
+        """Of a training in one process: what a trial has."""
         search, gpus = self.search, self.search.gpus_per_trial
         if gpus is None:
             gpus = float(choose_gpus(None, 1, "gpus_per_trial"))
         labels = tuple(search.trial_labels.items())
         return TaskNeeds(search.cpus_per_trial, gpus, labels, search.max_concurrent, search.start_timeout_s)
 
+    def _means(self, needs: TaskNeeds) -> Means:
+        return Means(needs.cpus, needs.gpus > 0, self.search.trial_workers, needs.labels)
+
     def _trained(self, parent: Run, progress: Progress) -> dict[str, list[Retrained]]:
         """The trainings of each arm, by seed."""
+        needs, base = self._needs(), self.search.finetune
+        means = self._means(needs)
+        jobs = [
+            Retraining(arm, recipe.seeded(seed), self.search_folder, self.about, self.frame_set.describe(), means)
+            for seed in self.seeds  # so that both arms have something to show early
+            for arm, recipe in self.recipes.items()
+        ]
 
-        def load() -> tuple[dict[str, Any], HeldOut]:
-            return shared_data(self.search.finetune, self.frame_set, self.selection), self._held_out()
+        def load() -> Shared:
+            is_shared = means.num_workers == 1 and in_memory(base, self.frame_set, self.selection)
+            train = load_labelled(self.frame_set, base.split, clips=self.selection.clips) if is_shared else None
+            return Shared(self.frame_set, self.selection, train, load_validation(base, self.frame_set))
 
-        needs = self._needs()
-        jobs = self._jobs(use_gpu=needs.gpus > 0)
-        done = train_all(jobs, self.selection.num_frames, load, needs, parent, progress)
+        done = train_all(jobs, self.selection.num_frames, load, self._held_out, needs, parent, progress)
         return {arm: [each for each in done if each.job.arm == arm] for arm in self.recipes}
 
     def _held_out(self) -> HeldOut:
@@ -303,7 +306,7 @@ class _Campaign:
         try:
             with tempfile.TemporaryDirectory() as directory:
                 copy_from_local(download(self.search.tracking, version, CHECKPOINT, directory), uri)
-            ((_, found),) = run_tasks(measured, [(uri, needs.cpus, needs.gpus > 0)], needs, self._held_out())
+            ((_, found),) = run_tasks(measured, [(uri, self._means(needs))], needs, self._held_out())
         finally:
             delete(uri)
         if isinstance(found, EquihandError):

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -46,18 +45,6 @@ def in_memory(settings: FinetuneSettings, frame_set: FrameSet, selection: LabelS
 def load_validation(settings: FinetuneSettings, frame_set: FrameSet) -> LabelledFrames:
     """The frames to validate on."""
     return load_labelled(frame_set, settings.validation_split, limit=settings.max_validation_frames)
-
-
-def shared_data(settings: FinetuneSettings, frame_set: FrameSet, selection: LabelSelection) -> dict[str, Any]:
-    """All that `finetune` is given beside its settings, read once for several trainings on the same frames."""
-    return {
-        "train": load_labelled(frame_set, settings.split, clips=selection.clips),
-        "validation": load_validation(settings, frame_set),
-        "mean_bone_length": selection.mean_bone_length,
-        "constant": selection.constant,
-        "constant_2d": selection.constant_2d,
-        "frame_set_digest": frame_set.manifest.digest,
-    }
 
 
 def worker_data(

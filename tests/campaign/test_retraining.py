@@ -1,20 +1,25 @@
 """A training of a campaign: what is done stays, what was cut off goes on, what was meant otherwise is done anew."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.campaign.held_out import HeldOut, HeldOutSplit, measure
-from pipeline.campaign.retraining import Retraining, finished, retrain
+from pipeline.campaign.retraining import Means, Recipe, Retraining, examine, finished, read_trained, train
 from pipeline.frames.frame_set import FrameSet
-from pipeline.frames.labelled import LabelSettings, select_labels
+from pipeline.frames.labelled import LabelSettings, load_labelled, select_labels
+from pipeline.models.checkpoints import save_checkpoint
+from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.kept import checkpoints_in
 from pipeline.models.weights import load_pose_model
-from pipeline.storage import delete, read_json
+from pipeline.search.trial import Shared, pretraining_folder
+from pipeline.storage import delete, read_json, write_json
 from pipeline.training.finetune import finetune
-from pipeline.training.finetune_data import shared_data
 from pipeline.training.finetune_recipe import FinetuneSettings
+from pipeline.training.finetune_run import FinetuneRunSettings
+from pipeline.training.pretrain_recipe import PretrainRecipe
 from pipeline.training.worker import Worker
 from tests.tiny_sets import write_tiny_set
 from tests.training.damage import damage
@@ -42,7 +47,8 @@ class Campaign:
         self.selection = select_labels(self.frames, "train", LabelSettings())
         self.about = HeldOutSplit.of(self.frames, "test", "freihand")
         self.held_out = HeldOut.load(self.frames, self.about, self.selection.constant_2d)
-        self.data = shared_data(self.recipe(), self.frames, self.selection)
+        train, validation = (load_labelled(self.frames, split) for split in ("train", "val"))
+        self.data = Shared(self.frames, self.selection, train, validation)
 
     def recipe(self, **changes) -> FinetuneSettings:
         values = {"encoder": {"width": 8}, "views": {"size": 32}, "epochs": 3, "batch_size": 16, "validate_every": 1}
@@ -52,12 +58,14 @@ class Campaign:
 
     def job(self, split: str = "test", **changes) -> Retraining:
         about = HeldOutSplit.of(self.frames, split, "freihand")
-        uri = str(self.folder / "winner/seed-105")
-        return Retraining("winner", self.recipe(**changes), uri, "s", about, self.frames.describe(), 1, False)
+        recipe, search = Recipe(self.recipe(**changes)), str(self.folder / "s")
+        return Retraining("winner", recipe, search, about, self.frames.describe(), Means(cpus=1, use_gpu=False))
 
     def retrain(self, job: Retraining, board: Board):
-        held_out = HeldOut.load(self.frames, job.about, self.selection.constant_2d)
-        return retrain(job, self.data, held_out, board)  # type: ignore[arg-type]
+        """What of it is left, as trainings.train_all does it."""
+        if read_trained(job) is None:
+            train(job, self.data, board)  # type: ignore[arg-type]
+        return examine(job, HeldOut.load(self.frames, job.about, self.selection.constant_2d))
 
 
 @pytest.fixture
@@ -73,8 +81,11 @@ def test_it_is_a_fine_tuning_like_any_other(campaign):
     found = campaign.retrain(job, Board())
     scores = []
     expected = finetune(
-        job.recipe,
-        **campaign.data,
+        job.recipe.finetune,
+        campaign.data.train,
+        campaign.data.validation,
+        mean_bone_length=campaign.selection.mean_bone_length,
+        constant=campaign.selection.constant,
         worker=Worker(report=lambda metrics, save: scores.append(metrics["score"]) if save is not None else None),
     )
     assert found.score == expected["score"] == min(scores)
@@ -146,3 +157,44 @@ def test_damaged_checkpoints_cost_time_but_no_campaign(campaign):
     campaign.retrain(job, board)
     assert board.frames[0] == 16
     assert "it starts anew" in " ".join(board.warnings)
+
+
+def test_frames_that_memory_does_not_hold_are_read_by_the_worker(campaign):
+    """With the same numbers."""
+    expected = campaign.retrain(campaign.job(), Board())
+    delete(campaign.job().folder)
+    campaign.data = replace(campaign.data, train=None)
+    assert campaign.retrain(campaign.job(), Board()).score == expected.score
+
+
+def test_a_pretraining_of_the_search_is_where_it_starts(campaign, tmp_path):
+    pretraining = PretrainRecipe.model_validate({"frame_set": str(tmp_path / "set"), "encoder": {"width": 8}})
+    job = replace(campaign.job(), recipe=Recipe(campaign.recipe(), pretraining))
+    assert job.settings() is None
+    assert finished(job) is None
+    folder = pretraining_folder(pretraining, job.search)
+    torch.manual_seed(1)
+    encoder = build_encoder(EncoderSettings(width=8))
+    weights = torch.nn.ModuleDict({"encoder": encoder})
+    save_checkpoint(tmp_path / "encoder", weights, {}, {"kind": "pretrain", "settings": {}, "step": 1, "epoch": 1})
+    write_json(f"{folder}/result.json", {"encoder": str(tmp_path / "encoder")})
+    settings = job.settings()
+    assert settings is not None
+    assert settings.init == str(tmp_path / "encoder")
+    found = campaign.retrain(job, Board())
+    assert found == finished(job)
+    assert load_pose_model(job.folder).meta["settings"]["init"] == str(tmp_path / "encoder")
+    assert found.score != campaign.retrain(campaign.job(), Board()).score
+    assert finished(job) is None  # it was of another start
+    assert job.run_id != campaign.job().run_id
+
+
+def test_several_workers_are_a_run_with_the_settings_of_its_folder(campaign):
+    job = replace(campaign.job(), means=Means(cpus=2, use_gpu=True, num_workers=3, labels=(("pool", "a"),)))
+    settings = job.settings()
+    assert isinstance(settings, FinetuneRunSettings)
+    assert f"{settings.run.storage}/{settings.run.run_id}" == job.folder
+    assert (settings.workers.num_workers, settings.workers.cpus_per_worker, settings.workers.use_gpu) == (3, 2, True)
+    assert settings.workers.labels == {"pool": "a"}
+    assert settings.tracking.uri is None
+    assert (settings.epochs, settings.seed) == (3, 105)

@@ -101,3 +101,45 @@ def test_what_is_refused_is_refused_before_the_search(tmp_path):
     with pytest.raises(SettingsError, match=r"'winner\.split' = 'test': .* has no frames in it"):
         run_campaign(campaign(tmp_path))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.timeout(400)
+def test_a_pretraining_that_no_trial_has_done_is_done_for_the_default_settings(tmp_path, ray_cluster):
+    write_tiny_set(str(tmp_path / "set"), splits={"train": 48, "val": 8, "test": 24}, image_size=48, wobble=0.01)
+    pretrain = {
+        "frame_set": str(tmp_path / "set"),
+        "epochs": 1,
+        "batch_size": 16,
+        "encoder": {"width": 8},
+        "views": {"size": 32},
+        "probe": {"enabled": False},
+    }
+    space = {"pretrain.objective.temperature": {"choice": [0.2]}}
+    settings = campaign(tmp_path, pretrain=pretrain, space=space, winner={"seeds": 1}, tracking={"uri": None})
+    winner = run_campaign(settings)["winner"]
+    made = {
+        read_json(str(path / "result.json"))["settings"]["objective"]["temperature"]: read_json(
+            str(path / "result.json")
+        )["encoder"]
+        for path in (tmp_path / "runs/c/pretrainings").iterdir()
+    }
+    assert set(made) == {0.2, settings.pretrain.objective.temperature}  # type: ignore[union-attr]
+    for arm in winner["arms"].values():
+        init = load_pose_model(arm["seeds"][0]["uri"]).meta["settings"]["init"]
+        assert init == made[arm["settings"]["pretrain.objective.temperature"]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_trainings_of_several_workers(tmp_path, ray_cluster):
+    """As its trials were: with twice the batch in each step."""
+    write_tiny_set(str(tmp_path / "set"), splits={"train": 64, "val": 8, "test": 24}, image_size=48)
+    settings = campaign(tmp_path, trial_workers=2, winner={"seeds": 1}, tracking={"uri": None})
+    winner = run_campaign(settings)["winner"]
+    for arm in winner["arms"].values():
+        (seed,) = arm["seeds"]
+        result = read_json(f"{seed['uri']}/result.json")
+        assert (result["world_size"], result["epoch"]) == (2, 3)
+        assert load_pose_model(seed["uri"]).meta["step"] <= 3 * 2  # of 32 frames
+        assert seed["metrics"]["pa_epe_mm"] > 0
+    assert run_campaign(settings)["winner"] == winner

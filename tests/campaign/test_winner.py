@@ -1,43 +1,59 @@
 """What a winner is trained with, and what is refused before any search."""
 
+from typing import Any
+
 import pydantic
 import pytest
 
 from pipeline.campaign.winner import WinnerSettings, check_winner, choose_seeds, recipes
 from pipeline.errors import SettingsError
-from pipeline.search.campaign import SearchSettings
-from pipeline.training.finetune_recipe import FinetuneSettings
+from pipeline.search.settings import SearchSettings
 from tests.tiny_sets import write_tiny_set
 
 
-def finetuning(**changes) -> FinetuneSettings:
-    return FinetuneSettings.model_validate({"frame_set": "frames", "epochs": 12, "batch_size": 16, **changes})
+def searching(pretrain: dict[str, Any] | None = None, **finetune) -> SearchSettings:
+    finetune = {"frame_set": "frames", "epochs": 12, "batch_size": 16, **finetune}
+    return SearchSettings.model_validate({"finetune": finetune, "pretrain": pretrain})
 
 
 def test_the_budget_is_that_of_a_trial_unless_it_is_given():
     values = {"batch_size": 32, "optimiser.learning_rate": 0.01}
-    winner, default = recipes(WinnerSettings(), finetuning(), values, 96)
+    both = recipes(WinnerSettings(), searching(), values, 96)
+    winner, default = both["winner"].finetune, both["default"].finetune
     assert (winner.epochs, default.epochs) == (12, 12)
     assert (winner.batch_size, winner.optimiser.learning_rate) == (32, 0.01)
-    assert default.model_copy(update={"epochs": 12}) == default
-    assert (default.batch_size, default.optimiser) == (16, finetuning().optimiser)
-    winner, default = recipes(WinnerSettings(epochs=40), finetuning(frames=960), values, 96)
-    assert (winner.epochs, default.epochs, winner.frames, default.frames) == (40, 40, None, None)
+    assert (default.batch_size, default.optimiser) == (16, searching().finetune.optimiser)
     # In frames, whatever the batch size: as a search counts them for its trials.
-    for settings, finetune in (
-        (WinnerSettings(frames=1920), finetuning()),
-        (WinnerSettings(), finetuning(frames=1920)),
+    for settings, search, epochs in (
+        (WinnerSettings(epochs=40), searching(frames=960), 40),
+        (WinnerSettings(frames=1920), searching(), 20),
+        (WinnerSettings(), searching(frames=1920), 20),
     ):
-        winner, default = recipes(settings, finetune, values, 96)
-        assert (winner.epochs, default.epochs) == (20, 20)
-    # Where epochs are what the search varies, those of the best trial, unless the budget is given.
-    assert recipes(WinnerSettings(), finetuning(), {"epochs": 6}, 96)[0].epochs == 6
-    assert recipes(WinnerSettings(epochs=9), finetuning(), {"epochs": 6}, 96)[0].epochs == 9
+        both = recipes(settings, search, values, 96)
+        assert {(each.finetune.epochs, each.finetune.frames) for each in both.values()} == {(epochs, None)}
+
+
+def test_all_labels_of_the_search_are_used_whatever_a_trial_had():
+    both = recipes(WinnerSettings(), searching(labels={"fraction": 0.8}), {"labels.fraction": 0.1, "batch_size": 8}, 96)
+    assert {each.finetune.labels.fraction for each in both.values()} == {0.8}
+    assert both["winner"].finetune.batch_size == 8
+
+
+def test_each_has_its_own_pretraining():
+    pretrain = {"frame_set": "unlabelled", "epochs": 5}
+    values = {"pretrain.objective.temperature": 0.2}
+    both = recipes(WinnerSettings(), searching(pretrain), values, 96)
+    winner, default = both["winner"].pretrain, both["default"].pretrain
+    assert winner is not None
+    assert winner.objective.temperature == 0.2
+    assert default == searching(pretrain).pretrain
+    assert both["winner"].finetune == both["default"].finetune
+    assert recipes(WinnerSettings(), searching(), {"batch_size": 8}, 96)["winner"].pretrain is None
 
 
 def test_the_best_settings_may_be_the_default_ones():
-    winner, default = recipes(WinnerSettings(), finetuning(), {"batch_size": 16}, 96)
-    assert winner == default
+    assert set(recipes(WinnerSettings(), searching(), {"batch_size": 16}, 96)) == {"winner"}
+    assert set(recipes(WinnerSettings(), searching(), {"batch_size": 16, "seed": 77}, 96)) == {"winner"}
 
 
 def test_seeds_are_none_that_the_search_has_used():
