@@ -20,6 +20,7 @@ JOBS = {
     "predict": "images, video or a frame set -> joints, overlay video",
     "export": "weights, torch.export, ONNX, MLflow model, card",
     "reproduce": "a finished run once more, and what differs",
+    "champion": "versions of a registered model, which is in use, and back to the one before",
     "sync": "what MLflow did not get of runs while it was away",
     "rendering_sheets": "pictures of what the settings of synthesize do",
     "demo": "all of them, on this machine",

@@ -57,11 +57,11 @@ def run(settings: ReproduceSettings, progress: Progress = SILENT, session: Sessi
     given = read_settings(folder, definition)
     check_frames(given, result)
     storage, _, name = folder.rpartition("/")
-    again = given.model_copy(
-        update={"run": given.run.model_copy(update={"storage": storage, "run_id": settings.run_id or f"{name}-again"})}
-    )
-    now = definition.run(again, progress, session)
-    metrics = compared(result["metrics"], now["metrics"])
+    changes = {"run": given.run.model_copy(update={"storage": storage, "run_id": settings.run_id or f"{name}-again"})}
+    if hasattr(given, "winner"):  # the same model is no new version of itself
+        changes["winner"] = given.winner.model_copy(update={"register_as": None})
+    now = definition.run(given.model_copy(update=changes), progress, session)
+    metrics = compared(_metrics(result), _metrics(now))
     score = next((each for each in ("score", "loss") if each in metrics), next(iter(metrics)))
     then, found = metrics[score]
     difference = abs(found - then) / max(abs(then), 1e-12)
@@ -102,6 +102,13 @@ def check_frames(settings: Any, result: Mapping[str, Any]) -> None:
         then = known.get(uri, result.get("frame_set_digest"))
         if then is not None and digest != then:
             raise DataError(f"{uri}: its frames are others than those of the run (digest {digest}, then {then})")
+
+
+def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run; of a search also the means of its winner and its default settings on the test split."""
+    arms = (result.get("winner") or {}).get("arms", {})
+    tested = {f"{arm}_test_{name}": value for arm, of in arms.items() for name, value in of["mean"].items()}
+    return {**result["metrics"], **tested}
 
 
 def compared(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

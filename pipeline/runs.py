@@ -18,7 +18,7 @@ from pipeline.text_files import parse_yaml
 
 # What may differ when a run goes on: where and how fast it runs, not what it computes.
 _MAY_CHANGE = (
-    *("run.", "workers.", "ray.", "tracking.", "num_readers", "window_mb"),
+    *("run.", "workers.", "ray.", "tracking.", "winner.", "num_readers", "window_mb"),
     *("optimiser.max_bad_steps", "finetune.optimiser.max_bad_steps"),
     *(
         "num_trials",

@@ -226,6 +226,7 @@ def tracked(
     resolved_settings: Settings,
     tags: Mapping[str, str] | None = None,
     made_from: Origin | None = None,
+    parent: tuple[str, str] | None = None,
 ) -> Iterator[Tracking]:
     """Record work as MLflow's run of our run `run_id`; one that exists already (a resumed job) goes on. It also gets what ran and on
     what (provenance.py), the frames read, where tags have "frame_set" and "frame_set_digest", how busy this machine is, and at the end
@@ -233,7 +234,8 @@ def tracked(
     KILLED by an interrupt, or where the work has left.
 
     folder: URI of the run's folder; None: it has none. kind: what the run does ("pretrain", "finetune", ...). The resolved settings
-    become parameters and an artifact. made_from: the runs that it is linked with. The block calls `opened`, and has the `run_log`
+    become parameters and an artifact. made_from: the runs that it is linked with. parent: kind and id of the
+    run below which it is shown. The block calls `opened`, and has the `run_log`
     of this process, if there is one, within it, for its last line to be recorded. Raises EquihandError, within ten seconds, where MLflow
     is required and nobody answers.
     """
@@ -242,7 +244,7 @@ def tracked(
     log("provenance", **provenance())  # for those who have the run's folder, and not MLflow
     own = None if folder is not None else _temporary() / run_id
     tracking = Tracking(settings, folder if folder is not None else str(own), kind, run_id)
-    tracking.run._open(resolved_settings, {**provenance(), **(tags or {})}, made_from)
+    tracking.run._open(resolved_settings, {**provenance(), **(tags or {})}, made_from, [*parent] if parent else None)
     tracking.run._record_code_and_frames(tags or {})
     status = "FAILED"
     try:

@@ -1,4 +1,4 @@
-"""MLflow: runs, settings, metrics, pictures and models. The only file of the project that imports it.
+"""MLflow: runs, settings, metrics, pictures and models. With registry.py, the only file of the project that imports it.
 
 What work has to record goes through a queue (`tracked.py`, `tracking_queue.py`), whose records `Sender` gives to MLflow. Each
 brings its own time, and runs are found by a tag: so MLflow takes one that it has already as the same. All goes through the client
@@ -106,7 +106,7 @@ class Sender:
         try:
             if self._settings.uri is None:
                 raise EquihandError(NOWHERE)
-            with _opened(self._settings.uri, check=not self._is_open) as (_, client):
+            with opened(self._settings.uri, check=not self._is_open) as (_, client):
                 self._give(client, records)
         except Refused:
             raise
@@ -237,7 +237,7 @@ def stored_run(settings: TrackingSettings, result: Mapping[str, Any]) -> StoredR
     """
     if settings.uri is None:
         raise EquihandError(f"run '{result['run_id']}' was not recorded in MLflow (tracking.uri none)")
-    with _opened(settings.uri) as (uri, client):
+    with opened(settings.uri) as (uri, client):
         mlflow_run_id = result.get("mlflow_run_id")
         if mlflow_run_id is None:  # it was away when the run ended
             mlflow_run_id = find_run(client, [_experiment(client, settings)], result["kind"], result["run_id"])
@@ -361,7 +361,7 @@ def _experiment(client: "MlflowClient", settings: TrackingSettings) -> str:
 
 
 @contextmanager
-def _opened(uri: str, check: bool = True) -> Iterator[tuple[str, "MlflowClient"]]:
+def opened(uri: str, check: bool = True) -> Iterator[tuple[str, "MlflowClient"]]:
     """The URI for every folder, and a client. Raises EquihandError that names the URI for what MLflow says in the block.
 
     check: first see, in seconds, whether anybody is there.

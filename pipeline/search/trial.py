@@ -105,7 +105,9 @@ def trial(given: dict[str, Any], plan: Plan, data: Shared) -> None:
         settings = trial_settings(base, given["values"])
         if plan.pretrain is not None:
             recipe = trial_pretraining(PretrainRecipe.model_validate_json(plan.pretrain), given["values"])
-            settings = settings.model_copy(update={"init": _pretrained(recipe, plan.folder, device, tell, warnings)})
+            settings = settings.model_copy(
+                update={"init": pretrained(recipe, plan.folder, device, tell, warnings.append)}
+            )
         prepared, own_data = _prepared(settings, base, data)
         start = None
         if given["parent"] is not None:
@@ -258,18 +260,25 @@ class _Seed:
             raise _Over
 
 
-def _pretrained(recipe: PretrainRecipe, search: str, device: torch.device, tell: Tell, warnings: list[str]) -> str:
-    """URI of the encoder, pretrained now, or before by this trial or another one."""
+def pretraining_folder(recipe: PretrainRecipe, search: str) -> str:
+    """URI of the folder of a search's pretraining; result.json in it names the encoder, once that is there."""
     values = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
-    name = hashlib.sha256(values.encode()).hexdigest()[:16]
-    folder = join(search, "pretrainings", name)
+    return join(search, "pretrainings", hashlib.sha256(values.encode()).hexdigest()[:16])
+
+
+def pretrained(
+    recipe: PretrainRecipe, search: str, device: torch.device, tell: Tell, say: Callable[[str], None]
+) -> str:
+    """URI of the encoder, pretrained now, or before by this trial or another one. search: URI of its folder."""
+    folder = pretraining_folder(recipe, search)
+    name = folder.rpartition("/")[2]
     while True:
         result = read_result(folder)
         if result is not None:
             return str(result["encoder"])
         try:
-            with lease(folder, f"pretraining {name}", warnings.append):
-                encoder = _pretrain(recipe, folder, device, tell, warnings)
+            with lease(folder, f"pretraining {name}", say):
+                encoder = _pretrain(recipe, folder, device, tell, say)
                 write_json(
                     join(folder, "result.json"), {"encoder": encoder, "settings": recipe.model_dump(mode="json")}
                 )
@@ -279,7 +288,7 @@ def _pretrained(recipe: PretrainRecipe, search: str, device: torch.device, tell:
             time.sleep(_LOOK_S)  # another trial is at it
 
 
-def _pretrain(recipe: PretrainRecipe, folder: str, device: torch.device, tell: Tell, warnings: list[str]) -> str:
+def _pretrain(recipe: PretrainRecipe, folder: str, device: torch.device, tell: Tell, say: Callable[[str], None]) -> str:
     kept = Kept(folder)
 
     def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
@@ -288,8 +297,8 @@ def _pretrain(recipe: PretrainRecipe, folder: str, device: torch.device, tell: T
             tell({"pretraining": metrics["epoch"]})
 
     with tempfile.TemporaryDirectory() as directory:
-        resume = kept.resume(directory, warnings.append)
-        worker = Worker(device=device, folder=folder, resume=resume, report=report, reader_cpus=0, say=warnings.append)
+        resume = kept.resume(directory, say)
+        worker = Worker(device=device, folder=folder, resume=resume, report=report, reader_cpus=0, say=say)
         pretrain.run_epochs(recipe, check_recipe(recipe, workers=1), worker)
     if kept.newest is None:
         raise TrainingError(f"{folder}: the pretraining left no checkpoint")

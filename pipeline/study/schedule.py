@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Settings
 from pipeline.errors import EquihandError
 from pipeline.ray_cluster import autoscaler_state, choose_gpus, is_fixed
+from pipeline.ray_tasks import MAX_RETRIES, value_of
 from pipeline.run_log import run_log
 from pipeline.study.cells import Place, finetune_cell, pretrain_cell
 from pipeline.study.grid import arm_recipe, cell_recipe
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _POLL_S = 1.0
 _MOST_ASKED_FOR = 16  # of an autoscaler, where max_concurrent is not given
-_MAX_RETRIES = 2  # of a cell whose process is lost; it goes on from its last checkpoint
 
 Say = Callable[[str], None]
 """Receives lines for people."""
@@ -106,7 +106,7 @@ class Schedule:
 
         cpus, gpus = self._resources(work)
         place = Place(work.key, self.study.folder, self.deadline, threads=cpus, use_gpu=gpus > 0)
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_MAX_RETRIES)
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=MAX_RETRIES)
         if work.cell is None:
             return remote(_pretrain).remote(place, self.study.pretraining(work.arm), self.board)
         encoder = self.study.results[work.after]["encoder"] if work.after else None
@@ -184,15 +184,3 @@ def _finetune(
             lambda frames: board.post(place.key, frames),
             board.warn,
         )
-
-
-def value_of(reference: Any) -> Any:
-    """What a task returned; one of our own errors as it was raised."""
-    import ray
-
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, EquihandError):
-            raise error.cause from None
-        raise

@@ -116,7 +116,13 @@ def test_search(cluster: local.State, data: Path) -> None:
     """Its four trials, of two CPUs each, on nodes that come one after the other."""
     tune = [f"--finetune.frame_set={data}/labelled", "--finetune.encoder.width=8", "--finetune.views.size=32"]
     tune += ["--finetune.epochs=3", "--finetune.batch_size=16", "--space={batch_size: {choice: [8, 16]}}"]
-    trials = ["--num_trials=4", "--cpus_per_trial=2", "--gpus_per_trial=0", f"--run.storage={data}/runs"]
+    trials = [
+        "--num_trials=4",
+        "--cpus_per_trial=2",
+        "--gpus_per_trial=0",
+        f"--run.storage={data}/runs",
+        "--winner.seeds=0",
+    ]
     _, most = run_from_zero(cluster, data, "--run-id=s", "search", *tune, *trials)
     assert most >= 2
     result = read_json(f"{data}/runs/s/result.json")

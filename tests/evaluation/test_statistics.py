@@ -1,5 +1,5 @@
 """Bootstraps over clips, and over seeds and clips, against scipy's, a plain loop, and what is known of their coverage; p-values
-and Holm's correction against tests that we did not write, and its definition."""
+and Holm's correction against tests that we did not write, and its definition; Welch's interval."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evaluation.statistics import clip_interval, compare, holm, p_value
+from pipeline.evaluation.statistics import clip_interval, compare, holm, p_value, welch_interval
 
 
 def tables(num_seeds: int, num_clips: int, effect: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -147,3 +147,17 @@ def test_holms_correction_is_the_closed_test_of_bonferronis():
         assert holm(p_values) == pytest.approx(expected)
     assert holm([0.04]) == [0.04]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize(("num", "other"), [(2, 2), (3, 3), (3, 5), (40, 2), (1000, 1000)])
+def test_welchs_interval_is_scipys(num, other):
+    rng = np.random.default_rng(num)
+    values, others = rng.normal(20, 1, num), rng.normal(21, 0.2, other)
+    expected = stats.ttest_ind(values, others, equal_var=False).confidence_interval(0.95)
+    assert welch_interval([*values], [*others]) == pytest.approx((expected.low, expected.high), rel=1e-4)
+
+
+def test_welchs_interval_of_seeds_that_agree_is_a_point_and_of_one_seed_unknown():
+    assert welch_interval([2.0, 2.0], [3.0, 3.0, 3.0]) == (-1.0, -1.0)
+    assert welch_interval([2.0], [3.0, 3.1]) is None
+    assert welch_interval([2.0, 2.1], [3.0]) is None

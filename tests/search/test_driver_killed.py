@@ -28,6 +28,7 @@ def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
         },
         "space": {"batch_size": {"choice": [8, 16]}, "optimiser.learning_rate": {"log_uniform": [3e-4, 1e-2]}},
         "num_trials": 4,
+        "winner": {"seeds": 0},
         "max_concurrent": 2,
         "grace_epochs": EPOCHS,  # none is ended early
     }
