@@ -69,11 +69,9 @@ class Dimension(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> "Dimension":
-        given = [
-            name
-            for name in _DRAWN
-            if name in self.model_fields_set and (name == "fixed" or getattr(self, name) is not None)
-        ]
+        given = [name for name in _DRAWN if getattr(self, name) is not None]
+        if not given and "fixed" in self.model_fields_set:  # to none; a settings file that was written out names it always
+            given = ["fixed"]
         if len(given) != 1:
             raise ValueError(f"must have one of {', '.join(_DRAWN)}; it has {' and '.join(given) or 'none'}")
         limits = self.limits
