@@ -1,0 +1,1 @@
+"""What comes of a search: the report of the campaign."""

@@ -1,0 +1,128 @@
+"""What a search has left in its folder, also while it still runs.
+
+<search>/settings.yaml          what it was started with
+<search>/trials/0007/           see search/records.py
+<search>/result.json            once it is over
+<search>/winner/result.json     once its winner was trained and tested; see `Campaign.winner`
+<search>/logs/*-driver.jsonl    one for each start; see run_log.py
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pydantic
+
+from pipeline.errors import DamagedError, DataError, MissingError, StorageError, one_line, warn
+from pipeline.runs import read_result
+from pipeline.search.records import TrialRecord, read_records
+from pipeline.search.space import Dimension, Space
+from pipeline.storage import absolute, exists, join, list_files, read_bytes, read_json
+from pipeline.text_files import parse_yaml
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A search, as its folder tells it."""
+
+    folder: str
+    """URI."""
+    settings: dict[str, Any]
+    """Of settings.yaml, as plain values: those of another version of the code are shown, too."""
+    settings_text: str = ""
+    space: Space = field(default_factory=dict)
+    records: list[TrialRecord] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)
+    """Empty as long as it is not over."""
+    winner: dict[str, Any] = field(default_factory=dict)
+    """{"winner": {"values", "checkpoint", "metrics", "seed_scores"}, "default": {the same}, "constant": score of one fixed hand on the
+    same frames, "verdict": {"sentences": [...], "outcome": better, worse or unclear}}; all of it optional, empty without a winner."""
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    """What the driver noted at each start: time, host, cores, versions."""
+
+    @property
+    def run_id(self) -> str:
+        """Name of the search."""
+        return self.folder.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def finetune(self) -> dict[str, Any]:
+        """Settings of every trial, apart from what the space varies."""
+        return self.settings["finetune"]
+
+    @property
+    def num_trials(self) -> int:
+        """Trials that were asked for, or that there are, if those are more."""
+        return max(int(self.settings.get("num_trials") or 0), len(self.records))
+
+
+def read_campaign(folder: str) -> Campaign:
+    """Raises DataError where the folder is not that of a search."""
+    folder = absolute(folder)
+    text, settings = _settings(folder)
+    return Campaign(
+        folder=folder,
+        settings=settings,
+        settings_text=text,
+        space=_space(settings),
+        records=read_records(folder),
+        result=read_result(folder) or {},
+        winner=_winner(folder),
+        starts=_starts(folder),
+    )
+
+
+def _settings(folder: str) -> tuple[str, dict[str, Any]]:
+    uri = join(folder, "settings.yaml")
+    try:
+        data = read_bytes(uri)
+    except MissingError:
+        raise DataError(f"{folder}: not the folder of a search (settings.yaml is missing)") from None
+    try:
+        settings = parse_yaml(data)
+    except ValueError as error:
+        raise DataError(
+            f"{uri}: damaged ({one_line(error)}); start the search's command again, which mends it"
+        ) from None
+    if not isinstance(settings, dict) or not all(
+        isinstance(settings.get(name), dict) for name in ("finetune", "space")
+    ):
+        raise DataError(f"{folder}: the run in this folder is not a search (its settings have no finetune and space)")
+    return data.decode(errors="replace"), settings
+
+
+def _space(settings: dict[str, Any]) -> Space:
+    """What this version understands of the space; values of the rest are shown as they are."""
+    space: Space = {}
+    for name, values in settings["space"].items():
+        try:
+            space[name] = Dimension.model_validate(values)
+        except pydantic.ValidationError as error:
+            warn(
+                f"setting 'space.{name}' of the search: not known to this version ({one_line(error.errors()[0]['msg'])})"
+            )
+    return space
+
+
+def _winner(folder: str) -> dict[str, Any]:
+    uri = join(folder, "winner", "result.json")
+    if not exists(uri):
+        return {}
+    try:
+        found = read_json(uri)
+    except DamagedError as error:
+        warn(f"{error}; the report leaves the winner out")
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _starts(folder: str) -> list[dict[str, Any]]:
+    """First lines of the driver's logs, the oldest first. A log that cannot be read costs no report."""
+    found = []
+    try:
+        for name in sorted(list_files(join(folder, "logs"), "-driver.jsonl")):
+            first = read_bytes(name).split(b"\n", 1)[0]
+            found.append(json.loads(first))
+    except (StorageError, ValueError) as error:
+        warn(f"{join(folder, 'logs')}: {one_line(error)}; the report says less of where the search ran")
+    return [line for line in found if isinstance(line, dict)]

@@ -1,0 +1,119 @@
+"""What the trials of a search reached: what their score is, which are the best, and what one fixed hand reaches beside them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.evaluation.metric_names import METRICS, MetricName
+from pipeline.search.records import TrialRecord
+
+_ROOT_RELATIVE = METRICS["root_relative_epe_mm"]
+_SKILL = "% of one fixed hand's"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What trials are compared by; smaller is better. Its values here are in `unit`."""
+
+    label: str
+    unit: str
+    factor: float = 1.0
+    """Units in one of the records' score."""
+    constant: float | None = None
+    """What always answering one fixed hand reaches on the same frames; None where that is not known."""
+
+    @property
+    def title(self) -> str:
+        """Label and unit, for axes."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def of(self, record: TrialRecord) -> float | None:
+        """A trial's best so far, the mean over its seeds where it has several; None before the first, and where it is no number."""
+        seeds = seed_scores(record)
+        found = [sum(seeds) / len(seeds)] if seeds else [metrics["score"] for metrics in record.history]
+        finite = [value for value in found if math.isfinite(value)]
+        return self.factor * min(finite) if finite else None
+
+    def curve(self, record: TrialRecord) -> list[tuple[float, float]]:
+        """(epoch, score) at each of a trial's validations."""
+        points = [(metrics.get("epoch", float(i)), metrics["score"]) for i, metrics in enumerate(record.history, 1)]
+        return [(epoch, self.factor * value) for epoch, value in points if math.isfinite(value)]
+
+    def text(self, value: float | None) -> str:
+        """A score for people, with two decimals."""
+        return "–" if value is None else f"{value:,.2f} {self.unit}".rstrip()
+
+
+# Score of the settings -> what it is called, and the metric that tells the constant's. The score of a skill is 1 - skill.
+_SCORES = {
+    "pa_epe_mm": (Score("PA-EPE", "mm"), "val_constant_pa_epe_mm"),
+    "mpjpe_mm": (Score(_ROOT_RELATIVE.label, "mm"), "val_constant_mpjpe_mm"),
+    "epe_mm": (Score("EPE", "mm"), ""),
+    "epe_2d": (Score("2D EPE", "% of the hand", 100), "val_constant_epe_2d"),
+    "pa_skill": (Score("PA-EPE", _SKILL, 100, 100), ""),
+    "mpjpe_skill": (Score(_ROOT_RELATIVE.label, _SKILL, 100, 100), ""),
+}
+
+
+def score_key(finetune: Mapping[str, Any], records: Sequence[TrialRecord]) -> str:
+    """Metric that the score is, such as "pa_epe_mm". finetune: settings of the trials."""
+    metrics = latest_metrics(records)
+    return finetune.get("best_by") or (
+        "epe_2d" if "val_epe_2d" in metrics and "val_pa_epe_mm" not in metrics else "pa_epe_mm"
+    )
+
+
+def score_of(finetune: Mapping[str, Any], records: Sequence[TrialRecord]) -> Score:
+    """What the records' score is. finetune: settings of the trials."""
+    score, constant = _SCORES.get(score_key(finetune, records), (Score("score", ""), ""))
+    value = latest_metrics(records).get(constant)
+    return score if value is None else replace(score, constant=score.factor * value)
+
+
+def latest_metrics(records: Sequence[TrialRecord]) -> dict[str, float]:
+    """Those of some trial's last validation; what the constant reaches is the same for all, as they share their frames."""
+    return next((record.history[-1] for record in records if record.history), {})
+
+
+def ranked(score: Score, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Those with a score, the best first."""
+    known = {record.number: value for record in records if (value := score.of(record)) is not None}
+    some = [record for record in records if record.number in known]
+    return sorted(some, key=lambda record: (known[record.number], record.number))
+
+
+def best_so_far(score: Score, records: Sequence[TrialRecord]) -> list[tuple[int, float]]:
+    """(number of a trial, best score up to it), for the trials with a score in their order."""
+    found: list[tuple[int, float]] = []
+    for record in sorted(records, key=lambda record: record.number):
+        value = score.of(record)
+        if value is not None:
+            found.append((record.number, min(value, found[-1][1]) if found else value))
+    return found
+
+
+def best_metrics(record: TrialRecord) -> dict[str, float]:
+    """Metrics of the validation at which a trial was best."""
+    finite = [metrics for metrics in record.history if math.isfinite(metrics["score"])]
+    return min(finite, key=lambda metrics: metrics["score"], default={})
+
+
+def seed_scores(record: TrialRecord) -> list[float]:
+    """Best score of each of its seeds, in the records' unit, where it was trained with several."""
+    return [*getattr(record, "seed_scores", ())]
+
+
+def objectives_of(record: TrialRecord) -> dict[str, float]:
+    """What else a trial is judged by; smaller is better."""
+    return dict(getattr(record, "objectives", {}))
+
+
+def metric_label(key: str) -> MetricName:
+    """What a metric of a validation is called: `val_pa_epe_mm` as `pa_epe_mm` is."""
+    name = (
+        key.removeprefix("val_")
+        .replace("mpjpe", "root_relative_epe")
+        .replace("root_relative_epe_skill", "root_relative_skill")
+    )
+    return METRICS.get(name) or MetricName(name.replace("_", " "))

@@ -1,0 +1,201 @@
+"""What a campaign comes to, in words: the headline, what it was, and the commands that go on from it."""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.campaign.reading import Campaign
+from pipeline.campaign.scores import Score, ranked
+from pipeline.drawing.page import duration, moment
+from pipeline.evaluation.yardsticks import skill
+from pipeline.search.records import FAILED, RUNNING, STOPPED, TrialRecord
+from pipeline.storage import is_local, join
+
+_BADGES = {
+    "better": "Better than one fixed hand",
+    "worse": "No better than one fixed hand",
+    "unclear": "Not judged",
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The first thing that is read."""
+
+    outcome: str
+    """better, worse or unclear."""
+    badge: str
+    sentences: list[str]
+    caveat: str = ""
+
+
+def headline(campaign: Campaign, score: Score) -> Headline:
+    """What the winner's test says; without one, what the best trial reached beside one fixed hand."""
+    verdict = campaign.winner.get("verdict")
+    if isinstance(verdict, Mapping) and verdict.get("sentences"):
+        outcome = _outcome_of_test(campaign.winner, str(verdict.get("outcome")))
+        return Headline(outcome, _BADGES[outcome], [str(each) for each in verdict["sentences"]])
+    order = ranked(score, campaign.records)
+    if not order:
+        num = len(campaign.records)
+        text = (
+            "No trial has begun yet."
+            if not num
+            else f"None of {num} {_trials(num)} has a score{_all_failed(campaign.records)}."
+        )
+        return Headline("unclear", "No score yet", [text])
+    best, value = order[0], score.of(order[0])
+    assert value is not None
+    of = (
+        f"the best of {len(order)} {_trials(len(order))} with a score"
+        if len(order) > 1
+        else "the only trial with a score"
+    )
+    reached = f"Trial {best.name}, {of}, reaches {score.text(value)} {score.label} on the validation frames"
+    caveat = (
+        "It was chosen by these frames, so its score flatters it, the more so the more trials there were. What it is worth, a test "
+        "split says that the search never saw."
+    )
+    if score.constant is None:
+        return Headline(
+            "unclear", "Not judged", [f"{reached}. What one fixed hand reaches on them is not known."], caveat
+        )
+    removed = 100 * skill(value, score.constant)
+    if value >= score.constant:
+        text = f"{reached}, where always answering one fixed hand gives {score.text(score.constant)}. No trial is better than one fixed hand."
+        return Headline("worse", _BADGES["worse"], [text])
+    text = f"{reached}, where always answering one fixed hand gives {score.text(score.constant)}: it removes {removed:.0f} % of that error."
+    return Headline("better", _BADGES["better"], [text], caveat)
+
+
+def _outcome_of_test(winner: Mapping[str, Any], said: str) -> str:
+    """No better than one fixed hand is no better, whatever else is said."""
+    own, constant = winner.get("winner"), winner.get("constant")
+    reached = own.get("score") if isinstance(own, Mapping) else None
+    if isinstance(reached, int | float) and isinstance(constant, int | float):
+        return "worse" if reached >= constant else said if said in _BADGES else "better"
+    return said if said in _BADGES else "unclear"
+
+
+def _all_failed(records: Sequence[TrialRecord]) -> str:
+    return ", as all have failed" if all(record.state == FAILED for record in records) else ""
+
+
+def _trials(num: int) -> str:
+    return "trial" if num == 1 else "trials"
+
+
+def progress(campaign: Campaign) -> str:
+    """How far a search is that is not over; empty for one that is."""
+    if campaign.result and not any(record.state == RUNNING for record in campaign.records):
+        return ""
+    running = sum(record.state == RUNNING for record in campaign.records)
+    over = len(campaign.records) - running
+    text = f"{over} of {campaign.num_trials} trials are over"
+    if running:
+        text += f", {running} {'has' if running == 1 else 'have'} begun and not ended"
+    times = [
+        record.history[-1]["reported_at"]
+        for record in campaign.records
+        if "reported_at" in (record.history or [{}])[-1]
+    ]
+    if times:
+        text += f"; the last score is of {moment(datetime.fromtimestamp(max(times), UTC).isoformat())}"
+    return f"{text}."
+
+
+def failures(records: Sequence[TrialRecord]) -> list[tuple[str, list[str]]]:
+    """(reason, trials) of those that failed, the most frequent reason first."""
+    reasons: dict[str, list[str]] = {}
+    for record in records:
+        if record.state == FAILED:
+            reasons.setdefault(record.error or "no reason given", []).append(record.name)
+    return sorted(reasons.items(), key=lambda item: -len(item[1]))
+
+
+def facts(campaign: Campaign, score: Score) -> list[tuple[str, Any]]:
+    """What the campaign was; those that are not known are none."""
+    settings, result, records = campaign.settings, campaign.result, campaign.records
+    work = sum(record.history[-1].get("wall_s", 0.0) for record in records if record.history)
+    counts = Counter(record.state for record in records)
+    return [
+        ("run", campaign.run_id),
+        ("trials", len(records)),
+        ("stopped early", counts[STOPPED] or None),
+        ("failed", counts[FAILED] or None),
+        ("judged by", score.title),
+        ("searcher", settings.get("searcher")),
+        ("scheduler", settings.get("scheduler")),
+        ("seed", _text(settings.get("seed"))),
+        ("labels", result.get("num_labels")),
+        ("started from", campaign.finetune.get("init") or "random weights"),
+        ("wall time of the last start", duration(result["wall_s"]) if "wall_s" in result else None),
+        ("training time of all trials", duration(work) if work else None),
+        ("starts", len(campaign.starts) or None),
+        ("first start", moment(str(campaign.starts[0].get("time"))) if campaign.starts else None),
+        ("frame set", campaign.finetune.get("frame_set")),
+        ("digest", result.get("frame_set_digest")),
+    ]
+
+
+def machine(campaign: Campaign) -> list[tuple[str, Any]]:
+    """Where and with what it ran: as the result tells it, else the driver's last log."""
+    last = campaign.starts[-1] if campaign.starts else {}
+    versions = last.get("versions")
+    return [
+        ("git commit", _first(campaign.result, "git_commit", "mlflow.source.git.commit")),
+        ("machine", _first(campaign.result, "machine", "equihand.machine")),
+        ("driver's host", last.get("host")),
+        ("its CPU cores", last.get("cores")),
+        *(((name, _text(version)) for name, version in versions.items()) if isinstance(versions, Mapping) else ()),
+        ("MLflow run", campaign.result.get("mlflow_run_id")),
+    ]
+
+
+def _first(result: Mapping[str, Any], *names: str) -> Any:
+    """Of the result, or of what it records of the code and the machine (provenance.py)."""
+    told = result.get("provenance")
+    places = [result, *([told] if isinstance(told, Mapping) else [])]
+    return next((place[name] for place in places for name in names if place.get(name)), None)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line for the terminal."""
+
+    what: str
+    text: str
+    note: str = ""
+
+
+def commands(campaign: Campaign) -> list[Command]:
+    """Those that go on with the search, do it again, and draw this page anew."""
+    storage, _, run_id = campaign.folder.rpartition("/")
+    can_grow = campaign.settings.get("scheduler") != "pbt"
+    more = (
+        2 * campaign.num_trials
+        if campaign.result and can_grow
+        else campaign.settings.get("num_trials") or campaign.num_trials
+    )
+    config = join(campaign.folder, "settings.yaml") if is_local(campaign.folder) else "settings.yaml"
+    go_on = {"config": config, "run.storage": storage, "run.run_id": run_id, "num_trials": str(more)}
+    options = "".join(f" \\\n  --{name} {shlex.quote(value)}" for name, value in go_on.items())
+    found = [
+        Command(
+            "Go on, with more trials" if campaign.result and can_grow else "Go on",
+            f"python -m jobs.search{options}",
+            ""
+            if is_local(campaign.folder)
+            else "settings.yaml is a copy of the file in the search's folder, which ends this page.",
+        )
+    ]
+    if campaign.result:
+        found.append(Command("Do it again, and compare", f"python -m jobs.reproduce {shlex.quote(campaign.folder)}"))
+    return [*found, Command("Draw this page anew", f"python -m jobs.campaign_report {shlex.quote(campaign.folder)}")]
