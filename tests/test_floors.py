@@ -14,7 +14,7 @@ FLOORS = [
     {"training"},
     {"prediction", "export", "search"},
     {"reports"},
-    {"study"},
+    {"study", "campaign"},
 ]
 """From the bottom. Below them all are the single files of pipeline/, which know no room."""
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

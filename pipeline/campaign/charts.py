@@ -15,6 +15,7 @@ from pipeline.search.records import COMPLETED, FAILED, RUNNING, STOPPED, TrialRe
 from pipeline.search.space import Dimension, Space
 
 CONSTANT = "one fixed hand"
+FRONT_STYLES = {"on the front": "best", "another is better": "s5 hollow"}
 BEST, BEST_SO_FAR = "best", "best so far"
 KINDS = {COMPLETED: "trained to the end", RUNNING: "not over", FAILED: "failed", STOPPED: "stopped early"}
 """What trials of each state are called; the first lie on top."""
@@ -197,7 +198,7 @@ def pareto_chart(
             for name, (y, x) in points.items()
             if (name in on_front) == is_on
         ]
-        for kind, is_on in (("not dominated", True), ("dominated", False))
+        for kind, is_on in zip(FRONT_STYLES, (True, False), strict=True)
     }
     steps = _steps(sorted((x, y) for name, (y, x) in points.items() if name in on_front))
     y_values = [y for y, _ in points.values()] + ([level[1]] if level else [])
@@ -210,7 +211,7 @@ def pareto_chart(
             names[0],
             x_axis=x_axis,
             y_axis=y_axis,
-            styles={"not dominated": "best", "dominated": "s5 hollow", "front": "s1"},
+            styles={**FRONT_STYLES, "front": "s1"},
             width=width,
             height=height,
             lines={"front": steps} if is_line else {},

@@ -20,6 +20,8 @@ from pipeline.search.space import Dimension, Space
 from pipeline.storage import absolute, exists, join, list_files, read_bytes, read_json
 from pipeline.text_files import parse_yaml
 
+_WINNER = {"best_trial", "test", "arms", "verdict", "beats_constant", "conclusions", "chosen", "best_checkpoint"}
+
 
 @dataclass(frozen=True)
 class Campaign:
@@ -35,8 +37,10 @@ class Campaign:
     result: dict[str, Any] = field(default_factory=dict)
     """Empty as long as it is not over."""
     winner: dict[str, Any] = field(default_factory=dict)
-    """{"winner": {"values", "checkpoint", "metrics", "seed_scores"}, "default": {the same}, "constant": score of one fixed hand on the
-    same frames, "verdict": {"sentences": [...], "outcome": better, worse or unclear}}; all of it optional, empty without a winner."""
+    """{"best_trial", "test": {"split", "num_frames"}, "arms": {"winner", "default": {"seeds": [{"metrics"}], "mean", "deviation": metrics}},
+    "verdict": {"error": metric that decides}, "beats_constant", "conclusions": sentences, "chosen": {"seed"}, "best_checkpoint",
+    "registration": None or {"name", "version", "alias"}, "identity": {"arms": {"winner": its settings}}}, and more that is not shown. There
+    may be no arm "default". Empty without a winner."""
     starts: list[dict[str, Any]] = field(default_factory=list)
     """What the driver noted at each start: time, host, cores, versions."""
 
@@ -110,10 +114,13 @@ def _winner(folder: str) -> dict[str, Any]:
         return {}
     try:
         found = read_json(uri)
+        if isinstance(found, dict) and found.keys() >= _WINNER:
+            return found
+        problem = f"{uri}: not the result of a winner"
     except DamagedError as error:
-        warn(f"{error}; the report leaves the winner out")
-        return {}
-    return found if isinstance(found, dict) else {}
+        problem = str(error)
+    warn(f"{problem}; the report leaves the winner out")
+    return {}
 
 
 def _starts(folder: str) -> list[dict[str, Any]]:

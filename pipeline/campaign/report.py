@@ -11,10 +11,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from pipeline.campaign.card import winners_card
+from pipeline.campaign.card import card_of
 from pipeline.campaign.charts import (
     BEST,
     CONSTANT,
+    FRONT_STYLES,
     STYLES,
     curves_chart,
     history_chart,
@@ -33,6 +34,7 @@ from pipeline.campaign.scores import Score, objectives_of, ranked, score_key, sc
 from pipeline.campaign.words import commands, facts, failures, headline, machine, progress
 from pipeline.drawing.page import duration, page_environment
 from pipeline.drawing.scatter import dot_legend
+from pipeline.drawing.svg import number
 from pipeline.evaluation.yardsticks import skill
 from pipeline.search.records import TrialRecord
 from pipeline.storage import join, write_bytes
@@ -83,7 +85,7 @@ def build_campaign_report(campaign: Campaign) -> str:
         parallel=parallel_chart(score, campaign.space, records, columns, axis) if axis and columns else None,
         slices=_slices(campaign, score, order, columns) if axis else [],
         front=_front(campaign, score),
-        card=winners_card(campaign, score, order[0]) if order else None,
+        card=card_of(campaign, score, order[0]) if order else None,
         facts=facts(campaign, score),
         machine=machine(campaign),
         commands=commands(campaign),
@@ -189,11 +191,12 @@ class Front:
     """What there is to choose between."""
 
     names: list[str]
-    rows: list[tuple[str, list[float]]]
+    rows: list[tuple[str, list[str]]]
     """Trial and its objectives; those that no other dominates."""
     num_trials: int
     """With all objectives."""
-    charts: list[Markup]
+    charts: list[tuple[str, Markup, Markup]]
+    """Title, key, chart."""
 
 
 def _front(campaign: Campaign, score: Score) -> Front | None:
@@ -212,17 +215,15 @@ def _front(campaign: Campaign, score: Score) -> Front | None:
         record.name: [_score(score, record), *(objectives_of(record)[name] for name in others)] for record in some
     }
     best = [list(points)[i] for i in front(list(points.values()))]
-    charts = [
-        pareto_chart(
-            {name: (values[a], values[b]) for name, values in points.items()},
-            best,
-            (names[a], names[b]),
-            is_line=len(names) == 2,
-            level=(CONSTANT, score.constant) if a == 0 and score.constant is not None else None,
-        )
-        for a, b in combinations(range(len(names)), 2)
-    ]
-    return Front(names, [(name, points[name]) for name in best], len(some), charts)
+    level = None if score.constant is None else (CONSTANT, score.constant)
+    charts = []
+    for a, b in combinations(range(len(names)), 2):
+        here = level if a == 0 else None
+        plane = {name: (values[a], values[b]) for name, values in points.items()}
+        chart = pareto_chart(plane, best, (names[a], names[b]), is_line=len(names) == 2, level=here)
+        charts.append((f"{names[a]} and {names[b]}", dot_legend(FRONT_STYLES, here), chart))
+    rows = [(name, [_decimals(points[name][0]), *map(number, points[name][1:])]) for name in best]
+    return Front(names, rows, len(some), charts)
 
 
 def _objective_name(name: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.evaluation.metric_names import METRICS, MetricName
+from pipeline.evaluation.metric_names import METRICS, MetricName, metric_name
 from pipeline.search.records import TrialRecord
 
 _ROOT_RELATIVE = METRICS["root_relative_epe_mm"]
@@ -110,10 +110,5 @@ def objectives_of(record: TrialRecord) -> dict[str, float]:
 
 
 def metric_label(key: str) -> MetricName:
-    """What a metric of a validation is called: `val_pa_epe_mm` as `pa_epe_mm` is."""
-    name = (
-        key.removeprefix("val_")
-        .replace("mpjpe", "root_relative_epe")
-        .replace("root_relative_epe_skill", "root_relative_skill")
-    )
-    return METRICS.get(name) or MetricName(name.replace("_", " "))
+    """What a metric is called, also where it has the name that validations give it."""
+    return metric_name({"mpjpe_mm": "root_relative_epe_mm", "mpjpe_skill": "root_relative_skill"}.get(key, key))

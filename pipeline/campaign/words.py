@@ -17,7 +17,7 @@ from pipeline.storage import is_local, join
 _BADGES = {
     "better": "Better than one fixed hand",
     "worse": "No better than one fixed hand",
-    "unclear": "Not judged",
+    "unclear": "Not surely better than one fixed hand",
 }
 
 
@@ -34,10 +34,9 @@ class Headline:
 
 def headline(campaign: Campaign, score: Score) -> Headline:
     """What the winner's test says; without one, what the best trial reached beside one fixed hand."""
-    verdict = campaign.winner.get("verdict")
-    if isinstance(verdict, Mapping) and verdict.get("sentences"):
-        outcome = _outcome_of_test(campaign.winner, str(verdict.get("outcome")))
-        return Headline(outcome, _BADGES[outcome], [str(each) for each in verdict["sentences"]])
+    if campaign.winner:
+        outcome = _outcome_of_test(campaign.winner)
+        return Headline(outcome, _BADGES[outcome], campaign.winner["conclusions"])
     order = ranked(score, campaign.records)
     if not order:
         num = len(campaign.records)
@@ -71,13 +70,12 @@ def headline(campaign: Campaign, score: Score) -> Headline:
     return Headline("better", _BADGES["better"], [text], caveat)
 
 
-def _outcome_of_test(winner: Mapping[str, Any], said: str) -> str:
-    """No better than one fixed hand is no better, whatever else is said."""
-    own, constant = winner.get("winner"), winner.get("constant")
-    reached = own.get("score") if isinstance(own, Mapping) else None
-    if isinstance(reached, int | float) and isinstance(constant, int | float):
-        return "worse" if reached >= constant else said if said in _BADGES else "better"
-    return said if said in _BADGES else "unclear"
+def _outcome_of_test(winner: Mapping[str, Any]) -> str:
+    error, mean = winner["verdict"]["error"], winner["arms"]["winner"]["mean"]
+    constant = mean.get(f"constant_{error}")
+    if winner["beats_constant"]:
+        return "better"
+    return "worse" if constant is not None and mean[error] >= constant else "unclear"
 
 
 def _all_failed(records: Sequence[TrialRecord]) -> str:
