@@ -8,11 +8,12 @@ import pydantic
 import yaml
 
 from pipeline.campaign.reading import Campaign
-from pipeline.campaign.scores import Score, best_metrics, metric_label, seed_scores
+from pipeline.campaign.scores import Score, best_metrics, metric_label
 from pipeline.errors import SettingsError, one_line
 from pipeline.evaluation.metric_names import METRICS, MetricName
 from pipeline.search.records import TrialRecord, folder_of
-from pipeline.search.space import trial_settings
+from pipeline.search.space import PRETRAIN, trial_settings
+from pipeline.storage import join
 from pipeline.training.finetune_recipe import FinetuneSettings, with_epochs
 
 _CONSTANT = "constant_"
@@ -52,7 +53,7 @@ class Card:
 
 def card_of(campaign: Campaign, score: Score, best: TrialRecord) -> Card:
     """best: the best trial."""
-    return _of_winner(campaign.winner) if campaign.winner.get("arms") else _of_trial(campaign, score, best)
+    return _of_winner(campaign.winner) if campaign.winner else _of_trial(campaign, score, best)
 
 
 def _of_winner(winner: Mapping[str, Any]) -> Card:
@@ -87,7 +88,7 @@ def _of_trial(campaign: Campaign, score: Score, best: TrialRecord) -> Card:
     metrics = {
         name.removeprefix("val_"): value for name, value in best_metrics(best).items() if name.startswith("val_")
     }
-    seeds = [f"{score.factor * each:.2f}" for each in seed_scores(best)]
+    seeds = [f"{score.factor * each:.2f}" for each in best.seed_scores]
     text, note = finetune_yaml(campaign, best.values)
     return Card(
         title=f"The best trial, {best.name}",
@@ -106,20 +107,21 @@ def _of_trial(campaign: Campaign, score: Score, best: TrialRecord) -> Card:
 def finetune_yaml(campaign: Campaign, values: Mapping[str, Any]) -> tuple[str, str]:
     """Settings of a fine-tuning like the trial with these values, as YAML of all that are not the defaults; or else why not.
 
-    Values of a pretraining before it (pretrain.NAME) are a comment.
+    What a pretraining before it had is a comment.
     """
-    own = {name: value for name, value in values.items() if not name.startswith("pretrain.")}
-    before = {name: value for name, value in values.items() if name not in own}
 
     def settings() -> FinetuneSettings:
         base = FinetuneSettings.model_validate(campaign.finetune)
         num_labels = campaign.result.get("num_labels")
         # As the search counted its epochs.
-        return trial_settings(base if num_labels is None else with_epochs(base, num_labels, 1), own)
+        return trial_settings(base if num_labels is None else with_epochs(base, num_labels, 1), values)
 
     text, note = _or_reason(settings)
-    lines = [f"# {name}: {_flow(value)}" for name, value in before.items()]
-    return "\n".join([*(["# The pretraining before it had"] if lines else []), *lines, text]), note
+    if not text or campaign.settings.get("pretrain") is None:
+        return text, note
+    before = [f"#   {name}: {_flow(value)}" for name, value in values.items() if name.startswith(PRETRAIN)]
+    head = f"# As init it needs its pretraining, which is in {join(campaign.folder, 'pretrainings')}{' and had' if before else ''}"
+    return "\n".join([head, *before, text]), note
 
 
 def _or_reason(make: Callable[[], FinetuneSettings]) -> tuple[str, str]:

@@ -148,7 +148,7 @@ _Place = Callable[[Any, int], float]
 def _scale(dimension: Dimension | None, values: Sequence[Any]) -> tuple[Axis, _Place]:
     """An axis of numbers as the space draws them."""
     known = [*((dimension and dimension.limits) or ()), *values]
-    if is_log(dimension):
+    if dimension is not None and dimension.is_log:
         return close_log_axis(known), lambda value, number: float(value)
     return linear_axis(known, 4, low=min(known), high=max(known)), lambda value, number: float(value)
 
@@ -180,7 +180,7 @@ def parallel_chart(
         )
         for record in records
     ]
-    log = [name for name, dimension in space.items() if is_log(dimension)]
+    log = [name for name, dimension in space.items() if dimension.is_log]
     return parallel_coordinates(lines, [*columns, score.title], "Settings and score of all trials", log)
 
 
@@ -218,11 +218,6 @@ def pareto_chart(
             level=level,
         )
     )
-
-
-def is_log(dimension: Dimension | None) -> bool:
-    """Whether a setting is drawn on a logarithmic scale."""
-    return dimension is not None and (dimension.log_uniform or dimension.log_integer) is not None
 
 
 def value_text(value: Any) -> str:

@@ -93,10 +93,9 @@ def _distribution(dimension: Dimension) -> BaseDistribution | None:
     """As `Dimension.suggest` draws; None of a fixed value."""
     if dimension.limits is not None:
         low, high = dimension.limits
-        is_log = dimension.log_uniform is not None or dimension.log_integer is not None
-        if dimension.integer or dimension.log_integer:
-            return IntDistribution(int(low), int(high), log=is_log)
-        return FloatDistribution(low, high, log=is_log)
+        if dimension.is_integer:
+            return IntDistribution(int(low), int(high), log=dimension.is_log)
+        return FloatDistribution(low, high, log=dimension.is_log)
     if dimension.choice is None:
         return None
     return CategoricalDistribution([as_parameters({"": dimension}, {"": each})[""] for each in dimension.choice])

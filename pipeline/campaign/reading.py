@@ -20,6 +20,7 @@ from pipeline.search.space import Dimension, Space
 from pipeline.storage import absolute, exists, join, list_files, read_bytes, read_json
 from pipeline.text_files import parse_yaml
 
+_FIRST_LINES = 5  # of a log; they tell of the start
 _WINNER = {"best_trial", "test", "arms", "verdict", "beats_constant", "conclusions", "chosen", "best_checkpoint"}
 
 
@@ -42,7 +43,7 @@ class Campaign:
     "registration": None or {"name", "version", "alias"}, "identity": {"arms": {"winner": its settings}}}, and more that is not shown. There
     may be no arm "default". Empty without a winner."""
     starts: list[dict[str, Any]] = field(default_factory=list)
-    """What the driver noted at each start: time, host, cores, versions."""
+    """What the driver noted at each start: time, host, cores, versions, settings."""
 
     @property
     def run_id(self) -> str:
@@ -55,9 +56,12 @@ class Campaign:
         return self.settings["finetune"]
 
     @property
-    def num_trials(self) -> int:
-        """Trials that were asked for, or that there are, if those are more."""
-        return max(int(self.settings.get("num_trials") or 0), len(self.records))
+    def num_trials(self) -> int | None:
+        """Trials in all, as the last start asked for them; None of a population, whose members are trials of each generation."""
+        if self.settings.get("scheduler") == "pbt":
+            return None
+        asked = [start["settings"]["num_trials"] for start in self.starts if "num_trials" in start.get("settings", {})]
+        return int([self.settings.get("num_trials") or len(self.records), *asked][-1])
 
 
 def read_campaign(folder: str) -> Campaign:
@@ -124,12 +128,13 @@ def _winner(folder: str) -> dict[str, Any]:
 
 
 def _starts(folder: str) -> list[dict[str, Any]]:
-    """First lines of the driver's logs, the oldest first. A log that cannot be read costs no report."""
+    """What the driver's logs begin with, the oldest first. A log that cannot be read costs no report."""
     found = []
     try:
         for name in sorted(list_files(join(folder, "logs"), "-driver.jsonl")):
-            first = read_bytes(name).split(b"\n", 1)[0]
-            found.append(json.loads(first))
-    except (StorageError, ValueError) as error:
+            lines = [json.loads(line) for line in read_bytes(name).splitlines()[:_FIRST_LINES]]
+            told = {line["message"]: line for line in lines}
+            found.append(told["started"] | {"settings": told.get("settings", {}).get("settings", {})})
+    except (StorageError, ValueError, KeyError, TypeError) as error:
         warn(f"{join(folder, 'logs')}: {one_line(error)}; the report says less of where the search ran")
-    return [line for line in found if isinstance(line, dict)]
+    return found

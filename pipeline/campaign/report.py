@@ -28,17 +28,18 @@ from pipeline.campaign.charts import (
     value_text,
 )
 from pipeline.campaign.importance import LEAST_TRIALS, SHUFFLES, Importance, importances, num_best
-from pipeline.campaign.pareto import front
 from pipeline.campaign.reading import Campaign, read_campaign
-from pipeline.campaign.scores import Score, objectives_of, ranked, score_key, score_of, seed_scores
+from pipeline.campaign.scores import Score, ranked, score_of
 from pipeline.campaign.words import commands, facts, failures, headline, machine, progress
 from pipeline.drawing.page import duration, page_environment
 from pipeline.drawing.scatter import dot_legend
-from pipeline.drawing.svg import number
+from pipeline.drawing.svg import Axis, number
 from pipeline.evaluation.yardsticks import skill
+from pipeline.search.campaign import pareto_front
 from pipeline.search.records import TrialRecord
 from pipeline.storage import join, write_bytes
 
+_UNITS = {"ms": "ms", "mb": "MB"}
 _NUM_FIRST = 15  # trials of the table that are shown at once
 
 
@@ -58,10 +59,9 @@ def build_campaign_report(campaign: Campaign) -> str:
     score = score_of(campaign.finetune, records)
     order = ranked(score, records)
     columns = list(dict.fromkeys([*campaign.space, *(name for record in records for name in record.values)]))
-    axis = score_axis(score, [value for record in order if (value := score.of(record)) is not None]) if order else None
-    found = importances(
-        campaign.space, [record.values for record in order], [_score(score, record) for record in order]
-    )
+    scores = [_score(score, record) for record in order]
+    axis = score_axis(score, scores) if order else None
+    found = importances(campaign.space, [record.values for record in order], scores)
     rows = trial_rows(score, records, columns)
     return environment.get_template("campaign.html.jinja").render(
         campaign=campaign,
@@ -73,17 +73,18 @@ def build_campaign_report(campaign: Campaign) -> str:
         rows=rows[:_NUM_FIRST],
         more_rows=rows[_NUM_FIRST:],
         has_seeds=any(row.seeds for row in rows),
+        has_parents=any(record.parent is not None for record in records),
         failures=failures(records),
         key=_key(score, records),
         history=history_chart(score, records, axis) if axis else None,
-        num_beyond=num_beyond(axis, [_score(score, record) for record in order]) if axis else 0,
+        num_beyond=num_beyond(axis, scores) if axis else 0,
         curves=curves_chart(score, records) if order else None,
         importances=found,
         importance_note=importance_note(found, len(order)),
         num_best=num_best(len(order)),
         num_shuffles=SHUFFLES,
         parallel=parallel_chart(score, campaign.space, records, columns, axis) if axis and columns else None,
-        slices=_slices(campaign, score, order, columns) if axis else [],
+        slices=_slices(campaign, score, order, columns, axis) if axis else [],
         front=_front(campaign, score),
         card=card_of(campaign, score, order[0]) if order else None,
         facts=facts(campaign, score),
@@ -102,6 +103,8 @@ class TrialRow:
     skill: str
     seeds: str
     """Lowest and highest of its seeds, where there are several."""
+    parent: str
+    """The trial that it goes on from, as members of a population do."""
     epochs: str
     time: str
     cells: list[str]
@@ -117,7 +120,7 @@ def trial_rows(score: Score, records: Sequence[TrialRecord], columns: Sequence[s
 
 def _row(score: Score, record: TrialRecord, columns: Sequence[str], is_best: bool) -> TrialRow:
     value = score.of(record)
-    seeds = [score.factor * each for each in seed_scores(record)]
+    seeds = [score.factor * each for each in record.seed_scores]
     last = record.history[-1] if record.history else {}
     return TrialRow(
         record=record,
@@ -125,8 +128,9 @@ def _row(score: Score, record: TrialRecord, columns: Sequence[str], is_best: boo
         score=_decimals(value),
         skill="–" if value is None or score.constant is None else _decimals(skill(value, score.constant)),
         seeds=f"{_decimals(min(seeds))}–{_decimals(max(seeds))} ({len(seeds)})" if len(seeds) > 1 else "",
+        parent="–" if record.parent is None else f"{record.parent:04d}",
         epochs=f"{last['epoch']:g}" if "epoch" in last else "–",
-        time=duration(last["wall_s"]) if "wall_s" in last else "–",
+        time=duration(record.seconds) if record.history else "–",
         cells=[value_text(record.values[name]) if name in record.values else "–" for name in columns],
     )
 
@@ -152,13 +156,15 @@ def _key(score: Score, records: Sequence[TrialRecord]) -> Markup:
 def importance_note(found: Sequence[Importance], num_trials: int) -> str:
     """What the importances show, or why there are none. num_trials: those with a score."""
     if num_trials < LEAST_TRIALS:
-        return f"Too few trials to tell which settings matter: {num_trials} {'has' if num_trials == 1 else 'have'} a score, and {LEAST_TRIALS} are needed."
+        have = "1 has" if num_trials == 1 else f"{num_trials} have"
+        return f"Too few trials to tell which settings matter: {have} a score, and {LEAST_TRIALS} are needed."
     if not found:
         return "No setting tells the best trials from the others."
-    clear = [each.name for each in found if each.is_clear]
-    if not clear:
+    *others, last = [each.name for each in found if each.is_clear] or [""]
+    if not last:
         return "No setting matters more than chance makes it seem: with these scores dealt to the trials at random, the bars are as long."
-    return f"{' and '.join([', '.join(clear[:-1]), clear[-1]] if len(clear) > 1 else clear)} {'matters' if len(clear) == 1 else 'matter'}; what is pale may be chance."
+    clear = f"{', '.join(others)} and {last} matter" if others else f"{last} matters"
+    return f"{clear}; what is pale may be chance."
 
 
 @dataclass(frozen=True)
@@ -170,9 +176,10 @@ class Slice:
     chart: Markup
 
 
-def _slices(campaign: Campaign, score: Score, order: Sequence[TrialRecord], columns: Sequence[str]) -> list[Slice]:
-    """Of the settings that vary. order: the trials with a score."""
-    axis = score_axis(score, [_score(score, record) for record in order])
+def _slices(
+    campaign: Campaign, score: Score, order: Sequence[TrialRecord], columns: Sequence[str], axis: Axis
+) -> list[Slice]:
+    """Of the settings that vary. order: the trials with a score. axis: of scores."""
     slices = []
     for name in columns:
         having = [record for record in order if name in record.values]
@@ -201,20 +208,12 @@ class Front:
 
 def _front(campaign: Campaign, score: Score) -> Front | None:
     """None where trials are judged by their score alone."""
-    own = f"val_{score_key(campaign.finetune, campaign.records)}"
-    others = list(
-        dict.fromkeys(
-            name for record in campaign.records for name in objectives_of(record) if name not in (own, "score")
-        )
-    )
-    some = [record for record in ranked(score, campaign.records) if set(others) <= objectives_of(record).keys()]
-    if not others or not some:
+    some = [record for record in ranked(score, campaign.records) if record.objectives]
+    if not some:
         return None
-    names = [score.title, *map(_objective_name, others)]
-    points = {
-        record.name: [_score(score, record), *(objectives_of(record)[name] for name in others)] for record in some
-    }
-    best = [list(points)[i] for i in front(list(points.values()))]
+    names = [score.title, *map(_objective_name, some[0].objectives)]
+    points = {record.name: [_score(score, record), *record.objectives.values()] for record in some}
+    best = [record.name for record in pareto_front(some)]
     level = None if score.constant is None else (CONSTANT, score.constant)
     charts = []
     for a, b in combinations(range(len(names)), 2):
@@ -229,8 +228,4 @@ def _front(campaign: Campaign, score: Score) -> Front | None:
 def _objective_name(name: str) -> str:
     """latency_ms -> latency (ms)."""
     words, _, unit = name.rpartition("_")
-    return (
-        f"{words.replace('_', ' ')} ({unit.upper() if unit == 'mb' else unit})"
-        if words and unit in ("ms", "mb", "mm", "s")
-        else name
-    )
+    return f"{words.replace('_', ' ')} ({_UNITS[unit]})" if words and unit in _UNITS else name

@@ -30,7 +30,7 @@ class Score:
 
     def of(self, record: TrialRecord) -> float | None:
         """A trial's best so far, the mean over its seeds where it has several; None before the first, and where it is no number."""
-        seeds = seed_scores(record)
+        seeds = record.seed_scores
         found = [sum(seeds) / len(seeds)] if seeds else [metrics["score"] for metrics in record.history]
         finite = [value for value in found if math.isfinite(value)]
         return self.factor * min(finite) if finite else None
@@ -56,31 +56,22 @@ _SCORES = {
 }
 
 
-def score_key(finetune: Mapping[str, Any], records: Sequence[TrialRecord]) -> str:
-    """Metric that the score is, such as "pa_epe_mm". finetune: settings of the trials."""
-    metrics = latest_metrics(records)
-    return finetune.get("best_by") or (
-        "epe_2d" if "val_epe_2d" in metrics and "val_pa_epe_mm" not in metrics else "pa_epe_mm"
-    )
-
-
 def score_of(finetune: Mapping[str, Any], records: Sequence[TrialRecord]) -> Score:
     """What the records' score is. finetune: settings of the trials."""
-    score, constant = _SCORES.get(score_key(finetune, records), (Score("score", ""), ""))
-    value = latest_metrics(records).get(constant)
+    # Of the best trial: each has the constant of its own labels, and only where these vary are there several.
+    metrics = min((best_metrics(record) for record in records if best_metrics(record)), key=_score_in, default={})
+    in_the_image = "val_epe_2d" in metrics and "val_pa_epe_mm" not in metrics
+    key = finetune.get("best_by") or ("epe_2d" if in_the_image else "pa_epe_mm")
+    score, constant = _SCORES.get(key, (Score("score", ""), ""))
+    value = metrics.get(constant)
     return score if value is None else replace(score, constant=score.factor * value)
 
 
-def latest_metrics(records: Sequence[TrialRecord]) -> dict[str, float]:
-    """Those of some trial's last validation; what the constant reaches is the same for all, as they share their frames."""
-    return next((record.history[-1] for record in records if record.history), {})
-
-
 def ranked(score: Score, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Those with a score, the best first."""
+    """Those with a score, the best first. Trials with fewer seeds than others come after those, because one seed may have been lucky."""
     known = {record.number: value for record in records if (value := score.of(record)) is not None}
     some = [record for record in records if record.number in known]
-    return sorted(some, key=lambda record: (known[record.number], record.number))
+    return sorted(some, key=lambda record: (-len(record.seed_scores), known[record.number], record.number))
 
 
 def best_so_far(score: Score, records: Sequence[TrialRecord]) -> list[tuple[int, float]]:
@@ -96,17 +87,11 @@ def best_so_far(score: Score, records: Sequence[TrialRecord]) -> list[tuple[int,
 def best_metrics(record: TrialRecord) -> dict[str, float]:
     """Metrics of the validation at which a trial was best."""
     finite = [metrics for metrics in record.history if math.isfinite(metrics["score"])]
-    return min(finite, key=lambda metrics: metrics["score"], default={})
+    return min(finite, key=_score_in, default={})
 
 
-def seed_scores(record: TrialRecord) -> list[float]:
-    """Best score of each of its seeds, in the records' unit, where it was trained with several."""
-    return [*getattr(record, "seed_scores", ())]
-
-
-def objectives_of(record: TrialRecord) -> dict[str, float]:
-    """What else a trial is judged by; smaller is better."""
-    return dict(getattr(record, "objectives", {}))
+def _score_in(metrics: Mapping[str, float]) -> float:
+    return metrics["score"]
 
 
 def metric_label(key: str) -> MetricName:

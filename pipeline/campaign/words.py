@@ -21,6 +21,12 @@ _BADGES = {
 }
 
 
+_FLATTERED = (
+    "It was chosen by these frames, so its score flatters it, the more so the more trials there were. What it is worth, a test split "
+    "says that the search never saw."
+)
+
+
 @dataclass(frozen=True)
 class Headline:
     """The first thing that is read."""
@@ -34,52 +40,45 @@ class Headline:
 
 def headline(campaign: Campaign, score: Score) -> Headline:
     """What the winner's test says; without one, what the best trial reached beside one fixed hand."""
-    if campaign.winner:
-        outcome = _outcome_of_test(campaign.winner)
-        return Headline(outcome, _BADGES[outcome], campaign.winner["conclusions"])
     order = ranked(score, campaign.records)
+    if campaign.winner:
+        return _of_winner(campaign.winner, order)
     if not order:
-        num = len(campaign.records)
-        text = (
-            "No trial has begun yet."
-            if not num
-            else f"None of {num} {_trials(num)} has a score{_all_failed(campaign.records)}."
-        )
-        return Headline("unclear", "No score yet", [text])
+        return Headline("unclear", "No score yet", [_no_score(campaign.records)])
     best, value = order[0], score.of(order[0])
     assert value is not None
-    of = (
-        f"the best of {len(order)} {_trials(len(order))} with a score"
-        if len(order) > 1
-        else "the only trial with a score"
-    )
-    reached = f"Trial {best.name}, {of}, reaches {score.text(value)} {score.label} on the validation frames"
-    caveat = (
-        "It was chosen by these frames, so its score flatters it, the more so the more trials there were. What it is worth, a test "
-        "split says that the search never saw."
-    )
+    which = f"the best of {len(order)} trials with a score" if len(order) > 1 else "the only trial with a score"
+    reached = f"Trial {best.name}, {which}, reaches {score.text(value)} {score.label} on the validation frames"
     if score.constant is None:
-        return Headline(
-            "unclear", "Not judged", [f"{reached}. What one fixed hand reaches on them is not known."], caveat
-        )
-    removed = 100 * skill(value, score.constant)
+        said = f"{reached}. What one fixed hand reaches on them is not known."
+        return Headline("unclear", "Not judged", [said], _FLATTERED)
+    beside = f"{reached}, where always answering one fixed hand gives {score.text(score.constant)}"
     if value >= score.constant:
-        text = f"{reached}, where always answering one fixed hand gives {score.text(score.constant)}. No trial is better than one fixed hand."
-        return Headline("worse", _BADGES["worse"], [text])
-    text = f"{reached}, where always answering one fixed hand gives {score.text(score.constant)}: it removes {removed:.0f} % of that error."
-    return Headline("better", _BADGES["better"], [text], caveat)
+        return Headline("worse", _BADGES["worse"], [f"{beside}. So even the best is no better than one fixed hand."])
+    removed = 100 * skill(value, score.constant)
+    return Headline("better", _BADGES["better"], [f"{beside}: it removes {removed:.0f} % of that error."], _FLATTERED)
 
 
-def _outcome_of_test(winner: Mapping[str, Any]) -> str:
+def _of_winner(winner: Mapping[str, Any], order: Sequence[TrialRecord]) -> Headline:
+    """order: trials with a score, the best first."""
     error, mean = winner["verdict"]["error"], winner["arms"]["winner"]["mean"]
     constant = mean.get(f"constant_{error}")
+    outcome = "worse" if constant is not None and mean[error] >= constant else "unclear"
     if winner["beats_constant"]:
-        return "better"
-    return "worse" if constant is not None and mean[error] >= constant else "unclear"
+        outcome = "better"
+    trial, caveat = winner["best_trial"], ""
+    if order and order[0].name != trial:
+        caveat = (
+            f"This was said of trial {trial}. By now trial {order[0].name} is the best; the search's command tests it."
+        )
+    return Headline(outcome, _BADGES[outcome], winner["conclusions"], caveat)
 
 
-def _all_failed(records: Sequence[TrialRecord]) -> str:
-    return ", as all have failed" if all(record.state == FAILED for record in records) else ""
+def _no_score(records: Sequence[TrialRecord]) -> str:
+    if not records:
+        return "No trial has begun yet."
+    all_failed = all(record.state == FAILED for record in records)
+    return f"None of {len(records)} {_trials(len(records))} has a score{', as all have failed' if all_failed else ''}."
 
 
 def _trials(num: int) -> str:
@@ -92,7 +91,7 @@ def progress(campaign: Campaign) -> str:
         return ""
     running = sum(record.state == RUNNING for record in campaign.records)
     over = len(campaign.records) - running
-    text = f"{over} of {campaign.num_trials} trials are over"
+    text = f"{over} of {campaign.num_trials} trials are over" if campaign.num_trials else f"{over} trials are over"
     if running:
         text += f", {running} {'has' if running == 1 else 'have'} begun and not ended"
     times = [
@@ -117,7 +116,7 @@ def failures(records: Sequence[TrialRecord]) -> list[tuple[str, list[str]]]:
 def facts(campaign: Campaign, score: Score) -> list[tuple[str, Any]]:
     """What the campaign was; those that are not known are none."""
     settings, result, records = campaign.settings, campaign.result, campaign.records
-    work = sum(record.history[-1].get("wall_s", 0.0) for record in records if record.history)
+    work = sum(record.seconds for record in records)
     counts = Counter(record.state for record in records)
     return [
         ("run", campaign.run_id),
@@ -129,7 +128,12 @@ def facts(campaign: Campaign, score: Score) -> list[tuple[str, Any]]:
         ("scheduler", settings.get("scheduler")),
         ("seed", _text(settings.get("seed"))),
         ("labels", result.get("num_labels")),
-        ("started from", campaign.finetune.get("init") or "random weights"),
+        (
+            "started from",
+            "pretrainings of its own"
+            if settings.get("pretrain")
+            else campaign.finetune.get("init") or "random weights",
+        ),
         ("wall time of the last start", duration(result["wall_s"]) if "wall_s" in result else None),
         ("training time of all trials", duration(work) if work else None),
         ("starts", len(campaign.starts) or None),
@@ -176,24 +180,19 @@ class Command:
 def commands(campaign: Campaign) -> list[Command]:
     """Those that go on with the search, do it again, and draw this page anew."""
     storage, _, run_id = campaign.folder.rpartition("/")
-    can_grow = campaign.settings.get("scheduler") != "pbt"
-    more = (
-        2 * campaign.num_trials
-        if campaign.result and can_grow
-        else campaign.settings.get("num_trials") or campaign.num_trials
-    )
+    wanted = campaign.num_trials
+    go_on = {"run.storage": storage, "run.run_id": run_id}
+    if wanted is not None:
+        go_on["num_trials"] = str(2 * max(wanted, len(campaign.records)) if campaign.result else wanted)
     config = join(campaign.folder, "settings.yaml") if is_local(campaign.folder) else "settings.yaml"
-    go_on = {"config": config, "run.storage": storage, "run.run_id": run_id, "num_trials": str(more)}
-    options = "".join(f" \\\n  --{name} {shlex.quote(value)}" for name, value in go_on.items())
-    found = [
-        Command(
-            "Go on, with more trials" if campaign.result and can_grow else "Go on",
-            f"python -m jobs.search{options}",
-            ""
-            if is_local(campaign.folder)
-            else "settings.yaml is a copy of the file in the search's folder, which ends this page.",
-        )
-    ]
+    options = "".join(f" \\\n  --{name} {shlex.quote(value)}" for name, value in {"config": config, **go_on}.items())
+    what = "Go on, with more trials" if campaign.result and wanted is not None else "Go on"
+    note = (
+        ""
+        if is_local(campaign.folder)
+        else "settings.yaml is a copy of the file in the search's folder, which ends this page."
+    )
+    found = [Command(what, f"python -m jobs.search{options}", note)]
     if campaign.result:
         found.append(Command("Do it again, and compare", f"python -m jobs.reproduce {shlex.quote(campaign.folder)}"))
     return [*found, Command("Draw this page anew", f"python -m jobs.campaign_report {shlex.quote(campaign.folder)}")]

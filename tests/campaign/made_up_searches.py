@@ -9,8 +9,8 @@ import numpy as np
 from pipeline.config import to_yaml
 from pipeline.models.checkpoints import seal
 from pipeline.runs import RunSettings
-from pipeline.search.campaign import SearchSettings
 from pipeline.search.records import COMPLETED, FAILED, RUNNING, STOPPED, TrialRecord, folder_of, write_record
+from pipeline.search.settings import SearchSettings
 from pipeline.search.space import Space
 from pipeline.storage import write_json
 
@@ -105,7 +105,8 @@ def records_of(
             epochs, state, error = 0, FAILED, "OutOfMemoryError: CUDA out of memory"
         elif number == num_trials - 1 and num_trials > 2:
             epochs, state = 6, RUNNING
-        records.append(TrialRecord(number, values, state, error, history_of(score, epochs, 1.8e9 + 40 * number)))
+        history = history_of(score, epochs, 1.8e9 + 40 * number)
+        records.append(TrialRecord(number, values, state, error, history=history))
     return records
 
 

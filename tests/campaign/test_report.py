@@ -4,9 +4,11 @@ import json
 import math
 import re
 import shlex
+import socket
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from html import unescape
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,14 @@ from pipeline.campaign.reading import Campaign, read_campaign
 from pipeline.campaign.report import build_campaign_report, importance_note, trial_rows, write_campaign_report
 from pipeline.campaign.scores import best_so_far, ranked, score_of
 from pipeline.campaign.words import commands, failures, headline, progress
+from pipeline.config import flatten
 from pipeline.errors import DataError
+from pipeline.run_log import log, run_log
 from pipeline.search.records import COMPLETED, FAILED, RUNNING, STOPPED, TrialRecord
 from pipeline.search.space import trial_settings
 from pipeline.storage import join, write_bytes, write_json
 from pipeline.training.finetune_recipe import FinetuneSettings
 from tests.campaign.made_up_searches import CONSTANT_MM, SPACE, history_of, records_of, search_settings, write_search
-from tests.campaign.test_pareto import naive
 from tests.reports.test_report import EVIL, Page
 
 RESULT = {
@@ -36,14 +39,6 @@ RESULT = {
     "wall_s": 4023.5,
     "mlflow_run_id": "f" * 32,
 }
-
-
-@dataclass
-class Judged(TrialRecord):
-    """A trial with several seeds, that is judged by more than its score."""
-
-    seed_scores: list[float] = field(default_factory=list)
-    objectives: dict[str, float] = field(default_factory=dict)
 
 
 def campaign_of(records: list[TrialRecord], **changes: Any) -> Campaign:
@@ -123,7 +118,7 @@ def test_it_says_how_good_the_best_is_beside_one_fixed_hand(folder, html):
 def test_no_better_than_one_fixed_hand_is_said_plainly():
     words = plain(html_of(records_of(12, shift_mm=5.0)))
     assert "No better than one fixed hand" in words
-    assert "No trial is better than one fixed hand." in words
+    assert "So even the best is no better than one fixed hand." in words
     assert "Better than one fixed hand" not in words
     equal = headline(campaign_of([]), replace(score_of({}, []), constant=14.0))
     assert equal.badge == "No score yet"
@@ -209,6 +204,15 @@ def test_the_winners_badge_is_that_of_its_test(changes, outcome):
     )
 
 
+def test_what_was_said_of_an_earlier_winner_is_called_so():
+    records = [trial(0, 13.0), trial(1, 12.0)]
+    score = score_of({}, records)
+    assert headline(campaign_of(records, winner=winner_of(records)), score).caveat == ""
+    records.append(trial(2, 11.0))
+    caveat = headline(campaign_of(records, winner=winner_of(records)), score).caveat
+    assert caveat.startswith("This was said of trial 0001. By now trial 0002 is the best")
+
+
 def test_a_winner_that_is_the_default_or_not_registered():
     records = records_of(5)
     winner = winner_of(records, registration=None)
@@ -240,7 +244,7 @@ def test_trials_are_ranked_and_the_best_so_far_only_falls():
 
 
 def test_a_table_row():
-    seeds = Judged(
+    seeds = TrialRecord(
         3,
         {"a": 1e-3, "c": [1.0, 1.45], "d": None, "e": True},
         COMPLETED,
@@ -325,17 +329,25 @@ def test_importance_in_words():
     assert importance_note([], 30) == "No setting tells the best trials from the others."
 
 
+def naive(points: list[tuple[float, ...]]) -> list[int]:
+    """Indices of those that are not dominated, by the definition, word for word."""
+
+    def dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+        pairs = list(zip(one, other, strict=True))
+        return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+    return [i for i, point in enumerate(points) if not any(dominates(other, point) for other in points)]
+
+
 def test_the_pareto_front_is_that_of_a_naive_loop():
     rng = np.random.default_rng(1)
     some = [
-        Judged(
+        TrialRecord(
             number,
             {},
             COMPLETED,
             history=history_of(float(rng.uniform(12, 14)), 4, 0.0),
-            # The score is no objective beside itself.
             objectives={
-                "val_pa_epe_mm": 1.0,
                 "latency_ms": float(rng.integers(2, 100)),
                 "model_mb": float(rng.integers(1, 9)),
             },
@@ -352,7 +364,7 @@ def test_the_pareto_front_is_that_of_a_naive_loop():
     ]
     expected = {some[i].name for i in naive(points)}
     assert len(expected) > 3
-    not_measured = Judged(40, {}, COMPLETED, history=history_of(10.0, 4, 0.0))
+    not_measured = TrialRecord(40, {}, COMPLETED, history=history_of(10.0, 4, 0.0))
     html = html_of([*some, not_measured])
     section = html[html.index('<section id="front">') : html.index('<section id="winner">')]
     assert set(re.findall(r'<th scope="row">(\d{4})', section)) == expected
@@ -369,7 +381,7 @@ def test_the_pareto_front_is_that_of_a_naive_loop():
 def test_a_front_of_two_objectives_is_a_line():
     pairs = [(12.0, 9.0), (13.0, 5.0), (13.5, 7.0), (14.0, 2.0)]
     records: list[TrialRecord] = [
-        Judged(i, {}, COMPLETED, history=[{"epoch": 1.0, "score": score}], objectives={"latency_ms": latency})
+        TrialRecord(i, {}, COMPLETED, history=[{"epoch": 1.0, "score": score}], objectives={"latency_ms": latency})
         for i, (score, latency) in enumerate(pairs)
     ]
     chart = charts_of(html_of(records), "PA-EPE (mm) and latency (ms)")[0]
@@ -400,8 +412,10 @@ def test_the_winners_settings_can_be_trained_with(folder, tmp_path):
     found = {name: value for name, value in loaded.model_dump().items() if name in expected}
     assert found | {"validate_every": None} == expected | {"validate_every": None}
     assert found["validate_every"] == 1
-    before, _ = finetune_yaml(campaign, {**best.values, "pretrain.epochs": 3})
-    assert before == f"# The pretraining before it had\n# pretrain.epochs: 3\n{text}"
+    pretrained = replace(campaign, settings={**campaign.settings, "pretrain": {"epochs": 9}})
+    before, _ = finetune_yaml(pretrained, {**best.values, "pretrain.epochs": 3})
+    head = f"# As init it needs its pretraining, which is in {folder}/pretrainings and had"
+    assert before == f"{head}\n#   pretrain.epochs: 3\n{text}"
     odd = replace(campaign, settings={**campaign.settings, "finetune": {"frame_set": "x", "of_tomorrow": 1}})
     assert finetune_yaml(odd, best.values)[1].startswith("This version cannot tell the settings")
     assert "This version cannot tell" in plain(build_campaign_report(odd))
@@ -427,7 +441,7 @@ def test_the_commands_are_those_of_the_jobs(folder, html):
     assert first.note
     assert [each.what for each in others] == ["Draw this page anew"]
     population = replace(campaign, settings={**campaign.settings, "scheduler": "pbt", "num_trials": 8})
-    assert "--num_trials 8" in commands(population)[0].text
+    assert "--num_trials" not in commands(population)[0].text
 
 
 @pytest.mark.parametrize("num", [0, 1, 2])
@@ -441,18 +455,22 @@ def test_of_hardly_any_trials(num, tmp_path):
 
 def test_of_a_search_that_still_runs(tmp_path):
     folder = write_search(tmp_path / "search-1", records_of(9))
-    log = {"time": "2026-11-26T10:00:00.000+00:00", "host": "node-1", "cores": 16, "versions": {"torch": "2.11.0"}}
-    write_bytes(join(folder, "logs/20261126T100000000000-driver.jsonl"), (json.dumps(log) + "\n{}\n").encode())
-    write_bytes(join(folder, "logs/20261126T100000000000-trial-0001.jsonl"), b"{}\n")
+    for num_trials in (12, 24):  # the second start asks for more
+        with run_log(folder, "driver"):
+            log("settings", settings=flatten(search_settings(num_trials=num_trials)))
+            log("resumed")
+    with run_log(folder, "trial-0001"):
+        log("settings", settings={})
     words = plain(Path(write_campaign_report(folder)).read_text())
     assert (
-        "Not over 8 of 16 trials are over, 1 has begun and not ended; the last score is of 15 January 2027, 08:05 UTC."
+        "Not over 8 of 24 trials are over, 1 has begun and not ended; the last score is of 15 January 2027, 08:05 UTC."
         in words
     )
+    assert "--num_trials 24" in words
     assert "jobs.reproduce" not in words
-    assert "driver's host node-1" in words
-    assert "torch 2.11.0" in words
-    assert "first start 26 November 2026, 10:00 UTC" in words
+    assert f"driver's host {socket.gethostname()}" in words
+    assert f"torch {version('torch')}" in words
+    assert "starts 2" in words
 
 
 def test_trials_without_a_score(tmp_path):
@@ -475,7 +493,9 @@ def test_trials_without_a_score(tmp_path):
 def test_names_and_values_are_shown_not_obeyed():
     values = {EVIL: EVIL, "batch_size": [EVIL, 1], "head.kind": {"a": EVIL}}
     records = [
-        TrialRecord(i, values if i % 2 else {**values, "x": float(i)}, STOPPED, EVIL, history_of(12.0 + i, 8, 0.0))
+        TrialRecord(
+            i, values if i % 2 else {**values, "x": float(i)}, STOPPED, EVIL, history=history_of(12.0 + i, 8, 0.0)
+        )
         for i in range(25)
     ]
     records[3].state = EVIL
@@ -483,7 +503,7 @@ def test_names_and_values_are_shown_not_obeyed():
         records,
         folder=f"/runs/{EVIL}",
         settings_text=EVIL,
-        starts=[{"host": EVIL, "versions": {EVIL: EVIL}, "time": EVIL}],
+        starts=[{"host": EVIL, "versions": {EVIL: EVIL}, "time": EVIL, "settings": {}}],
     )
     assert EVIL not in html
     assert len(Page(html).all("script")) == 1
@@ -598,3 +618,31 @@ def test_progress_of_a_search_that_is_over():
     assert progress(campaign_of(records, result=RESULT)) == ""
     records.append(trial(1, 12.0, state=RUNNING))
     assert progress(campaign_of(records, result=RESULT)).startswith("1 of 16 trials are over, 1 has begun")
+
+
+def test_members_of_a_population_name_whom_they_go_on_from():
+    settings = json.loads(search_settings().model_dump_json()) | {"scheduler": "pbt", "num_trials": 2}
+    records = [
+        TrialRecord(
+            i,
+            {"encoder_lr_factor": 0.1 + 0.1 * i},
+            COMPLETED,
+            parent=None if i < 2 else i - 2,
+            history=history_of(13.0 - i, 4, 0.0),
+        )
+        for i in range(4)
+    ]
+    words = plain(html_of(records, settings=settings))
+    assert "goes on from" in words
+    assert re.search(r"0003 ★ best .{9,12} 0001 completed", words)
+    assert "Not over 4 trials are over" in words  # of how many is not known
+
+
+def test_trials_with_fewer_seeds_come_after_the_others():
+    """As the search itself chooses."""
+    records = [
+        TrialRecord(0, {}, STOPPED, history=history_of(11.0, 8, 0.0)),
+        TrialRecord(1, {}, COMPLETED, seed_scores=[12.0, 13.0], history=history_of(11.8, 8, 0.0)),
+        TrialRecord(2, {}, COMPLETED, seed_scores=[12.5, 12.1], history=history_of(12.0, 8, 0.0)),
+    ]
+    assert [record.number for record in ranked(score_of({}, records), records)] == [2, 1, 0]
