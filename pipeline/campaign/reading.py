@@ -61,7 +61,7 @@ class Campaign:
         if self.settings.get("scheduler") == "pbt":
             return None
         asked = [start["settings"]["num_trials"] for start in self.starts if "num_trials" in start.get("settings", {})]
-        return int([self.settings.get("num_trials") or len(self.records), *asked][-1])
+        return max(int([self.settings.get("num_trials") or 0, *asked][-1]), len(self.records))
 
 
 def read_campaign(folder: str) -> Campaign:

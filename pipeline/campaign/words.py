@@ -183,7 +183,7 @@ def commands(campaign: Campaign) -> list[Command]:
     wanted = campaign.num_trials
     go_on = {"run.storage": storage, "run.run_id": run_id}
     if wanted is not None:
-        go_on["num_trials"] = str(2 * max(wanted, len(campaign.records)) if campaign.result else wanted)
+        go_on["num_trials"] = str(2 * wanted if campaign.result else wanted)
     config = join(campaign.folder, "settings.yaml") if is_local(campaign.folder) else "settings.yaml"
     options = "".join(f" \\\n  --{name} {shlex.quote(value)}" for name, value in {"config": config, **go_on}.items())
     what = "Go on, with more trials" if campaign.result and wanted is not None else "Go on"

@@ -70,7 +70,8 @@ class Dimension(Settings):
     @model_validator(mode="after")
     def _check(self) -> "Dimension":
         given = [name for name in _DRAWN if getattr(self, name) is not None]
-        if not given and "fixed" in self.model_fields_set:  # to none; a settings file that was written out names it always
+        # Fixed to none; where another is given, "fixed: null" only says that it is not, as in every file that was written out.
+        if not given and "fixed" in self.model_fields_set:
             given = ["fixed"]
         if len(given) != 1:
             raise ValueError(f"must have one of {', '.join(_DRAWN)}; it has {' and '.join(given) or 'none'}")
