@@ -13,6 +13,7 @@ JOBS = {
     "pretrain": "frame set -> encoder",
     "finetune": "encoder + labelled frame set -> pose model",
     "search": "fine-tuning with many settings",
+    "campaign_report": "a search's folder -> its report",
     "study": "what a method is worth: a grid of pretrainings and fine-tunings",
     "evaluate": "pose models -> metrics, comparison, report",
     "compare": "runs of any kind: settings that differ, their models on the same frames",

@@ -1,1 +1,1 @@
-"""A search and what becomes of its best settings: trained anew with several seeds, tested on a split of its own, registered."""
+"""A search and what becomes of its best settings: trained anew with several seeds, tested on a split of its own, registered; its report."""

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from pipeline.campaign.report import write_campaign_report
 from pipeline.campaign.winner import WinnerSettings, check_winner, crown, where_it_can_be_tested
+from pipeline.errors import EquihandError, one_line, warn
 from pipeline.frames.frame_set import FrameSet
 from pipeline.progress import SILENT, Progress
 from pipeline.search.campaign import run_search
 from pipeline.search.settings import SearchSettings
 from pipeline.storage import absolute, join, preflight, read_json, write_json
+from pipeline.tracked import tracked_again
 
 
 class CampaignSettings(SearchSettings):
@@ -25,13 +28,27 @@ def run_campaign(settings: CampaignSettings, progress: Progress = SILENT) -> dic
     chosen = where_it_can_be_tested(settings.winner, FrameSet.open(settings.finetune.frame_set))
     check_winner(chosen, settings)
     result = run_search(settings, progress)
-    if not chosen.num_seeds:
-        return result
     folder = join(absolute(settings.run.storage), result["run_id"])
-    winner = crown(chosen, settings, folder, result, progress)
-    untracked: dict[str, Any] = {name: winner.pop(name) for name in ("untracked", "num_lost") if name in winner}
-    uri = join(folder, "result.json")
-    stored = read_json(uri)
-    if stored.get("winner") != winner:
-        write_json(uri, {**stored, "winner": winner})
-    return {**result, "winner": winner, **untracked}
+    if chosen.num_seeds:
+        winner = crown(chosen, settings, folder, result, progress)
+        untracked: dict[str, Any] = {name: winner.pop(name) for name in ("untracked", "num_lost") if name in winner}
+        uri = join(folder, "result.json")
+        stored = read_json(uri)
+        if stored.get("winner") != winner:
+            write_json(uri, {**stored, "winner": winner})
+        result = {**result, "winner": winner, **untracked}
+    return result | _report(folder, settings, result)
+
+
+def _report(folder: str, settings: CampaignSettings, result: dict[str, Any]) -> dict[str, Any]:
+    """Draw the campaign's page, also for MLflow; what MLflow does not have. A page that cannot be drawn costs no result."""
+    try:
+        write_campaign_report(folder)
+    except (EquihandError, OSError, ValueError) as error:
+        warn(
+            f"{one_line(error)}; there is no report.html of {folder}, `python -m jobs.campaign_report {folder}` tries again"
+        )
+        return {}
+    with tracked_again(settings.tracking, folder, result["run_id"], "search") as again:
+        again.run.log_file("report.html")
+    return again.untracked()

@@ -30,6 +30,7 @@ def line_chart(
     level: tuple[str, float] | None = None,
     spread: Mapping[str, Sequence[tuple[float, float, float]]] = {},
     references: Mapping[str, Points] = {},
+    styles: Mapping[str, str] = {},
 ) -> Markup:
     """Lines over a common axis.
 
@@ -37,19 +38,17 @@ def line_chart(
     many, the best first; it alone is strong. smooth: curves of many points get their moving average, the raw curve faint
     behind. level: name of a value to compare with, and the value: a dashed line across. spread: {name: [(x, lowest, highest)]},
     upright bars of a series. references: lines to compare with, thin, with their names on them; they need an axis that holds
-    them.
+    them. styles: classes of a series' line in place of the colours in turn.
     """
     points = [p for line in series.values() for p in line if all(map(math.isfinite, p))]
     x_axis = x_axis or linear_axis(
         [x for x, _ in points], 4, low=min(x for x, _ in points), high=max(x for x, _ in points)
     )
     y_axis = y_axis or linear_axis([*(y for _, y in points), *([level[1]] if level else [])], 4)
-    frame = _Frame(width, height, x_axis, y_axis)
+    frame = Frame(width, height, x_axis, y_axis)
     body = [frame.grid(x_label, y_label)]
     if level:
-        y = frame.y(level[1])
-        body.append(svg.line(_MARGIN_LEFT, y, width - _MARGIN_RIGHT, y, "level"))
-        body.append(svg.text(width - _MARGIN_RIGHT, y - 5, f"{level[0]}: {number(level[1])}", "name", "end"))
+        body.append(frame.level(*level))
     for name, line in references.items():
         body.append(
             Markup('<path class="line reference" data-name="{}" d="{}"><title>{}</title></path>').format(
@@ -57,7 +56,8 @@ def line_chart(
             )
         )
         body.append(svg.text(frame.x(line[-1][0]), frame.y(line[-1][1]) - 4, name, "tick halo", "end"))
-    styles = {name: _rank_style(i) if ranked else f"s{i % 6} d{i % 6}" for i, name in enumerate(series)}
+    in_turn = {name: _rank_style(i) if ranked else f"s{i % 6} d{i % 6}" for i, name in enumerate(series)}
+    styles = {**in_turn, **styles}
     # The last line drawn lies on top: the best of a ranking, the first of the others.
     for name, line in reversed(list(series.items())):
         finite = [p for p in line if all(map(math.isfinite, p))]
@@ -240,7 +240,9 @@ def interval_chart(rows: Mapping[str, tuple[float, tuple[float, float] | None, f
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
+    """The area that a chart is drawn in: where its values lie in the drawing, its axes, and the drawing itself."""
+
     width: int
     height: int
     x_axis: Axis
@@ -255,7 +257,14 @@ class _Frame:
     def path(self, points: Points) -> str:
         return svg.path([(self.x(x), self.y(y)) for x, y in points])
 
+    def level(self, name: str, value: float) -> Markup:
+        """A dashed line across at a value to compare with, and its name where it has one."""
+        y, right = self.y(value), self.width - _MARGIN_RIGHT
+        text = svg.text(right, y - 5, f"{name}: {number(value)}", "name halo", "end") if name else Markup()
+        return svg.line(_MARGIN_LEFT, y, right, y, "level") + text
+
     def grid(self, x_label: str, y_label: str) -> Markup:
+        """The axes with their ticks, the lines behind the values, and what the axes are called."""
         left, right = _MARGIN_LEFT, self.width - _MARGIN_RIGHT
         base = self.height - _MARGIN_BOTTOM
         parts = []
@@ -271,7 +280,9 @@ class _Frame:
             parts.append(svg.text(left, self.height - 3, y_label, "tick label", "start"))
         return Markup("").join(parts)
 
-    def drawing(self, title: str, description: str, body: Sequence[Markup], x_label: str) -> Markup:
+    def drawing(
+        self, title: str, description: str, body: Sequence[Markup], x_label: str, style: str = "plot"
+    ) -> Markup:
         """The page's script reads values back from the drawing through these ranges."""
         left, top, right, bottom = _MARGIN_LEFT, _MARGIN_TOP, self.width - _MARGIN_RIGHT, self.height - _MARGIN_BOTTOM
         ends = (self.x_axis.low, self.x_axis.high, self.y_axis.low, self.y_axis.high)
@@ -281,7 +292,7 @@ class _Frame:
             " ".join(f"{end:.8g}" for end in ends),
             "x" * self.x_axis.log + "y" * self.y_axis.log,
         )
-        return svg.drawing(self.width, self.height, title, description, body, "plot", data)
+        return svg.drawing(self.width, self.height, title, description, body, style, data)
 
 
 def _marker(index: int, x: float, y: float) -> Markup:

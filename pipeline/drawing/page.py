@@ -49,7 +49,7 @@ def page_environment(*folders: Path) -> jinja2.Environment:
     )
     environment.filters.update(
         number=number,
-        moment=_moment,
+        moment=moment,
         data_uri=_data_uri,
         size=_picture_size,
         sum_values=lambda counts: sum(counts.values()),
@@ -67,7 +67,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _moment(text: str) -> str:
+def moment(text: str) -> str:
     """An ISO 8601 time for people, in UTC; anything else as it is."""
     try:
         time = datetime.fromisoformat(text)

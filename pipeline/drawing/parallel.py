@@ -1,16 +1,18 @@
 """Parallel coordinates: the trials of a search, each a line through its settings and its result."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
 from markupsafe import Markup
 
 from pipeline.drawing import svg
-from pipeline.drawing.svg import Axis, linear_axis, log_axis
+from pipeline.drawing.svg import Axis, close_log_axis, linear_axis, log_axis
 
 Value = float | str | bool | None
+
+_MANY, _NUM_STRONG = 60, 25  # lines
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,20 @@ class ParallelLine:
     best: bool = False
 
 
-def parallel_coordinates(lines: Sequence[ParallelLine], columns: Sequence[str], title: str) -> Markup:
+def parallel_coordinates(
+    lines: Sequence[ParallelLine], columns: Sequence[str], title: str, log: Collection[str] | None = None
+) -> Markup:
     """One vertical axis a column, one line a trial; the better the trial, the stronger its line.
 
-    Columns of positive numbers that span more than a factor of 20 are logarithmic; texts become evenly spaced names.
+    log: columns that are logarithmic; None takes those of positive numbers that span more than a factor of 20. Texts become evenly
+    spaced names.
     """
     width, height, top, bottom, side = max(860, 150 * len(columns)), 340, 46, 16, 80
     gap = (width - 2 * side) / max(1, len(columns) - 1)
-    scales = {column: _column_scale([line.values.get(column) for line in lines]) for column in columns}
+    scales = {
+        column: _column_scale([line.values.get(column) for line in lines], None if log is None else column in log)
+        for column in columns
+    }
     body, labels = [], []
     for index, column in enumerate(columns):
         x = side + index * gap
@@ -49,7 +57,7 @@ def parallel_coordinates(lines: Sequence[ParallelLine], columns: Sequence[str], 
             for index, place in enumerate(places)
             if place is not None
         ]
-        strength = 0.15 if line.rank is None else 0.9 - 0.65 * line.rank
+        strength = 0.15 if line.rank is None else _strength(line.rank, len(lines))
         style = "best" if line.best else ("s5" if line.rank is None else "s0")
         body.append(
             Markup('<path class="line trial {}" style="opacity:{}" d="{}"><title>{}</title></path>').format(
@@ -57,6 +65,11 @@ def parallel_coordinates(lines: Sequence[ParallelLine], columns: Sequence[str], 
             )
         )
     return svg.drawing(width, height, title, f"{len(lines)} trials over {', '.join(columns)}.", body + labels, "wide")
+
+
+def _strength(rank: float, num_lines: int) -> float:
+    """Opacity. Of many lines only the best are strong, because all together would be one dark patch."""
+    return 0.9 - 0.65 * rank if num_lines <= _MANY else 0.06 + 0.84 * math.exp(-rank * num_lines / _NUM_STRONG)
 
 
 @dataclass(frozen=True)
@@ -71,12 +84,16 @@ class _ColumnScale:
         return self.axis.position(float(value)) if _is_number(value) else None
 
 
-def _column_scale(values: Sequence[Value]) -> _ColumnScale:
+def _column_scale(values: Sequence[Value], log: bool | None) -> _ColumnScale:
     known = [v for v in values if v is not None]
     if known and all(isinstance(v, int | float) and not isinstance(v, bool) for v in known):
         numbers = [float(v) for v in known if _is_number(v)]
-        spread = bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) > 20
-        axis = log_axis(numbers) if spread else linear_axis(numbers, 4)
+        axis = linear_axis(numbers, 4)
+        if numbers and min(numbers) > 0:
+            if log:
+                axis = close_log_axis(numbers)
+            elif log is None and max(numbers) / min(numbers) > 20:
+                axis = log_axis(numbers)
         return _ColumnScale(
             [(label, axis.position(tick)) for label, tick in zip(axis.labels(), axis.ticks, strict=True)], axis, {}
         )

@@ -69,11 +69,10 @@ class Dimension(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> "Dimension":
-        given = [
-            name
-            for name in _DRAWN
-            if name in self.model_fields_set and (name == "fixed" or getattr(self, name) is not None)
-        ]
+        given = [name for name in _DRAWN if getattr(self, name) is not None]
+        # Fixed to none; where another is given, "fixed: null" only says that it is not, as in every file that was written out.
+        if not given and "fixed" in self.model_fields_set:
+            given = ["fixed"]
         if len(given) != 1:
             raise ValueError(f"must have one of {', '.join(_DRAWN)}; it has {' and '.join(given) or 'none'}")
         limits = self.limits

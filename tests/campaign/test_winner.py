@@ -112,6 +112,6 @@ def test_a_set_without_a_split_to_test_on_ends_with_the_search_unless_more_was_a
     assert where_it_can_be_tested(WinnerSettings(), complete).num_seeds == 3
     assert caplog.text == ""
     assert where_it_can_be_tested(WinnerSettings(), without).num_seeds == 0
-    assert "no split 'test' to test on (8 train, 4 val)" in caplog.text
+    assert "no split 'test' to test on (8 train, 4 val, 0 test)" in caplog.text
     for asked in (WinnerSettings(seeds=2), WinnerSettings(register_as="hand")):
         assert where_it_can_be_tested(asked, without) == asked  # and check_winner refuses it

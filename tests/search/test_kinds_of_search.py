@@ -199,11 +199,11 @@ def test_trials_of_several_workers_are_runs_of_their_own_and_end_early_too(tmp_p
     settings = search_settings(
         tmp_path,
         frame_set,
-        finetune={"epochs": 6, "batch_size": 8},
+        finetune={"epochs": 60, "batch_size": 8, "validate_every": 2},  # so long that they can be ended
         # The second and third are far worse: no rung lets them pass.
         space={"optimiser.learning_rate": {"choice": [3e-3, 1e-7, 2e-7]}},
         searcher="grid",
-        grace_epochs=1,
+        grace_epochs=2,
         reduction_factor=2,
         trial_workers=2,
     )
@@ -211,10 +211,10 @@ def test_trials_of_several_workers_are_runs_of_their_own_and_end_early_too(tmp_p
     folder = str(tmp_path / "runs/s")
     records = read_records(folder)
     assert [record.state for record in records] == [COMPLETED, STOPPED, STOPPED]
-    assert len(records[0].history) == 6
-    assert all(len(record.history) < 6 for record in records[1:])
+    assert len(records[0].history) == 30
+    assert all(len(record.history) < 30 for record in records[1:])
     assert result["best_trial"] == "0000"
     own = read_json(folder_of(folder, 0) + "/result.json")
     assert own["world_size"] == 2
     assert not Path(folder_of(folder, 0), "tracking").exists()
-    assert [metrics["step"] for metrics in records[0].history] == [3, 6, 9, 12, 15, 18]  # 48 frames, 2 x 8 at a time
+    assert [metrics["step"] for metrics in records[0].history] == [*range(6, 181, 6)]  # 48 frames, 2 x 8 at a time

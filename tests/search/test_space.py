@@ -230,3 +230,14 @@ def test_what_cannot_change_in_the_middle_of_a_training_is_no_matter_for_a_popul
 def test_impossible_dimensions_are_refused(values, words):
     with pytest.raises(ValidationError, match=words):
         Dimension.model_validate(values)
+
+
+def test_a_space_that_was_written_out_is_read_back():
+    """As settings.yaml of every run is, from which the run can be done again or gone on with."""
+    nothing = space_of(seed={"fixed": None})
+    for space in (DEFAULT_SPACE, CONDITIONAL, nothing):
+        written = {name: dimension.model_dump(mode="json") for name, dimension in space.items()}
+        again = {name: Dimension.model_validate(values) for name, values in written.items()}
+        assert {name: dimension.model_dump(mode="json") for name, dimension in again.items()} == written
+    with pytest.raises(ValidationError, match="it has choice and fixed"):
+        Dimension.model_validate({"choice": [1, 2], "fixed": 1})
