@@ -22,6 +22,7 @@ from pipeline.frames.labelled import LabelSelection, load_labelled
 from pipeline.frames.mixing import uris_of
 from pipeline.lease import lease
 from pipeline.models.kept import read_best
+from pipeline.models.origin import origin_of
 from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
 from pipeline.ray_cluster import check_is_in_cluster, choose_gpus, said_when_lost, wait_for_node
@@ -45,7 +46,7 @@ from pipeline.search.space import check_space, first_guess
 from pipeline.search.trial import Plan, Shared, trial
 from pipeline.search.tuning import NOT_YET, NUMBER, run_trials
 from pipeline.storage import absolute, copy_tree, delete, exists, join, preflight, write_json
-from pipeline.tracked import tracked
+from pipeline.tracked import Origin, tracked
 from pipeline.training.finetune_data import in_memory, load_validation
 from pipeline.training.finetune_recipe import check_settings, with_epochs
 from pipeline.training.pretrain_recipe import check_recipe
@@ -80,8 +81,10 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     _quiet_optuna()
     with (
         lease(folder, run_id),
+        tracked(
+            settings.tracking, folder, run_id, "search", given, frame_set.describe(), _origin(settings)
+        ) as tracking,
         run_log(folder, "driver", warn),
-        tracked(settings.tracking, folder, run_id, "search", given, frame_set.describe()) as tracking,
         search_monitor(run_id, tracking.run, settings, progress, _epochs_of_trial(settings)) as monitor,
     ):
         tracking.opened()
@@ -103,6 +106,12 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
         tracking.run.log_metrics(best, step=0)
     progress.finish()
     return result | tracking.untracked()
+
+
+def _origin(settings: SearchSettings) -> Origin:
+    """The runs from which its trials may start. Trials have no links of their own, which would be hundreds on one pretraining."""
+    varied = settings.space.get("init")
+    return origin_of(settings.finetune.init, *(() if varied is None else varied.examples()))
 
 
 def _num_trials(settings: SearchSettings) -> int:
