@@ -17,7 +17,7 @@ from pipeline.training.pulse import Sign
 from pipeline.training.waiting import Watch
 from tests.tiny_sets import write_tiny_set
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 LINE = re.compile(r"^(\w+)\{(.*)\} (\S+)$")
 
 Series = dict[str, list[tuple[dict[str, str], float]]]
