@@ -94,6 +94,10 @@ class SearchSettings(Settings):
                     raise ValueError(f"setting '{name}': not with scheduler pbt")
             if self.searcher == "grid":
                 raise ValueError("setting 'searcher' = 'grid': a population (scheduler pbt) draws its values")
+        if self.trial_workers > 1 and self.pretrain is not None:
+            raise ValueError(
+                "setting 'pretrain': trials of several workers (trial_workers) do not pretrain; pretrain first, and name it as finetune.init"
+            )
         labels = next((name for name in self.space if name.startswith("labels")), None)
         if self.trial_workers > 1 and labels is not None:
             raise ValueError(

@@ -26,6 +26,7 @@ def settings(**values) -> SearchSettings:
             {"trial_workers": 2, "space": {"labels.fraction": {"choice": [0.1, 1.0]}}},
             "setting 'space.labels.fraction': all trials have the same labels",
         ),
+        ({"trial_workers": 2, "pretrain": {"frame_set": "a"}}, "setting 'pretrain': trials of several workers"),
         ({"objectives": ["beauty"]}, "latency_ms"),
         ({"finetune": {"frame_set": "f", "best_by": "loss"}}, "pa_epe_mm"),
         ({"budget_hours": 0}, "greater than 0"),
