@@ -19,6 +19,11 @@ import psutil
 from pipeline.errors import DamagedError, MissingError, SettingsError, StorageError, warn
 from pipeline.storage import delete, join, read_json, write_json
 
+
+class HeldError(SettingsError):
+    """Another process holds the run."""
+
+
 _FILE = "lease.json"
 _SAY_EVERY_S = 20.0
 _TOO_OLD_S = 60.0  # clocks of machines may differ by less
@@ -29,14 +34,14 @@ _LOOK_S = 2.0
 def lease(folder: str, run_id: str, say: Callable[[str], None] = warn) -> Iterator[None]:
     """Hold the run while the block runs; waits for a lease that nobody renews. folder: URI.
 
-    Raises SettingsError where another process holds it.
+    Raises HeldError where another process holds it.
     """
     uri, own = join(folder, _FILE), uuid.uuid4().hex
     _wait_for(uri, run_id, say)
     _write(uri, own)
     held = _read(uri)
     if held is not None and held["owner"] != own:  # another one came at the same moment, and was later
-        raise SettingsError(_taken(run_id, held))
+        raise HeldError(_taken(run_id, held))
     ended = threading.Event()
     thread = threading.Thread(target=_renew, args=(uri, own, ended), daemon=True, name="lease")
     thread.start()
@@ -55,7 +60,7 @@ def _wait_for(uri: str, run_id: str, say: Callable[[str], None]) -> None:
     first = held = _read(uri)
     while held is not None and not _is_dead(held) and time.time() - held["at"] < _TOO_OLD_S:
         if first is None or held["owner"] != first["owner"] or held["at"] != first["at"]:
-            raise SettingsError(_taken(run_id, held))
+            raise HeldError(_taken(run_id, held))
         if held is first:
             say(f"{_taken(run_id, held)}; waiting {_TOO_OLD_S:.0f} s for a sign of life")
         time.sleep(_LOOK_S)

@@ -5,13 +5,12 @@ from typing import Any
 
 from pipeline.config import to_yaml
 from pipeline.frames.frame_set import FrameSet
-from pipeline.frames.labelled import load_labelled
 from pipeline.models.kept import Kept, checkpoints_in, read_best
 from pipeline.run_log import log, run_log
 from pipeline.runs import open_run
 from pipeline.storage import join, write_bytes, write_json
 from pipeline.training.finetune import finetune
-from pipeline.training.finetune_data import load_validation
+from pipeline.training.finetune_data import SharedFrames
 from pipeline.training.finetune_recipe import check_settings, with_epochs
 from pipeline.training.finetune_run import FinetuneRunSettings
 from pipeline.training.worker import Worker
@@ -48,12 +47,7 @@ def finetune_run(
             log("provenance", **{"mlflow.source.git.commit": commit, "equihand.command": f"jobs.finetune {run_id}"})
         outcome = finetune(
             planned,
-            load_labelled(frames, settings.split, clips=selection.clips),
-            load_validation(settings, frames),
-            mean_bone_length=selection.mean_bone_length,
-            constant=selection.constant,
-            constant_2d=selection.constant_2d,
-            frame_set_digest=frames.manifest.digest,
+            SharedFrames.load(settings, frames, selection),
             worker=Worker(report=report),
         )
     result = {

@@ -23,13 +23,13 @@ from pipeline.models.kept import Kept, checkpoints_in, read_best, read_history
 from pipeline.progress import Progress
 from pipeline.run_log import log, run_log
 from pipeline.runs import read_result
-from pipeline.search.trial import Shared, pretrained, pretraining_folder
+from pipeline.search.trial import pretrained, pretraining_folder
 from pipeline.storage import delete, join, read_bytes, read_json, write_bytes, write_json
 from pipeline.training.board import BoardHandle
-from pipeline.training.finetune import finetune, run_epochs
-from pipeline.training.finetune_data import worker_data
+from pipeline.training.finetune import finetune
+from pipeline.training.finetune_data import SharedFrames
 from pipeline.training.finetune_recipe import FinetuneSettings
-from pipeline.training.finetune_run import FinetuneRunSettings, run_finetune
+from pipeline.training.finetune_run import FinetuneRunSettings, on_workers, run_finetune
 from pipeline.training.pretrain_recipe import PretrainRecipe
 from pipeline.training.worker import Worker
 
@@ -111,22 +111,7 @@ class Retraining:
             recipe = recipe.model_copy(update={"init": known["encoder"]})
         if means.num_workers == 1:
             return recipe
-        storage, _, run_id = self.folder.rpartition("/")
-        workers = {
-            "num_workers": means.num_workers,
-            "cpus_per_worker": means.cpus,
-            "use_gpu": means.use_gpu,
-            "labels": dict(means.labels),
-            "threads": None if means.use_gpu else means.cpus,
-        }
-        return FinetuneRunSettings.model_validate(
-            {
-                **recipe.model_dump(),
-                "workers": workers,
-                "run": {"storage": storage, "run_id": run_id},
-                "tracking": {"uri": None, "required": False},  # the campaign records it
-            }
-        )
+        return on_workers(recipe, self.folder, means.num_workers, means.cpus, means.use_gpu, dict(means.labels))
 
 
 @dataclass(frozen=True)
@@ -182,7 +167,7 @@ def pretrain(item: tuple[PretrainRecipe, str, Means], board: BoardHandle) -> str
         return pretrained(recipe, search, means.device(), lambda metrics: None, board.warn)
 
 
-def train(job: Retraining, data: Shared, board: BoardHandle) -> None:
+def train(job: Retraining, data: SharedFrames, board: BoardHandle) -> None:
     """Train it, from its last checkpoint on; a task on the cluster."""
     if not _is_same(job):  # of other settings or frames, such as of the trial that was the best before
         delete(job.folder)
@@ -208,7 +193,7 @@ class _Posts(Progress):
         self._board.post(self._job.name, done)
 
 
-def _train_alone(job: Retraining, settings: FinetuneSettings, data: Shared, board: BoardHandle) -> None:
+def _train_alone(job: Retraining, settings: FinetuneSettings, data: SharedFrames, board: BoardHandle) -> None:
     kept, selection = Kept(job.folder), data.selection
 
     def report(metrics: dict[str, float], save: SaveCheckpoint | None) -> None:
@@ -229,20 +214,7 @@ def _train_alone(job: Retraining, settings: FinetuneSettings, data: Shared, boar
             notice=lambda frames, figures: board.post(job.name, frames),
             say=board.warn,
         )
-        if data.train is None:  # too many to be held in memory
-            streamed = worker_data(settings, data.frame_set, selection, 0, 1, reader_cpus=0)
-            returned = run_epochs(settings, streamed, worker)
-        else:
-            returned = finetune(
-                settings,
-                data.train,
-                data.validation,
-                mean_bone_length=selection.mean_bone_length,
-                constant=selection.constant,
-                constant_2d=selection.constant_2d,
-                frame_set_digest=job.frame_set["frame_set_digest"],
-                worker=worker,
-            )
+        returned = finetune(settings, data, worker)
     result = {
         "run_id": job.run_id,
         "kind": "finetune",

@@ -7,16 +7,17 @@ from pipeline.campaign.retraining import Retrained, Retraining, examine, finishe
 from pipeline.errors import EquihandError, TrainingError
 from pipeline.progress import Progress
 from pipeline.ray_tasks import TaskNeeds, run_tasks
-from pipeline.search.trial import Shared, pretraining_folder
+from pipeline.search.trial import pretraining_folder
 from pipeline.tracked import Run
 from pipeline.training.board import BoardHandle, progress_board
+from pipeline.training.finetune_data import SharedFrames
 from pipeline.training.finetune_recipe import batch_and_steps
 
 
 def train_all(
     jobs: Sequence[Retraining],
     num_labels: int,
-    load: Callable[[], Shared],
+    load: Callable[[], SharedFrames],
     load_held_out: Callable[[], HeldOut],
     needs: TaskNeeds,
     parent: Run,

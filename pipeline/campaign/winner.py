@@ -28,7 +28,7 @@ from pipeline.config import Settings, flatten
 from pipeline.errors import EquihandError, SettingsError, warn
 from pipeline.evaluation.metrics import Protocol
 from pipeline.frames.frame_set import FrameSet
-from pipeline.frames.labelled import LabelSelection, load_labelled
+from pipeline.frames.labelled import LabelSelection
 from pipeline.lease import lease
 from pipeline.progress import SILENT, Progress
 from pipeline.provenance import git
@@ -39,11 +39,10 @@ from pipeline.run_log import log, run_log
 from pipeline.runs import read_result
 from pipeline.search.settings import SearchSettings
 from pipeline.search.space import trial_pretraining, trial_settings
-from pipeline.search.trial import Shared
 from pipeline.storage import copy_from_local, delete, join, preflight, read_json, write_json
 from pipeline.tracked import Run, tracked
 from pipeline.tracking import stored_run
-from pipeline.training.finetune_data import in_memory, load_validation
+from pipeline.training.finetune_data import SharedFrames
 from pipeline.training.finetune_recipe import check_settings, with_epochs
 
 _SEEDS = 3
@@ -269,10 +268,8 @@ class _Campaign:
             for arm, recipe in self.recipes.items()
         ]
 
-        def load() -> Shared:
-            is_shared = means.num_workers == 1 and in_memory(base, self.frame_set, self.selection)
-            train = load_labelled(self.frame_set, base.split, clips=self.selection.clips) if is_shared else None
-            return Shared(self.frame_set, self.selection, train, load_validation(base, self.frame_set))
+        def load() -> SharedFrames:
+            return SharedFrames.load(base, self.frame_set, self.selection, means.num_workers)
 
         done = train_all(jobs, self.selection.num_frames, load, self._held_out, needs, parent, progress)
         return {arm: [each for each in done if each.job.arm == arm] for arm in self.recipes}

@@ -9,7 +9,7 @@ import torch
 
 from pipeline import hands
 from pipeline.config import Uri
-from pipeline.drawing.figures import Case, pick_cases, side_by_side
+from pipeline.drawing.figures import pick_cases, side_by_side
 from pipeline.errors import DataError, SettingsError, StorageError
 from pipeline.evaluation.metric_names import METRICS
 from pipeline.evaluation.metrics import MM, joint_errors
@@ -23,7 +23,7 @@ from pipeline.progress import Progress
 from pipeline.reports.answers import TABLE_METRICS, TABLE_METRICS_2D
 from pipeline.reports.compare_data import Measured, ModelError
 from pipeline.reports.compare_folders import RunFolder
-from pipeline.reports.evaluate import Evaluation, answers_in_set, evaluate_model
+from pipeline.reports.evaluate import Evaluation, answers_in_set, case_of, evaluate_model
 from pipeline.reports.report_data import Overlays, Picture
 from pipeline.reports.verdict import Comparison, Verdict, compare
 
@@ -295,14 +295,7 @@ def _overlays(models: Models, letters: Mapping[str, str], num_cases: int) -> lis
     for title, chosen in sections.items():
         cases = [
             [
-                Case(
-                    image=batch.frames[row],
-                    predicted=evaluation.predictions.joints_2d[row],
-                    true=true_2d[row],
-                    predicted_3d=evaluation.predictions.joints_3d[row] if in_3d else None,
-                    true_3d=batch.joints_3d[row] if in_3d else None,
-                    label=f"{letters[run]}  {errors[run][number]:.1f} {unit}",
-                )
+                case_of(evaluation, batch, true_2d, row, in_3d, f"{letters[run]}  {errors[run][number]:.1f} {unit}")
                 for run, evaluation in models.evaluations.items()
             ]
             for number, row in zip(chosen, rows[chosen].tolist(), strict=True)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
+from torch import Tensor
 
 from pipeline.config import Settings, Uri, to_yaml
 from pipeline.drawing.figures import Case, overlays, pick_cases
@@ -17,7 +18,7 @@ from pipeline.evaluation.metric_names import PROBE_METRICS, metric_name
 from pipeline.evaluation.metrics import MM, Protocol, pose_metrics
 from pipeline.evaluation.yardsticks import CONSTANT, RANDOM, Constant
 from pipeline.frames.frame_set import FrameSet
-from pipeline.frames.labelled import LabelledFrames, load_labelled, read_joints_2d, read_poses
+from pipeline.frames.labelled import LabelledFrames, PoseBatch, load_labelled, read_joints_2d, read_poses
 from pipeline.geometry import project
 from pipeline.models.origin import origin_of
 from pipeline.models.predict import Predictions, bone_lengths, predict
@@ -319,6 +320,18 @@ def judge(
     )
 
 
+def case_of(evaluation: Evaluation, batch: PoseBatch, true_2d: Tensor, row: int, in_3d: bool, label: str) -> Case:
+    """A model's answer on a frame (row of the batch), to be drawn. true_2d: (N, 21, 2) where its joints are in the crops."""
+    return Case(
+        image=batch.frames[row],
+        predicted=evaluation.predictions.joints_2d[row],
+        true=true_2d[row],
+        predicted_3d=evaluation.predictions.joints_3d[row] if in_3d else None,
+        true_3d=batch.joints_3d[row] if in_3d else None,
+        label=label,
+    )
+
+
 def case_overlays(evaluation: Evaluation, data: LabelledFrames, num_cases: int) -> list[Overlays]:
     """Pictures of good, median and worst frames: predicted and true hands on the crop, and from the side.
 
@@ -334,14 +347,7 @@ def case_overlays(evaluation: Evaluation, data: LabelledFrames, num_cases: int) 
     for title, chosen in (("Good", groups.good), ("Median", groups.median), ("Worst", groups.worst)):
         rows = of_errors[chosen].tolist()
         cases = [
-            Case(
-                image=batch.frames[row],
-                predicted=evaluation.predictions.joints_2d[row],
-                true=true_2d[row],
-                predicted_3d=evaluation.predictions.joints_3d[row] if in_3d else None,
-                true_3d=batch.joints_3d[row] if in_3d else None,
-                label=f"{errors[number]:.1f} {unit}",
-            )
+            case_of(evaluation, batch, true_2d, row, in_3d, f"{errors[number]:.1f} {unit}")
             for number, row in zip(chosen, rows, strict=True)
         ]
         if cases:

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.config import flatten
 from pipeline.errors import SettingsError, TrainingError, warn
 from pipeline.frames.frame_set import FrameSet
-from pipeline.frames.labelled import LabelSelection, load_labelled
+from pipeline.frames.labelled import LabelSelection
 from pipeline.frames.mixing import uris_of
 from pipeline.lease import lease
 from pipeline.models.kept import read_best
@@ -43,11 +43,11 @@ from pipeline.search.records import (
 )
 from pipeline.search.settings import SearchSettings, check_population
 from pipeline.search.space import check_space, first_guess
-from pipeline.search.trial import Plan, Shared, trial
+from pipeline.search.trial import Plan, trial
 from pipeline.search.tuning import NOT_YET, NUMBER, run_trials
 from pipeline.storage import absolute, copy_tree, delete, exists, join, preflight, write_json
 from pipeline.tracked import Origin, tracked
-from pipeline.training.finetune_data import in_memory, load_validation
+from pipeline.training.finetune_data import SharedFrames
 from pipeline.training.finetune_recipe import check_settings, with_epochs
 from pipeline.training.pretrain_recipe import check_recipe
 
@@ -89,7 +89,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     ):
         tracking.opened()
         progress.start("search", _num_trials(settings) * _epochs_of_trial(settings), "epochs")
-        log("settings", settings=flatten(settings), **frame_set.describe())
+        log("settings", settings=flatten(settings), **frame_set.describe(), num_earlier_trials=len(earlier))
         records = _run_trials(settings, folder, frame_set, selection, monitor, earlier)
         result = {
             "run_id": run_id,
@@ -144,9 +144,7 @@ def _earlier(settings: SearchSettings) -> list[TrialRecord]:
         if not records:
             there = "has no trials" if exists(join(uri, "settings.yaml")) else "is no folder of a search"
             raise SettingsError(f"setting 'warm_start': {absolute(uri)} {there}")
-        usable = [record for record in records if record.state == COMPLETED]
-        log("warm start", uri=uri, trials=len(records), usable=len(usable))
-        found += usable
+        found += [record for record in records if record.state == COMPLETED]
     return found
 
 
@@ -307,14 +305,7 @@ def _run_trials(
         num_workers=settings.trial_workers,
         labels=settings.trial_labels,
     )
-    data = Shared(
-        frame_set,
-        selection,
-        train=load_labelled(frame_set, base.split, clips=selection.clips)
-        if settings.trial_workers == 1 and in_memory(base, frame_set, selection)
-        else None,
-        validation=load_validation(base, frame_set),
-    )
+    data = SharedFrames.load(base, frame_set, selection, settings.trial_workers)
     resources = {"CPU": float(settings.cpus_per_trial), "GPU": gpus}
     wait_for_node(resources, settings.trial_labels, settings.start_timeout_s)
     at_a_time = settings.num_trials if settings.scheduler == "pbt" else campaign.num_left
@@ -380,8 +371,8 @@ def _outcome(records: list[TrialRecord], folder: str, settings: SearchSettings) 
 
 def pareto_front(records: list[TrialRecord]) -> list[TrialRecord]:
     """Those than which none is better in one of score and objectives and as good in the others, by score."""
-    points = [(record.value, *record.objectives.values()) for record in records if record.value and record.objectives]
-    kept = [record for record in records if record.value and record.objectives]
+    kept = [record for record in records if record.value is not None and record.objectives]
+    points = [(record.value or 0.0, *record.objectives.values()) for record in kept]
 
     def is_beaten(point: tuple[float, ...]) -> bool:
         return any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points)

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 
 from pipeline.errors import DataError, LeftError, SettingsError, TrainingError
-from pipeline.frames.frame_set import FrameSet
-from pipeline.frames.labelled import LabelledFrames, LabelSelection, memory_epoch, select_labels
-from pipeline.lease import lease
+from pipeline.frames.labelled import select_labels
+from pipeline.lease import HeldError, lease
 from pipeline.models.checkpoints import SaveCheckpoint
 from pipeline.models.cost import latency_ms, model_mb
 from pipeline.models.kept import Kept, read_best, read_history
@@ -33,26 +32,15 @@ from pipeline.search.tuning import NUMBER
 from pipeline.storage import delete, join, write_json
 from pipeline.training import pretrain
 from pipeline.training.background import BackgroundCall
-from pipeline.training.finetune import run_epochs
-from pipeline.training.finetune_data import FinetuneData, worker_data
-from pipeline.training.finetune_recipe import FinetuneSettings, batch_and_steps
-from pipeline.training.finetune_run import FinetuneRunSettings, run_finetune
+from pipeline.training.finetune import finetune
+from pipeline.training.finetune_data import SharedFrames
+from pipeline.training.finetune_recipe import FinetuneSettings
+from pipeline.training.finetune_run import on_workers, run_finetune
 from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe
 from pipeline.training.worker import Worker
 
 _LOOK_S = 2.0
 Tell = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all trials read, once for each node."""
-
-    frame_set: FrameSet
-    selection: LabelSelection
-    train: LabelledFrames | None
-    """None where they are too many to be held in memory."""
-    validation: LabelledFrames
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,7 @@ class _Ended(Exception):
     """The search has ended the trial."""
 
 
-def trial(given: dict[str, Any], plan: Plan, data: Shared) -> None:
+def trial(given: dict[str, Any], plan: Plan, data: SharedFrames) -> None:
     """given: {NUMBER: ..., "values": what the search varies, "parent": trial to go on from, "until": epoch at which it is over}."""
     from ray import tune
 
@@ -108,13 +96,13 @@ def trial(given: dict[str, Any], plan: Plan, data: Shared) -> None:
             settings = settings.model_copy(
                 update={"init": pretrained(recipe, plan.folder, device, tell, warnings.append)}
             )
-        prepared, own_data = _prepared(settings, base, data)
+        prepared, frames = _prepared(settings, base, data)
         start = None
         if given["parent"] is not None:
             start = Kept(folder_of(plan.folder, given["parent"])).resume(Path(directory, "parent"), warnings.append)
         first = _Seed(given[NUMBER], 0, folder, prepared, base.epochs, given["until"])
         if plan.num_workers == 1:
-            first.train(own_data, device, Path(directory, "own"), tell, warnings, start)
+            first.train(frames, device, Path(directory, "own"), tell, warnings, start)
         else:
             first.train_on_workers(plan, tell)
         others = [
@@ -123,7 +111,7 @@ def trial(given: dict[str, Any], plan: Plan, data: Shared) -> None:
         ]
         for each in others:
             if plan.num_workers == 1:
-                each.train(own_data, device, Path(directory, str(each.number)), tell, warnings)
+                each.train(frames, device, Path(directory, str(each.number)), tell, warnings)
             else:
                 each.train_on_workers(plan, tell)
         objectives = _costs(folder, device) if plan.objectives else {}
@@ -139,38 +127,20 @@ def trial(given: dict[str, Any], plan: Plan, data: Shared) -> None:
 
 
 def _prepared(
-    settings: FinetuneSettings, base: FinetuneSettings, data: Shared
-) -> tuple[FinetuneSettings, Callable[[FinetuneSettings], FinetuneData]]:
+    settings: FinetuneSettings, base: FinetuneSettings, data: SharedFrames
+) -> tuple[FinetuneSettings, SharedFrames]:
     """Where a trial has other labels, they and as many epochs as make the same number of frames."""
-    selection, train = data.selection, data.train
-    if settings.labels != base.labels:
-        selection = select_labels(data.frame_set, settings.split, settings.labels)
-        if not selection.clips <= data.selection.clips:
-            raise SettingsError(
-                f"setting 'labels': a trial's {selection.num_frames} labels are not among the {data.selection.num_frames} of the "
-                "search; give the search more (finetune.labels)"
-            )
-        train = None if train is None else train.of_clips(selection.clips)
-        ratio = data.selection.num_frames / selection.num_frames
-        every = max(1, round((base.validate_every or 1) * ratio))
-        settings = settings.model_copy(update={"validate_every": every, "epochs": max(1, round(base.epochs * ratio))})
-
-    def own(settings: FinetuneSettings) -> FinetuneData:
-        if train is None:
-            return worker_data(settings, data.frame_set, selection, 0, 1, reader_cpus=0)
-        batch_size, steps = batch_and_steps(settings, len(train), 1)
-        return FinetuneData(
-            batches=lambda epoch: memory_epoch(train, batch_size, steps, settings.seed, epoch),
-            steps_per_epoch=steps,
-            batch_size=batch_size,
-            validation=data.validation,
-            mean_bone_length=selection.mean_bone_length,
-            constant=selection.constant,
-            constant_2d=selection.constant_2d,
-            frame_set_digest=data.frame_set.manifest.digest,
+    if settings.labels == base.labels:
+        return settings, data
+    selection = select_labels(data.frame_set, settings.split, settings.labels)
+    if not selection.clips <= data.selection.clips:
+        raise SettingsError(
+            f"setting 'labels': a trial's {selection.num_frames} labels are not among the {data.selection.num_frames} of the "
+            "search; give the search more (finetune.labels)"
         )
-
-    return settings, own
+    ratio = data.selection.num_frames / selection.num_frames
+    every, epochs = (max(1, round(number * ratio)) for number in (base.validate_every or 1, base.epochs))
+    return settings.model_copy(update={"validate_every": every, "epochs": epochs}), data.of(selection)
 
 
 class _Seed:
@@ -179,8 +149,8 @@ class _Seed:
     def __init__(
         self, trial: int, number: int, folder: str, settings: FinetuneSettings, epochs: int, until: int
     ) -> None:
-        """trial: its number. settings: their `seed` is the first one's. epochs: of the search, by which trials are compared; until: those of them after
-        which the training is over."""
+        """trial: its number. settings: their `seed` is the first one's. epochs: of the search, by which trials are compared; until:
+        those of them after which the training is over."""
         self.trial, self.number, self.folder, self.until = trial, number, folder, until
         self.settings = settings.model_copy(update={"seed": settings.seed + number})
         self._compared = epochs / settings.epochs
@@ -188,7 +158,7 @@ class _Seed:
 
     def train(
         self,
-        data: Callable[[FinetuneSettings], FinetuneData],
+        frames: SharedFrames,
         device: torch.device,
         directory: Path,
         tell: Tell,
@@ -213,27 +183,14 @@ class _Seed:
         try:
             for metrics in [*kept.history]:
                 self._passed(metrics, tell)
-            run_epochs(self.settings, data(self.settings), Worker(device=device, resume=resume or start, report=report))
+            finetune(self.settings, frames, Worker(device=device, resume=resume or start, report=report))
         except _Over:
             pass
 
     def train_on_workers(self, plan: Plan, tell: Tell) -> None:
         """The same as a run of Ray Train, whose folder is the trial's. Where the search ends the trial, it says so in its record: if
         Tune ended this process, the workers' place in the cluster would stay taken."""
-        settings = FinetuneRunSettings.model_validate(
-            {
-                **self.settings.model_dump(),
-                "workers": {
-                    "num_workers": plan.num_workers,
-                    "cpus_per_worker": plan.cpus,
-                    "use_gpu": plan.use_gpu,
-                    "labels": plan.labels,
-                    "threads": None if plan.use_gpu else plan.cpus,
-                },
-                "run": {"storage": self.folder.rpartition("/")[0], "run_id": self.folder.rpartition("/")[2]},
-                "tracking": {"uri": None, "required": False},
-            }
-        )
+        settings = on_workers(self.settings, self.folder, plan.num_workers, plan.cpus, plan.use_gpu, plan.labels)
         num_told, leave = 0, threading.Event()
         run = BackgroundCall(lambda: run_finetune(settings, leave=leave))
         with suppress(_Over):
@@ -282,9 +239,7 @@ def pretrained(
                 write_json(
                     join(folder, "result.json"), {"encoder": encoder, "settings": recipe.model_dump(mode="json")}
                 )
-        except SettingsError as error:
-            if "cannot run twice" not in str(error):
-                raise
+        except HeldError:
             time.sleep(_LOOK_S)  # another trial is at it
 
 

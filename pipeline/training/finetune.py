@@ -9,15 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.evaluation.yardsticks import Constant
 from pipeline.frames.labelled import (
-    LabelledFrames,
     PoseBatch,
-    memory_epoch,
 )
 from pipeline.geometry import project, transform_camera
 from pipeline.models.checkpoints import META, Snapshot, read_part, read_trainer_state
@@ -26,8 +22,8 @@ from pipeline.models.pose import PoseModel
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
 from pipeline.run_log import at_step
 from pipeline.training.bad_steps import GuardedStep, backward_from
-from pipeline.training.finetune_data import FinetuneData
-from pipeline.training.finetune_recipe import FinetuneSettings, batch_and_steps, with_epochs
+from pipeline.training.finetune_data import FinetuneData, SharedFrames
+from pipeline.training.finetune_recipe import FinetuneSettings, with_epochs
 from pipeline.training.optim import (
     build_optimiser,
     learning_rate_at,
@@ -41,34 +37,13 @@ from pipeline.training.worker import LossLog, Worker, check_finite
 from pipeline.views import apply_views, generator_for, sample_views, view_matrix
 
 
-def finetune(
-    settings: FinetuneSettings,
-    train: LabelledFrames,
-    validation: LabelledFrames,
-    *,
-    mean_bone_length: dict[str, float],
-    constant: Constant | None,
-    constant_2d: np.ndarray | None = None,
-    frame_set_digest: str = "",
-    worker: Worker,
-) -> dict[str, Any]:
-    """Fine-tune in this process, on frames in memory; neither Ray nor MLflow is touched.
+def finetune(settings: FinetuneSettings, frames: SharedFrames, worker: Worker) -> dict[str, Any]:
+    """Fine-tune in this process; where the frames are in memory, neither Ray nor MLflow is touched.
 
     Returns {"score", "epoch", "stopped_early", "metrics"}. Raises TrainingError when training cannot go on.
     """
-    settings = with_epochs(settings, len(train), 1)
-    batch_size, steps = batch_and_steps(settings, len(train), 1)
-    data = FinetuneData(
-        batches=lambda epoch: memory_epoch(train, batch_size, steps, settings.seed, epoch),
-        steps_per_epoch=steps,
-        batch_size=batch_size,
-        validation=validation,
-        mean_bone_length=mean_bone_length,
-        constant=constant,
-        constant_2d=constant_2d,
-        frame_set_digest=frame_set_digest,
-    )
-    return run_epochs(settings, data, worker)
+    settings = with_epochs(settings, frames.selection.num_frames, 1)
+    return run_epochs(settings, frames.data(settings), worker)
 
 
 def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Fine-tuning as a run on a cluster: Ray Train workers, MLflow, checkpoints in storage, resume by run id."""
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import SettingsError
@@ -21,6 +22,28 @@ from pipeline.training.workers import LaunchSettings
 
 class FinetuneRunSettings(LaunchSettings, FinetuneSettings):
     """A fine-tuning run: what is trained, and where."""
+
+
+def on_workers(
+    recipe: FinetuneSettings, folder: str, num_workers: int, cpus: int, use_gpu: bool, labels: Mapping[str, str]
+) -> FinetuneRunSettings:
+    """A fine-tuning on several workers that is a part of something larger, which records it. folder: URI of its run. cpus: of each
+    worker, on nodes with these labels."""
+    storage, _, run_id = folder.rpartition("/")
+    return FinetuneRunSettings.model_validate(
+        {
+            **recipe.model_dump(),
+            "workers": {
+                "num_workers": num_workers,
+                "cpus_per_worker": cpus,
+                "use_gpu": use_gpu,
+                "labels": dict(labels),
+                "threads": None if use_gpu else cpus,
+            },
+            "run": {"storage": storage, "run_id": run_id},
+            "tracking": {"uri": None, "required": False},
+        }
+    )
 
 
 def run_finetune(

@@ -14,9 +14,10 @@ from pipeline.models.checkpoints import save_checkpoint
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.kept import checkpoints_in
 from pipeline.models.weights import load_pose_model
-from pipeline.search.trial import Shared, pretraining_folder
+from pipeline.search.trial import pretraining_folder
 from pipeline.storage import delete, read_json, write_json
 from pipeline.training.finetune import finetune
+from pipeline.training.finetune_data import SharedFrames
 from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.finetune_run import FinetuneRunSettings
 from pipeline.training.pretrain_recipe import PretrainRecipe
@@ -48,7 +49,7 @@ class Campaign:
         self.about = HeldOutSplit.of(self.frames, "test", "freihand")
         self.held_out = HeldOut.load(self.frames, self.about, self.selection.constant_2d)
         train, validation = (load_labelled(self.frames, split) for split in ("train", "val"))
-        self.data = Shared(self.frames, self.selection, train, validation)
+        self.data = SharedFrames(self.frames, self.selection, train, validation)
 
     def recipe(self, **changes) -> FinetuneSettings:
         values = {"encoder": {"width": 8}, "views": {"size": 32}, "epochs": 3, "batch_size": 16, "validate_every": 1}
@@ -82,10 +83,7 @@ def test_it_is_a_fine_tuning_like_any_other(campaign):
     scores = []
     expected = finetune(
         job.recipe.finetune,
-        campaign.data.train,
-        campaign.data.validation,
-        mean_bone_length=campaign.selection.mean_bone_length,
-        constant=campaign.selection.constant,
+        campaign.data,
         worker=Worker(report=lambda metrics, save: scores.append(metrics["score"]) if save is not None else None),
     )
     assert found.score == expected["score"] == min(scores)

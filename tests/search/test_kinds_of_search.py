@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.frames.frame_set import FrameSet
-from pipeline.frames.labelled import load_labelled, select_labels
+from pipeline.frames.labelled import select_labels
 from pipeline.models.cost import latency_ms, model_mb
 from pipeline.models.kept import checkpoints_in, read_best
 from pipeline.models.weights import load_pose_model
@@ -17,6 +17,7 @@ from pipeline.search.settings import SearchSettings
 from pipeline.search.space import trial_settings
 from pipeline.storage import read_json
 from pipeline.training.finetune import finetune
+from pipeline.training.finetune_data import SharedFrames
 from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.worker import Worker
 from tests.tiny_sets import write_tiny_set
@@ -128,10 +129,7 @@ def test_members_of_a_population_go_on_from_each_others_weights(tmp_path, frame_
 
     finetune(
         trial_settings(FinetuneSettings.model_validate(base.model_dump()), moved.values),
-        load_labelled(data, "train", clips=selection.clips),
-        load_labelled(data, "val", limit=1000),
-        mean_bone_length=selection.mean_bone_length,
-        constant=selection.constant,
+        SharedFrames.load(base, data, selection),
         worker=Worker(resume=Path(checkpoints_in(folder_of(folder, ranked[0].number))[-1]), report=report),
     )
     kept = load_file(Path(checkpoints_in(folder_of(folder, moved.number))[-1], "model.safetensors"))

@@ -19,7 +19,7 @@ from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.weights import load_encoder, load_pose_model
 from pipeline.training.finetune import build_model, cut_tight, finetune, learning_rate_groups, trains_encoder
-from pipeline.training.finetune_data import in_memory, load_validation, worker_data
+from pipeline.training.finetune_data import SharedFrames, in_memory, load_validation, worker_data
 from pipeline.training.finetune_recipe import FinetuneSettings, batch_and_steps, check_settings, with_epochs
 from pipeline.training.pose_loss import PoseLossSettings, pose_losses
 from pipeline.training.validation import score_figures, validate
@@ -60,12 +60,7 @@ def train(settings: FinetuneSettings, folder: Path, resume: Path | None = None, 
     recorder = Recorder(folder)
     outcome = finetune(
         settings,
-        load_labelled(frames, settings.split, clips=selection.clips),
-        load_validation(settings, frames),
-        mean_bone_length=selection.mean_bone_length,
-        constant=selection.constant,
-        constant_2d=selection.constant_2d,
-        frame_set_digest=frames.manifest.digest,
+        SharedFrames.load(settings, frames, selection),
         worker=Worker(report=recorder, resume=resume, **worker),
     )
     return outcome, recorder
@@ -246,10 +241,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(frame_set, t
     ):
         finetune(
             settings,
-            data,
-            load_validation(settings, frames),
-            mean_bone_length=selection.mean_bone_length,
-            constant=selection.constant,
+            SharedFrames(frames, selection, data, load_validation(settings, frames)),
             worker=Worker(report=recorder),
         )
     assert recorder.checkpoints == []
@@ -264,10 +256,7 @@ def test_a_bad_step_is_left_out_and_counted(frame_set, tmp_path, caplog):
     recorder = Recorder(tmp_path)
     result = finetune(
         settings,
-        data,
-        load_validation(settings, frames),
-        mean_bone_length=selection.mean_bone_length,
-        constant=selection.constant,
+        SharedFrames(frames, selection, data, load_validation(settings, frames)),
         worker=Worker(report=recorder),
     )
     assert result["metrics"]["bad_steps"] == 2
