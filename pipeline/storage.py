@@ -75,14 +75,18 @@ _PATH_TROUBLE = {
 
 
 def _with_fresh_credentials(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, begun anew a few times where the credentials were refused: whoever keeps them fresh may be a moment late."""
+    """The function, begun anew a few times where the credentials were refused: whoever keeps them fresh may be a moment late,
+    or in the middle of writing their file, which reads as having none (a plain "no permission")."""
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         for attempt in range(1, _PATIENCE):
+            version = credentials_version()
             try:
                 return function(*args, **kwargs)
-            except CredentialsError:
+            except (CredentialsError, RefusedError) as error:
+                if isinstance(error, RefusedError) and credentials_version() == version:
+                    raise
                 forget_connections()
                 time.sleep(_backoff_s(attempt))
         return function(*args, **kwargs)

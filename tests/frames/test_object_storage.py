@@ -113,8 +113,9 @@ def test_every_fault_is_survived_by_reads_writes_and_lists(s3, proxy, fault):
 
 def key_file(folder, key: str):
     """The file from which the AWS SDK takes credentials, as a program that keeps them fresh writes it."""
-    path = folder / "credentials"
-    path.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\naws_session_token = of-{key}\n")
+    path, new = folder / "credentials", folder / "credentials.new"
+    new.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\naws_session_token = of-{key}\n")
+    new.replace(path)  # nobody reads half a file
     return path
 
 
@@ -147,7 +148,7 @@ def test_credentials_that_are_kept_fresh_do_not_expire(clips, s3, proxy, tmp_pat
 
     # They come late: what waits goes on.
     late = threading.Timer(0.5, key_file, (tmp_path, "FOURTH"))
-    monkeypatch.setattr(storage, "_backoff_s", lambda attempt: 0.5)
+    monkeypatch.setattr(storage, "_backoff_s", lambda attempt: 0.8)
     late.start()
     assert epoch_of_set(frames) == expected
     late.join()

@@ -1,4 +1,4 @@
-"""A small pretraining on a Ray of its own, and what the node's metrics endpoint said last while it ran: python -m ... FOLDER."""
+"""A small pretraining on a Ray of its own, and what the node's metrics endpoint said of its last step: python -m ... FOLDER."""
 
 import json
 import os
@@ -9,6 +9,9 @@ import urllib.request
 from pathlib import Path
 
 EVERY_S = 0.5
+PATIENCE_S = 90
+SETTLE_S = 3  # every figure is exported once a second
+FRAMES_SEEN = 192
 
 
 def scrape() -> str:
@@ -19,6 +22,15 @@ def scrape() -> str:
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(address, timeout=10) as answer:
         return answer.read().decode()
+
+
+def is_whole(text: str) -> bool:
+    """Whether the endpoint knows every figure of the run, and its last step."""
+    from pipeline.gauges import METRICS, exported
+
+    names = [name for metric in METRICS for name in exported(metric)]
+    seen = [line for line in text.splitlines() if line.startswith("ray_equihand_frames_seen{")]
+    return all(name in text for name in names) and any(float(line.split()[-1]) == FRAMES_SEEN for line in seen)
 
 
 def main(folder: str) -> None:
@@ -52,10 +64,12 @@ def main(folder: str) -> None:
     )
 
     def loop(settings, mixture, worker):
-        """Its last figures are told every second, as long as its process lives."""
+        """Its last figures are told every second, as long as its process lives: until they have been scraped."""
         gauges.REPEAT_S = 0.0
         result = run_epochs(settings, mixture, worker)
-        time.sleep(10 * EVERY_S)
+        deadline = time.monotonic() + PATIENCE_S
+        while not Path(folder, "is_scraped").exists() and time.monotonic() < deadline:
+            time.sleep(EVERY_S)
         return result
 
     waiting.REPEAT_S = 0.0
@@ -65,6 +79,11 @@ def main(folder: str) -> None:
         while not ended.wait(EVERY_S):
             try:
                 seen[0] = scrape()
+                if is_whole(seen[0]):
+                    time.sleep(SETTLE_S)
+                    seen[0] = scrape()
+                    Path(folder, "is_scraped").touch()
+                    return
             except OSError:  # it is starting still
                 continue
 
