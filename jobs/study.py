@@ -97,7 +97,7 @@ def _show_plan(settings: StudyJob, terminal: TerminalProgress) -> dict[str, Any]
     with_frames = _named_frames(settings)
     if has_manifest(with_frames.finetune.frame_set):
         study = Study(with_frames, settings.run.run_id or "")
-        works, done = study.works, set(study.results)
+        works, done = study.works, study.done()
     else:
         works, done = works_of(settings, "", ""), set()
         if settings.render is not None:

@@ -6,7 +6,7 @@ The file's metadata holds what is the same for all rows: settings, the test fram
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, get_args, get_type_hints
 
 import numpy as np
@@ -135,6 +135,23 @@ class Results:
         """The cells of a grid, without the answers that need no looking."""
         return [row for row in self.rows if name in row.grids and row.method not in (CONSTANT, RANDOM)]
 
+    @property
+    def keys(self) -> set[str]:
+        """Of all cells."""
+        return {row.key for row in self.rows}
+
+    def rows_for(self, cells: Mapping[str, Cell]) -> list[Row]:
+        """The rows of these cells, by their keys, and of what needs no looking with as many labels and the same seed; with the cells'
+        grids, which may have changed."""
+        rows = [replace(row, grids=list(cells[row.key].grids)) for row in self.rows if row.key in cells]
+        grids: dict[tuple[float, int], list[str]] = {}
+        for row in rows:
+            grids.setdefault((row.labels, row.seed), []).extend(row.grids)
+        for row in self.rows:
+            if row.method in (CONSTANT, RANDOM) and (place := (row.labels, row.seed)) in grids:
+                rows.append(replace(row, grids=list(dict.fromkeys(grids[place]))))
+        return rows
+
     def write(self, uri: str) -> None:
         """As Parquet."""
         columns = {field.name: [getattr(row, field.name) for row in self.rows] for field in fields(Row)}
@@ -176,6 +193,18 @@ def rows_of(
             grids = list(dict.fromkeys([*(constants[place].grids if place in constants else []), *row.grids]))
             constants[place] = _blind(method, source, cell, result, grids)
     return rows + [constants[place] for place in sorted(constants)]
+
+
+def merged(rows: Sequence[Row], kept: Sequence[Row], order: Sequence[str]) -> list[Row]:
+    """Rows of this start and those that were kept of earlier ones, each once, in the order of these keys; what needs no looking last."""
+    by_key = {row.key: row for row in kept}
+    for row in rows:
+        before = by_key.get(row.key)
+        grids = [*(before.grids if before else []), *row.grids]
+        by_key[row.key] = replace(row, grids=list(dict.fromkeys(grids)))
+    place = {key: number for number, key in enumerate(order)}
+    blind = len(place)
+    return sorted(by_key.values(), key=lambda row: (place.get(row.key, blind), row.labels, row.seed, row.method))
 
 
 def _row(settings: StudySettings, cell: Cell, result: Mapping[str, Any], arm_result: Mapping[str, Any] | None) -> Row:

@@ -8,10 +8,12 @@
     <storage>/<run_id>/report.html, table.md
 
 A key stands for everything that decides a cell's result. So a study that was stopped in any way goes on, one whose
-grids have grown runs what is new, and one whose settings have changed runs what they changed.
+grids have grown runs what is new, and one whose settings have changed runs what they changed. The table alone is enough: where only
+results.parquet was kept, its cells count as done, and their pretrainings are run again only if other cells start from them.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,12 +30,12 @@ from pipeline.ray_map import ray_map
 from pipeline.reports.run_report import environment
 from pipeline.run_log import log, run_log
 from pipeline.runs import new_run_id
-from pipeline.storage import absolute, join, list_files, preflight, read_bytes, read_json, write_bytes
+from pipeline.storage import absolute, exists, join, list_files, preflight, read_bytes, read_json, write_bytes
 from pipeline.study.findings import Finding
 from pipeline.study.grid import Arm, Cell, arm_recipe, for_frames, identity
 from pipeline.study.plan import Work, minutes, plan_table, works_of
 from pipeline.study.report import write_report
-from pipeline.study.results import About, Results, Row, rows_of
+from pipeline.study.results import About, Results, Row, merged, rows_of
 from pipeline.study.schedule import Say, Schedule
 from pipeline.study.settings import StudySettings
 from pipeline.study.subsets import write_subset
@@ -60,7 +62,7 @@ def run_study(
     """
     run_id = settings.run.run_id or new_run_id("study")
     study = Study(settings, run_id)
-    show(*plan_table(settings, study.works, study.results))
+    show(*plan_table(settings, study.works, study.done()))
     write_bytes(join(study.folder, "settings.yaml"), to_yaml(settings).encode())
     tags = {"frame_set": settings.finetune.frame_set}
     made_from = origin_of(*(encoder.init for encoder in settings.encoders.values()))
@@ -132,17 +134,37 @@ class Study:
             uri = join(self.folder, "cells", f"{work.key}.json")
             if uri in there:
                 self.results[work.key] = read_json(uri)
+        self.kept = self._kept()
+
+    def _kept(self) -> Results | None:
+        """The table as an earlier start, on this machine or another, has left it."""
+        uri = join(self.folder, "results.parquet")
+        return Results.read(uri) if exists(uri) else None
+
+    def is_done(self, work: Work) -> bool:
+        """Whether a cell's file or its row of the table is there; of a pretraining whether nothing needs it any more, too."""
+        if work.key in self.results:
+            return True
+        if work.cell is not None:
+            return self.kept is not None and work.key in self.kept.keys
+        return all(self.is_done(other) for other in self.works if other.after == work.key)
 
     def left(self) -> list[Work]:
         """What is not done."""
-        return [work for work in self.works if work.key not in self.results]
+        return [work for work in self.works if not self.is_done(work)]
+
+    def done(self) -> set[str]:
+        """Keys of the rest."""
+        return {work.key for work in self.works if self.is_done(work)}
 
     def read(self, name: str) -> bytes:
         """A file of the study."""
         return read_bytes(join(self.folder, name))
 
     def prepare(self, progress: Progress) -> None:
-        """The frame sets of smaller shares, and mined pairs, that the cells to come need."""
+        """The frame sets of smaller shares, and mined pairs, that the cells to come need. A table with rows that nothing else holds, and
+        that this study does not ask for, is set aside."""
+        self._set_aside()
         arms = [work.arm for work in self.left() if work.cell is None]
         split = self.settings.pretrain.split
         subsets = {
@@ -179,6 +201,16 @@ class Study:
         for arm in arms:
             check_recipe(self.pretraining(arm).model_copy(update={"init": None}), workers=1)
 
+    def _set_aside(self) -> None:
+        held = {work.key for work in self.works} | {
+            uri.rsplit("/", 1)[-1].removesuffix(".json") for uri in list_files(join(self.folder, "cells"), ".json")
+        }
+        if self.kept is not None and any(row.encoder and row.key not in held for row in self.kept.rows):
+            written = self.kept.about.created_at.replace(":", "").split("+")[0]
+            uri = join(self.folder, f"results-{written}.parquet")
+            self.kept.write(uri)
+            warn(f"{uri}: results of cells that this study does not ask for, set aside")
+
     def row(self, work: Work) -> Row:
         """A finished fine-tuning as a row of the results."""
         return rows_of(self.settings, [self._done(work)])[0]
@@ -190,8 +222,14 @@ class Study:
 
     def write_results(self) -> None:
         """All finished fine-tunings as one table."""
-        done = [self._done(work) for work in self.works if work.cell is not None and work.key in self.results]
-        first = done[0][1] if done else {"clips": [], "clip_frames": []}
+        cells = [work for work in self.works if work.cell is not None]
+        done = [self._done(work) for work in cells if work.key in self.results]
+        kept = self.kept.rows_for({work.key: work.cell for work in cells if work.cell}) if self.kept else []
+        first: dict[str, Any] = {"clips": [], "clip_frames": []}
+        if done:
+            first = done[0][1]
+        elif kept and self.kept:
+            first = asdict(self.kept.about)
         settings = self.settings
         about = About(
             title=settings.title,
@@ -202,12 +240,13 @@ class Study:
             **self.labelled.describe(),
             test_split=settings.test_split,
             finetune_frames=settings.finetune.frames,
-            num_cells=sum(work.cell is not None for work in self.works),
+            num_cells=len(cells),
             settings=to_yaml(settings),
             machine=environment().model_dump(mode="json"),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        Results(about, rows_of(settings, done)).write(join(self.folder, "results.parquet"))
+        rows = merged(rows_of(settings, done), kept, [work.key for work in cells])
+        Results(about, rows).write(join(self.folder, "results.parquet"))
 
     def _done(self, work: Work) -> tuple[Cell, dict[str, Any], dict[str, Any] | None]:
         """A finished fine-tuning with its result and that of its pretraining."""

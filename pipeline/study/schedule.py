@@ -50,7 +50,8 @@ class Schedule:
         study = self.study
         waiting = study.left()
         running: dict[Any, tuple[Work, Run]] = {}
-        before = sum(work.frames for work in study.works if work.key in study.results)
+        done = study.done()
+        before = sum(work.frames for work in study.works if work.key in done)
         try:
             while waiting or running:
                 while work := self._next(waiting, [work for work, _ in running.values()]):
@@ -61,7 +62,7 @@ class Schedule:
                     break
                 for reference in ray.wait(list(running), timeout=_POLL_S)[0]:
                     self._ended(reference, *running.pop(reference))
-                self.board.post("before", before, cells=f"{len(study.results)}/{len(study.works)}")
+                self.board.post("before", before, cells=f"{len(study.done())}/{len(study.works)}")
         finally:
             for reference, (_, tracked) in running.items():
                 ray.cancel(reference, force=True)

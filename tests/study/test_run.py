@@ -1,7 +1,9 @@
 """A whole study on a tiny frame set: order, sharing, time limit, going on, failures, tracking."""
 
 import json
+import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -94,6 +96,30 @@ def test_a_study_is_done_once_and_goes_on(frame_set, tmp_path):
     )
     assert [line.split(",")[:2] for line in again] == [["fine-tuning: scratch", " 100 % of the labels"]]
     assert files.items() <= {path.name: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}.items()
+
+    # The table alone is enough to go on; a pretraining is run again where other cells start from it.
+    shutil.rmtree(folder / "cells")
+    shutil.rmtree(folder / "work")
+    before = Results.read(str(folder / "results.parquet")).rows
+    alone: list[str] = []
+    study_of = partial(study, frame_set, tmp_path, tracking={"uri": "none"})
+    grids = [*(grid.model_dump() for grid in settings.grids), wider]
+    run_study(study_of(grids=grids), say=alone.append)
+    assert not alone
+    assert Results.read(str(folder / "results.parquet")).rows == before
+    peclr = {**wider, "name": "d", "methods": ["scratch", "peclr"]}
+    run_study(study_of(grids=[*grids, peclr]), say=alone.append)
+    assert [line.split(",")[0] for line in alone] == ["pretraining: peclr", "fine-tuning: peclr"]
+    after = Results.read(str(folder / "results.parquet"))
+    assert [(row.method, row.labels) for row in after.rows if row.encoder] == [
+        ("scratch", 0.5), ("peclr", 0.5), ("peclr", 0.5), ("scratch", 1.0), ("peclr", 1.0),
+    ]  # fmt: skip
+    assert (after.about.clips, after.rows[0]) == (table.about.clips, before[0])
+    # What nobody asks for any more is set aside, not lost.
+    run_study(study_of(grids=[peclr]))
+    (aside,) = folder.glob("results-*.parquet")
+    assert Results.read(str(aside)).rows == after.rows
+    assert {row.labels for row in Results.read(str(folder / "results.parquet")).rows} == {1.0}
 
     mlflow.set_tracking_uri(str(settings.tracking.uri))
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
