@@ -25,6 +25,7 @@ from pipeline.storage import join, write_bytes
 _EVERY_S = 10.0
 _LOGGER = "equihand"
 _step = [0]
+_FIRST_LINES = 2  # that it started, and with which settings
 _PACKAGES = ("equihand", "torch", "torchvision", "ray", "pyarrow", "mlflow")
 
 
@@ -93,7 +94,8 @@ class _StoredLines(logging.Handler):
         place = {} if self._worker is None else {"worker": self._worker, "step": _step[0]}
         line = {"time": when, "level": record.levelname.lower(), **self._about, **place, "message": record.getMessage()}
         self._lines.append(masked(json.dumps(line | getattr(record, "fields", {}), default=str)))
-        if time.monotonic() - self._written_at > _EVERY_S:
+        is_first = self._worker is None and len(self._lines) <= _FIRST_LINES  # also of one that is killed soon after
+        if is_first or time.monotonic() - self._written_at > _EVERY_S:
             self.write()
 
     def flush(self) -> None:

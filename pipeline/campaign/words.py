@@ -56,7 +56,7 @@ def headline(campaign: Campaign, score: Score) -> Headline:
     if value >= score.constant:
         return Headline("worse", _BADGES["worse"], [f"{beside}. So even the best is no better than one fixed hand."])
     removed = 100 * skill(value, score.constant)
-    return Headline("better", _BADGES["better"], [f"{beside}: it removes {removed:.0f} % of that error."], _FLATTERED)
+    return Headline("unclear", "Not tested yet", [f"{beside}: it removes {removed:.0f} % of that error."], _FLATTERED)
 
 
 def _of_winner(winner: Mapping[str, Any], order: Sequence[TrialRecord]) -> Headline:
