@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from jobs import evaluate, finetune, pretrain, sync
+from jobs import evaluate, finetune, pretrain, search, sync
 from jobs.sync import SyncSettings
+from pipeline.campaign.run import CampaignSettings
 from pipeline.models.weights import load_pose_model
 from pipeline.reports.evaluate import EvaluateSettings
 from pipeline.storage import exists, join, list_files, read_bytes, read_json
@@ -93,6 +94,81 @@ def test_what_there_is_of_a_pretraining_a_fine_tuning_and_an_evaluation(place, r
         sync.run(SyncSettings(runs=tuple(folders.values()), tracking_uri=place.later))
     assert not any(exists(join(folder, "tracking")) for folder in folders.values())
     check_all(place.mlflow, frames, folders, results, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("place", ["server that stores artifacts"], indirect=True)
+def test_what_there_is_of_a_search(place, ray_cluster, s3, tmp_path):
+    """The campaign, its trials and its winner's trainings lie below each other; it is linked with the pretraining that it began with."""
+    from mlflow import MlflowClient
+    from mlflow.models import Model
+
+    frames, runs = join(s3, "frames"), join(s3, "runs")
+    write_tiny_set(frames, splits={"train": 32, "val": 8, "test": 8})
+    tracking = {"uri": place.at_first, "log_model": True}
+    small = {"frame_set": frames, "batch_size": 8, "views": {"size": 32}, "precision": "float32"}
+    pretraining = PretrainSettings.model_validate(
+        {
+            **small,
+            "epochs": 1,
+            "num_readers": 1,
+            "encoder": {"width": 8},
+            "run": {"storage": runs, "run_id": "pretrain-1"},
+            "tracking": {"uri": place.at_first},
+        }
+    )
+    pretrain.run(pretraining, session=nullcontext)
+    settings = CampaignSettings.model_validate(
+        {
+            "finetune": {**small, "init": join(runs, "pretrain-1"), "epochs": 4, "validate_every": 2},
+            "space": {"optimiser.learning_rate": {"log_uniform": [1e-4, 1e-2]}},
+            "num_trials": 3,
+            "winner": {"seeds": 1},
+            "run": {"storage": runs, "run_id": "search-1"},
+            "tracking": tracking,
+        }
+    )
+    result = search.run(settings, session=nullcontext)
+    assert "untracked" not in result
+    folder = join(runs, "search-1")
+
+    client = MlflowClient(str(place.at_first))
+    experiment = client.get_experiment_by_name("equihand")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    below: dict[str, list[Any]] = {}
+    for run in found:
+        below.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
+    tops = {run.info.run_name: run for run in below[""]}
+    assert tops.keys() == {"pretrain-1", "search-1"}
+    campaign = tops["search-1"]
+    children = {run.info.run_name: run for run in below[campaign.info.run_id]}
+    assert sorted(children) == ["search-1-0000", "search-1-0001", "search-1-0002", "search-1-winner"]
+    assert {run.info.status for run in found} == {"FINISHED"}
+    trainings = [run.info.run_name for run in below[children["search-1-winner"].info.run_id]]
+    assert sorted(name.rsplit("-", 1)[0] for name in trainings) == [
+        "search-1-default-seed-105",
+        "search-1-winner-seed-105",
+    ]
+    for name in ("search-1-0000", "search-1-0001", "search-1-0002"):
+        params = children[name].data.params
+        assert 1e-4 <= float(params["optimiser.learning_rate"]) <= 1e-2
+        assert children[name].data.metrics["score"] > 0
+    assert campaign.inputs is not None
+    assert json.loads(campaign.inputs.dataset_inputs[0].dataset.source)["uri"] == frames
+
+    assert campaign.data.tags["equihand.pretrain_run_id"] == "pretrain-1"
+    assert campaign.data.tags["equihand.pretrain_mlflow_run_id"] == tops["pretrain-1"].info.run_id
+    assert tops["pretrain-1"].data.tags["equihand.used_by.search-1"] == "search"
+
+    files = downloaded(client, campaign.info.run_id, tmp_path / "search")
+    assert {"settings.yaml", "result.json", "report.html"} <= files.keys()
+    assert files["report.html"] == read_bytes(join(folder, "report.html"))
+    assert any(name.startswith("logs/") and name.endswith("-driver.jsonl") for name in files)
+    model = Model.load(str(tmp_path / "search/model"))
+    assert model.signature is not None
+    assert model.signature.inputs.input_names() == ["images", "camera"]
 
 
 def run_all(frames: str, runs: str, output: str, tracking: dict[str, Any]) -> dict[str, dict[str, Any]]:
