@@ -6,7 +6,7 @@
     python -m cluster.local down      stop it, and nothing else
 
 Like a real cluster: the head takes no tasks, a submitted job's code reaches each node by itself, every node has its
-own folder for temporary files and its own object store, and two training workers of four CPUs land on two nodes. The
+own folder for temporary files and its own object store, and two training workers of three CPUs land on two nodes. The
 nodes are processes in the background; they outlive the terminal. Which ones they are stands in .cluster/state.json,
 and `down` stops exactly those (`ray stop` would stop every Ray of the user).
 

@@ -15,7 +15,7 @@ from pipeline.drawing.skeleton import draw_skeleton
 
 def main(photo: str, box: list[float], hand: str, output: str) -> None:
     """Predict, print, draw."""
-    image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
+    image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")  # as viewers show it
     poses = equihand.predict_hands([image], [box], hand)
     for name, (u, v), point in zip(equihand.JOINTS, poses.joints_2d[0], 1000 * poses.joints_3d[0], strict=True):
         print(f"{name:12} {u:7.1f} {v:7.1f} px   {' '.join(f'{each:7.1f}' for each in point)} mm")

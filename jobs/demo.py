@@ -52,7 +52,7 @@ class DemoJob(Settings):
     finetune_frames: int = Field(default=32_000, ge=100)
     """Labelled frames that each fine-tuning sees, repeats counted."""
     seed: int = Field(default=5, ge=0)
-    """Seed of rendering, training and search."""
+    """Seed of rendering and training."""
 
 
 def run(settings: DemoJob, progress: TerminalProgress, session: Session) -> dict[str, Any]:

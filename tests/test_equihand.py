@@ -78,6 +78,18 @@ def test_the_shipped_model_answers_as_many_hands_as_are_asked_for(monkeypatch):
     assert (poses.joints_3d[..., 2] > 0).all()
 
 
+def test_a_photograph_is_taken_as_viewers_show_it(tmp_path):
+    shown = Image.fromarray(draw([to_pixels(joints_at(0), CAMERA)]))
+    stored = shown.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned clockwise by 90 degrees
+    stored.save(tmp_path / "phone.png", exif=exif)
+    with Image.open(tmp_path / "phone.png") as photograph:
+        assert photograph.size == shown.size[::-1]
+        poses = equihand.predict_hands([photograph, shown], [[40, 20, 120, 90]] * 2)
+    np.testing.assert_array_equal(poses.joints_2d[0], poses.joints_2d[1])
+
+
 def test_what_cannot_be_used_is_named():
     image = draw([])
     with pytest.raises(DataError, match=r"image 1: box .*outside the image"):

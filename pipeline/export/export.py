@@ -59,7 +59,7 @@ class ExportSettings(Settings):
     name: str | None = None
     """Title of the model card. none makes one from the model."""
     onnx: bool = True
-    """Whether to write an ONNX program, checked with onnxruntime (pip install equihand[export])."""
+    """Whether to write an ONNX program, checked with onnxruntime (make setup installs what it needs)."""
     opset: int = Field(default=18, ge=18, le=23)
     """Version of ONNX's operators. Older runtimes need a low one."""
     half: bool = False
@@ -206,7 +206,7 @@ def require_onnx() -> None:
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise DataError(
-            f"exporting ONNX needs {', '.join(missing)}: pip install equihand[export]; or leave it out with --onnx false"
+            f"exporting ONNX needs {', '.join(missing)}: pip install -e '.[export]'; or leave it out with --onnx false"
         )
 
 

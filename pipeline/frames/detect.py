@@ -113,7 +113,7 @@ def shared_detector(model_uri: str, settings: DetectorSettings) -> HandDetector:
 def require_mediapipe() -> None:
     """Raises DataError where mediapipe is not installed."""
     if importlib.util.find_spec("mediapipe") is None:
-        raise DataError("finding hands in video needs mediapipe: pip install equihand[detect]")
+        raise DataError("finding hands in video needs mediapipe: pip install -e '.[detect]'")
 
 
 def _without_duplicates(found: list[Detection]) -> list[Detection]:

@@ -37,7 +37,7 @@ IMAGE_SUFFIXES = (
 )
 """What Pillow reads here."""
 _NEEDS = {
-    **dict.fromkeys(_HEIF_SUFFIXES, "pillow-heif (pip install equihand[heif])"),
+    **dict.fromkeys(_HEIF_SUFFIXES, "pillow-heif (pip install -e '.[heif]')"),
     ".avif": "Pillow with AVIF",
     ".jp2": "Pillow with JPEG 2000",
 }

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.errors import DataError
 from pipeline.frames.rejects import REASONS, Rejects
@@ -37,8 +37,9 @@ def predict_hands(
 ) -> HandPoses:
     """Poses of one hand in each image; an image with two hands is given twice.
 
-    images: N, RGB, uint8 (H, W, 3) or Pillow's. boxes: (N, 4) x0, y0, x1, y1 around the hands, pixels. hands: "right" or
-    "left", of all or of each. model: a name or URI as `load_pose_model` takes it, or what that gave.
+    images: N, RGB, uint8 (H, W, 3) or Pillow's, which are turned as their EXIF tag says, as viewers show them. boxes: (N, 4) x0, y0,
+    x1, y1 around the hands, pixels of what is shown. hands: "right" or "left", of all or of each. model: a name or URI as
+    `load_pose_model` takes it, or what that gave.
     cameras: (N, 3, 3) or (3, 3), of the images; none assumes an ordinary lens. passes: see `predict_poses`.
     Raises DataError naming the image whose box cannot be used.
     """
@@ -58,7 +59,7 @@ def predict_hands(
             rejects = Rejects()
             picture = images[number]
             row = hand_row(
-                (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert("RGB"),
+                _upright(picture).convert("RGB"),
                 Hand(0, sides[number], tuple(where[number])),
                 plan,
                 rejects,
@@ -77,3 +78,7 @@ def predict_hands(
     shapes = {"joints_2d": (-1, 21, 2), "joints_3d": (-1, 21, 3)}
     joints = {k: np.array([each[k] for each in found]).reshape(shape) for k, shape in shapes.items()}
     return HandPoses(joints["joints_2d"], joints["joints_3d"] * size_m)
+
+
+def _upright(picture: np.ndarray | Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(picture) if isinstance(picture, Image.Image) else Image.fromarray(picture)

@@ -37,7 +37,7 @@ class InputSettings(Settings):
     input: Uri
     """URI of a video, an image, a folder of either, or a frame set."""
     detector: DetectorSettings = DetectorSettings()
-    """Finds the hands in images and video; detector.model is MediaPipe's hand_landmarker.task (equihand[detect])."""
+    """Finds the hands in images and video; detector.model is MediaPipe's hand_landmarker.task."""
     boxes: Uri | None = None
     """Images only, instead of a detector: URI of a JSON list of {"file", "boxes_xyxy", "hands"}, with files relative to
     `input`."""

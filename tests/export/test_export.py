@@ -258,7 +258,7 @@ def test_what_cannot_be_exported_is_named(trained, tmp_path, monkeypatch):
         export(ExportSettings(model=trained["pretrain"], output=str(tmp_path), onnx=False, log_to_run=True))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        DataError, match=r"needs onnx, onnxscript, onnxruntime: pip install equihand\[export\]"
+        DataError, match=r"needs onnx, onnxscript, onnxruntime: pip install -e '\.\[export\]'"
     ) as raised:
         export(ExportSettings(model=trained["pose"], output=str(tmp_path)))
     assert "\n" not in str(raised.value)

@@ -585,7 +585,7 @@ def markdown() -> str:
     lines += [
         "| names without leading zeros (frame_9, frame_10) | kept: images of a folder are in the order of their numbers |",
         "| files of other kinds among images or videos | a note counts them by suffix |",
-        "| HEIC | kept: with pillow-heif (`pip install equihand[heif]`); without it the note says so |",
+        "| HEIC | kept: with pillow-heif (`pip install -e '.[heif]'`); without it the note says so |",
         "| S3 key with an empty part (`a//b.png`) or one of dots | left out; a note names it |",
         "| frames in which a detector finds no hand | left out: `no_hand`, which is no damage |",
         '| no frame with a hand at all | stops: "not one frame shows a hand to source.detector.model=..." |',

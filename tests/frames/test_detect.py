@@ -79,7 +79,7 @@ def test_without_mediapipe_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(detect.importlib.util, "find_spec", lambda name: None)
     write_video(tmp_path / "v.mp4", [np.zeros((64, 64, 3), np.uint8)])
     settings = DetectedVideoSettings(uri=str(tmp_path), detector=DetectorSettings(model="model.task"))
-    with pytest.raises(DataError, match=r"pip install equihand\[detect\]"):
+    with pytest.raises(DataError, match=r"pip install -e '\.\[detect\]'"):
         settings.reader().list_units(Rejects())
 
 

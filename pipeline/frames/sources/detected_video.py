@@ -44,7 +44,7 @@ _READERS = 16
 
 
 class DetectedVideoSettings(DetectorKindSettings, SampledSettings, SourceSettings):
-    """Videos, hands found with MediaPipe (pip install equihand[detect])."""
+    """Videos, hands found with MediaPipe (make setup installs it)."""
 
     usual_reject_fraction = 0.9  # hands may be seen too briefly to be trusted
 
