@@ -19,7 +19,7 @@ from pydantic import Field
 from jobs.runtime import Job, Session, ray_session, run_job
 from jobs.terminal import TerminalProgress
 from pipeline.config import Settings, Uri
-from pipeline.errors import DataError, SettingsError, TrainingError
+from pipeline.errors import DataError, SettingsError, TrainingError, warn
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.mixing import uris_of
 from pipeline.progress import SILENT, Progress
@@ -57,9 +57,12 @@ def run(settings: ReproduceSettings, progress: Progress = SILENT, session: Sessi
     given = read_settings(folder, definition)
     check_frames(given, result)
     storage, _, name = folder.rpartition("/")
-    changes = {"run": given.run.model_copy(update={"storage": storage, "run_id": settings.run_id or f"{name}-again"})}
-    if hasattr(given, "winner"):  # the same model is no new version of itself
-        changes["winner"] = given.winner.model_copy(update={"register_as": None})
+    again = settings.run_id or f"{name}-again"
+    if read_result(join(storage, again)) is not None:
+        warn(f"{join(storage, again)}: done again before; its result is shown (--run_id NAME does it once more)")
+    changes = {"run": given.run.model_copy(update={"storage": storage, "run_id": again})}
+    if result["kind"] == "search":
+        changes |= _as_it_ended(given, result)
     now = definition.run(given.model_copy(update=changes), progress, session)
     metrics = compared(_metrics(result), _metrics(now))
     score = next((each for each in ("score", "loss") if each in metrics), next(iter(metrics)))
@@ -76,6 +79,19 @@ def run(settings: ReproduceSettings, progress: Progress = SILENT, session: Sessi
             f"'{score}' was {then:.6g} and is {found:.6g} now: they differ by {difference:.1e}, more than {settings.tolerance:g}"
         )
     return {"run": folder, "again": join(storage, now["run_id"]), "metrics": metrics, "relative_difference": difference}
+
+
+def _as_it_ended(given: Any, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What later starts of a search may have changed: how many trials it has, and what became of its winner."""
+    changes: dict[str, Any] = {}
+    if given.scheduler != "pbt":
+        changes = {"num_trials": len(result["trials"]), "add_trials": 0}
+    winner: dict[str, Any] = {"register_as": None}  # the same model is no new version of itself
+    if found := result.get("winner"):
+        test, arms = found["test"], found["identity"]["arms"]
+        winner |= {"seeds": len(found["arms"]["winner"]["seeds"]), "split": test["split"], "protocol": test["protocol"]}
+        winner |= {"epochs": arms.get("default", arms["winner"])["epochs"], "frames": None}
+    return changes | {"winner": given.winner.model_copy(update=winner)}
 
 
 def read_settings(folder: str, definition: Job[Any]) -> Any:

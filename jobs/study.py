@@ -24,8 +24,9 @@ from pipeline.frames.plan import SplitSettings
 from pipeline.frames.synthetic.clip import ClipSettings
 from pipeline.progress import SILENT, Progress
 from pipeline.storage import absolute, join
-from pipeline.study.plan import plan_table, works_of
+from pipeline.study.plan import done_of, plan_table, works_of
 from pipeline.study.report import write_report
+from pipeline.study.results import kept_results
 from pipeline.study.run import Study, run_study
 from pipeline.study.settings import StudySettings
 
@@ -99,7 +100,11 @@ def _show_plan(settings: StudyJob, terminal: TerminalProgress) -> dict[str, Any]
         study = Study(with_frames, settings.run.run_id or "")
         works, done = study.works, study.done()
     else:
-        works, done = works_of(settings, "", ""), set()
+        # A set that is rendered again has the digest that it had.
+        kept = kept_results(_folder(settings)) if settings.run.run_id is not None else None
+        digest = kept.about.frame_set_digest if kept is not None else ""
+        works = works_of(settings, digest, digest)
+        done = done_of(works, (), kept.keys) if kept is not None else set()
         if settings.render is not None:
             frames = settings.render.num_clips * settings.render.clips.frames_per_clip
             terminal.note(f"first {frames:,} frames are rendered and ingested")

@@ -124,7 +124,7 @@ def flatten_values(values: dict[str, Any]) -> dict[str, Any]:
         else:
             yield prefix, value
 
-    return dict(walk("", values))
+    return dict(walk("", values)) if values else {}
 
 
 def uris_in(settings: pydantic.BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from pipeline.errors import DamagedError, MissingError, SettingsError, StorageError, warn
-from pipeline.storage import delete, join, read_json, write_json
+from pipeline.storage import delete, is_local, join, read_json, write_json
 
 
 class HeldError(SettingsError):
@@ -28,6 +28,8 @@ _FILE = "lease.json"
 _SAY_EVERY_S = 20.0
 _TOO_OLD_S = 60.0  # clocks of machines may differ by less
 _LOOK_S = 2.0
+# Whoever has read that nobody holds it has written its own by then.
+_SETTLE_LOCAL_S, _SETTLE_S = 0.2, 1.5
 
 
 @contextmanager
@@ -39,6 +41,7 @@ def lease(folder: str, run_id: str, say: Callable[[str], None] = warn) -> Iterat
     uri, own = join(folder, _FILE), uuid.uuid4().hex
     _wait_for(uri, run_id, say)
     _write(uri, own)
+    time.sleep(_SETTLE_LOCAL_S if is_local(uri) else _SETTLE_S)
     held = _read(uri)
     if held is not None and held["owner"] != own:  # another one came at the same moment, and was later
         raise HeldError(_taken(run_id, held))
@@ -84,7 +87,9 @@ def _is_dead(held: dict[str, Any]) -> bool:
 def _renew(uri: str, own: str, ended: threading.Event) -> None:
     while not ended.wait(_SAY_EVERY_S):
         with suppress(StorageError):  # it is tried again
-            _write(uri, own)
+            held = _read(uri)
+            if held is None or held["owner"] == own:
+                _write(uri, own)
 
 
 def _write(uri: str, own: str) -> None:

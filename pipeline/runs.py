@@ -32,6 +32,7 @@ _MAY_CHANGE = (
         "start_timeout_s",
     ),
 )
+_NAMED_BY_PEOPLE = ("space.",)
 
 
 class RunSettings(Settings):
@@ -56,12 +57,14 @@ def run_folder(name: str, storage: str) -> str:
     return folder
 
 
-def started_with(run: RunSettings) -> dict[str, Any]:
-    """The settings that the run was started with, by dotted name; none of a new run."""
-    if run.run_id is None:
-        return {}
-    uri = join(absolute(run.storage), run.run_id, "settings.yaml")
-    return flatten_values(_saved_settings(uri, say=lambda _: None) or {})  # `open_run` says what is wrong with them
+def started_with(run: RunSettings | str) -> dict[str, Any]:
+    """The settings that a run (or that in the folder with this URI) was started with, by dotted name; none of a new run."""
+    if isinstance(run, RunSettings):
+        if run.run_id is None:
+            return {}
+        run = join(absolute(run.storage), run.run_id)
+    # `open_run` says what is wrong with them.
+    return flatten_values(_saved_settings(join(run, "settings.yaml"), say=lambda _: None) or {})
 
 
 def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, dict[str, Any] | None]:
@@ -71,23 +74,40 @@ def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, di
     settings_uri = join(folder, "settings.yaml")
     old = _saved_settings(settings_uri)
     if old is not None:
-        flat = flatten(settings)
-        previous = flatten_values(old)
-        # A setting that is in only one of the two came or went with a version of the code.
-        changed = [
-            name
-            for name in sorted(flat.keys() & previous.keys())
-            if not name.startswith(_MAY_CHANGE) and flat[name] != previous[name]
-        ]
+        changed = changes(old, settings)
         if changed:
-            name = changed[0]
+            name, (before, now) = next(iter(changed.items()))
             raise SettingsError(
-                f"run '{run_id}' in {run.storage} was started with {name} = {previous.get(name)!r}, now it is "
-                f"{flat.get(name)!r}; use the same settings to go on with it, or another run.run_id"
+                f"run '{run_id}' in {run.storage} was started with {name} = {before!r}, now it is {now!r}; use the same settings to go "
+                "on with it, or another run.run_id"
             )
     else:
         write_bytes(settings_uri, to_yaml(settings).encode())
     return folder, read_result(folder)
+
+
+def changes(old: dict[str, Any], settings: Settings) -> dict[str, tuple[Any, Any]]:
+    """What makes another run of one with settings `old`, as a file gives them: {name: (then, now)}.
+
+    A setting that only one of the two has came or went with a version of the code, but for names that people give (of a search's space),
+    and for groups of settings that were none.
+    """
+    now, then = flatten(settings), flatten_values(old)
+    changed = {name: (then[name], now[name]) for name in now.keys() & then.keys() if then[name] != now[name]}
+    for one, other, is_new in ((now, then, True), (then, now, False)):
+        for name in one.keys() - other.keys():
+            group = next((each for each in _groups(name) if each in other), None)
+            if group is not None:
+                changed[group] = ("none", "given") if is_new else ("given", "none")
+            elif name.startswith(_NAMED_BY_PEOPLE) and one[name] not in (None, {}):
+                changed[name] = ("not given", one[name]) if is_new else (one[name], "not given")
+    return {name: changed[name] for name in sorted(changed) if not name.startswith(_MAY_CHANGE)}
+
+
+def _groups(name: str) -> list[str]:
+    """Names of the groups that a setting is in."""
+    parts = name.split(".")
+    return [".".join(parts[:number]) for number in range(1, len(parts))]
 
 
 def read_result(folder: str) -> dict[str, Any] | None:

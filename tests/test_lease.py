@@ -2,14 +2,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from pipeline import lease as leases
 from pipeline.errors import SettingsError
-from pipeline.lease import lease
-from pipeline.storage import exists, join, write_json
+from pipeline.lease import HeldError, lease
+from pipeline.storage import exists, join, read_json, write_json
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -22,6 +23,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(leases, "_LOOK_S", 0.02)
     monkeypatch.setattr(leases, "_SAY_EVERY_S", 0.05)
     monkeypatch.setattr(leases, "_TOO_OLD_S", 1.0)
+    monkeypatch.setattr(leases, "_SETTLE_LOCAL_S", 0.0)
+    monkeypatch.setattr(leases, "_SETTLE_S", 0.0)
 
 
 def elsewhere(folder: str, at: float) -> None:
@@ -78,6 +81,41 @@ def test_that_of_a_killed_process_of_this_machine_is_taken_at_once(folder):
     write_json(join(folder, "lease.json"), {"owner": "dead", "at": time.time(), **who})
     with lease(folder, "r", pytest.fail):
         pass
+
+
+def test_of_many_that_come_at_once_one_gets_it(folder, quick, monkeypatch):
+    for name in ("_SETTLE_LOCAL_S", "_SETTLE_S"):  # the test's server answers one request at a time
+        monkeypatch.setattr(leases, name, 3.0)
+    monkeypatch.setattr(leases, "_TOO_OLD_S", 60.0)
+    start, ended, held, refused = threading.Barrier(6), threading.Event(), [], []
+
+    def come() -> None:
+        start.wait()
+        try:
+            with lease(folder, "r"):
+                held.append(1)
+                ended.wait(20)
+        except HeldError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=come) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while len(held) + len(refused) < 6 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert (len(held), len(refused)) == (1, 5)
+
+
+def test_one_that_was_taken_over_is_not_written_over(folder, quick):
+    with lease(folder, "r"):
+        elsewhere(folder, time.time())
+        time.sleep(0.3)
+        assert read_json(join(folder, "lease.json"))["owner"] == "another"
+    assert exists(join(folder, "lease.json"))  # it is the other one's
 
 
 @pytest.mark.usefixtures("quick")

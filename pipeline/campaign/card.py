@@ -53,17 +53,19 @@ class Card:
 
 def card_of(campaign: Campaign, score: Score, best: TrialRecord) -> Card:
     """best: the best trial."""
-    return _of_winner(campaign.winner) if campaign.winner else _of_trial(campaign, score, best)
+    return _of_winner(campaign) if campaign.winner else _of_trial(campaign, score, best)
 
 
-def _of_winner(winner: Mapping[str, Any]) -> Card:
-    """winner: see `Campaign.winner`."""
+def _of_winner(campaign: Campaign) -> Card:
+    winner = campaign.winner
     arms, test = winner["arms"], winner["test"]
     seeds, error = arms["winner"]["seeds"], winner["verdict"]["error"]
     label = metric_label(error)
     reached = [f"{each['metrics'][error]:.{label.decimals + 1}f}" for each in seeds if error in each["metrics"]]
     registration = winner.get("registration") or {}
     text, note = _or_reason(lambda: FinetuneSettings.model_validate(_recipe(winner)))
+    if text and winner["identity"].get("pretrainings", {}).get("winner"):
+        text = f"{_pretraining_note(campaign, winner['best_values'])}\n{text}"
     return Card(
         title=f"The winner, settings of trial {winner['best_trial']}",
         frames=f"{test['num_frames']:,} frames of split '{test['split']}', which the search never saw"
@@ -119,9 +121,13 @@ def finetune_yaml(campaign: Campaign, values: Mapping[str, Any]) -> tuple[str, s
     text, note = _or_reason(settings)
     if not text or campaign.settings.get("pretrain") is None:
         return text, note
+    return f"{_pretraining_note(campaign, values)}\n{text}", note
+
+
+def _pretraining_note(campaign: Campaign, values: Mapping[str, Any]) -> str:
     before = [f"#   {name}: {_flow(value)}" for name, value in values.items() if name.startswith(PRETRAIN)]
     head = f"# As init it needs its pretraining, which is in {join(campaign.folder, 'pretrainings')}{' and had' if before else ''}"
-    return "\n".join([head, *before, text]), note
+    return "\n".join([head, *before])
 
 
 def _or_reason(make: Callable[[], FinetuneSettings]) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from pipeline.campaign.winner import WinnerSettings, check_winner, crown, where_
 from pipeline.errors import EquihandError, one_line, warn
 from pipeline.frames.frame_set import FrameSet
 from pipeline.progress import SILENT, Progress
+from pipeline.runs import read_result
 from pipeline.search.campaign import run_search
 from pipeline.search.settings import SearchSettings
 from pipeline.storage import absolute, join, preflight, read_json, write_json
@@ -27,7 +28,7 @@ def run_campaign(settings: CampaignSettings, progress: Progress = SILENT) -> dic
     preflight(settings.finetune.frame_set)
     chosen = where_it_can_be_tested(settings.winner, FrameSet.open(settings.finetune.frame_set))
     check_winner(chosen, settings)
-    result = run_search(settings, progress)
+    result = run_search(_without_what_was_added(settings, chosen), progress)
     folder = join(absolute(settings.run.storage), result["run_id"])
     if chosen.num_seeds:
         winner = crown(chosen, settings, folder, result, progress)
@@ -38,6 +39,16 @@ def run_campaign(settings: CampaignSettings, progress: Progress = SILENT) -> dic
             write_json(uri, {**stored, "winner": winner})
         result = {**result, "winner": winner, **untracked}
     return result | _report(folder, settings, result)
+
+
+def _without_what_was_added(settings: CampaignSettings, chosen: WinnerSettings) -> CampaignSettings:
+    """The same command again, after a start that added its trials and ended before there was a winner, adds no more."""
+    if not settings.add_trials or not chosen.num_seeds or settings.run.run_id is None:
+        return settings
+    known = read_result(join(absolute(settings.run.storage), settings.run.run_id)) or {}
+    if "winner" in known or known.get("add_trials") != settings.add_trials:
+        return settings
+    return settings.model_copy(update={"add_trials": 0, "num_trials": len(known["trials"])})
 
 
 def _report(folder: str, settings: CampaignSettings, result: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pipeline.campaign.outcome import outcome_of
 from pipeline.campaign.registration import CHECKPOINT, register
 from pipeline.campaign.retraining import DEFAULT, WINNER, Means, Recipe, Retrained, Retraining, measured
 from pipeline.campaign.trainings import train_all
-from pipeline.config import Settings, flatten
+from pipeline.config import Settings, flatten, flatten_values
 from pipeline.errors import EquihandError, SettingsError, warn
 from pipeline.evaluation.metrics import Protocol
 from pipeline.frames.frame_set import FrameSet
@@ -168,6 +168,16 @@ def recipes(
     return found
 
 
+def _is_like(identity: Any, other: dict[str, Any]) -> bool:
+    """Whether they are of the same trainings and tests. A setting that only one of them has came with a version of the code."""
+    if not isinstance(identity, dict):
+        return False
+    if any(identity.get(name, {}).keys() != other[name].keys() for name in ("arms", "pretrainings")):
+        return False
+    one, two = flatten_values(identity), flatten_values(other)
+    return all(one[name] == two[name] for name in one.keys() & two.keys())
+
+
 def choose_seeds(num: int, own: int, taken: Container[int]) -> list[int]:
     """Seeds of the trainings. own: that of the search's trials; taken: others that the best trial may have tried out."""
     return [*itertools.islice((seed for seed in itertools.count(own + _FIRST_SEED) if seed not in taken), num)]
@@ -207,7 +217,7 @@ class _Campaign:
     def known(self) -> dict[str, Any] | None:
         """What came of it, where nothing is left to be trained and tested."""
         known = read_result(self.folder)
-        return known if known is not None and known.get("identity") == self.identity else None
+        return known if known is not None and _is_like(known.get("identity"), self.identity) else None
 
     def is_registered(self, known: Mapping[str, Any]) -> bool:
         """Whether the model is where it shall be."""

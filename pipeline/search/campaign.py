@@ -70,7 +70,8 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     check_population(settings, started_with(settings.run))
     folder, finished = open_run(settings, settings.run, run_id)
     given = settings
-    num_finished = len(finished["trials"]) if finished is not None else 0
+    # What a budget cut short is gone on with by a larger one.
+    num_finished = sum(row["state"] != RUNNING for row in finished["trials"]) if finished is not None else 0
     settings = settings.model_copy(update={"num_trials": settings.wanted(num_finished)})
     # Trials differ in batch size, but not in their number of epochs, by which the scheduler compares them.
     base = with_epochs(base, selection.num_frames, 1)
@@ -100,6 +101,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
             **frame_set.describe(),
             "wall_s": round(time.monotonic() - started, 1),
             "trial_s": round(sum(record.seconds for record in records), 1),
+            "add_trials": given.add_trials,
         }
         write_json(join(folder, "result.json"), result)
         best = {f"best_{name}": value for name, value in result["metrics"].items()}
@@ -144,6 +146,12 @@ def _earlier(settings: SearchSettings) -> list[TrialRecord]:
         if not records:
             there = "has no trials" if exists(join(uri, "settings.yaml")) else "is no folder of a search"
             raise SettingsError(f"setting 'warm_start': {absolute(uri)} {there}")
+        judged_by = (started_with(uri).get("finetune.best_by"), settings.finetune.best_by)
+        if judged_by[0] != judged_by[1]:
+            raise SettingsError(
+                f"setting 'warm_start': {absolute(uri)} judged its trials by {judged_by[0] or 'the default'}, this search by "
+                f"{judged_by[1] or 'the default'} (finetune.best_by); their scores cannot be compared"
+            )
         found += [record for record in records if record.state == COMPLETED]
     return found
 
@@ -169,7 +177,7 @@ class _Campaign:
     ) -> None:
         self._folder, self._monitor, self._num_trials = folder, monitor, _num_trials(settings)
         self._deadline = time.monotonic() + (settings.time_budget_s or float("inf"))
-        self._budget_s = 3600 * (settings.budget_hours or float("inf")) / (gpus or 1)
+        self._budget_s = 3600 * (settings.budget_hours or float("inf")) / (gpus * settings.trial_workers or 1)
         self.records = {record.number: record for record in records}
         self._waiting = [record for record in records if record.state == RUNNING]
         self._judged: set[int] = set()
@@ -219,7 +227,10 @@ class _Campaign:
             self._monitor.result(record, metrics)
             is_hopeless |= self._proposals.is_hopeless(record.number, metrics)
         elif "of_seed" in metrics:
+            record.other_seconds[f"seed-{metrics['of_seed']}"] = float(metrics.get("wall_s", 0.0))
             self._monitor.other_seed(record, metrics)
+        elif "pretraining" in metrics:
+            record.other_seconds["pretraining"] = float(metrics.get("wall_s", 0.0))
         is_last = is_first_seed and metrics["epoch"] >= self._proposals.until(record.number)
         if is_hopeless and not is_last and record.number not in self._judged:
             self._judged.add(record.number)
@@ -389,7 +400,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         "value": record.value,
         "state": record.state,
         "rungs": [[metrics["epoch"], metrics["score"]] for metrics in record.history],
-        "seconds": record.history[-1].get("wall_s") if record.history else None,
+        "seconds": record.seconds if record.history else None,
         **({"seed_scores": record.seed_scores} if record.seed_scores else {}),
         **({"objectives": record.objectives} if record.objectives else {}),
         **({"parent": f"{record.parent:04d}"} if record.parent is not None else {}),

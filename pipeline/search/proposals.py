@@ -53,6 +53,7 @@ class Proposals:
         self._space, self._epochs, self._objectives = space, epochs, objectives
         self._grid = grid(space) if searcher == "grid" else None
         self._study = optuna.create_study(
+            study_name=f"search-{seed}",  # by which hyperband chooses a trial's bracket
             sampler=_sampler(searcher, seed + len(known)),
             pruner=_pruner(scheduler, epochs, grace_epochs, reduction_factor),
             directions=["minimize"] * (1 + len(objectives)),

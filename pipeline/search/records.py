@@ -34,6 +34,8 @@ class TrialRecord:
     """Best score of each of its seeds, the first one's first, where it was trained with several."""
     objectives: dict[str, float] = field(default_factory=dict)
     """What else it is judged by, smaller is better: "latency_ms", "model_mb"."""
+    other_seconds: dict[str, float] = field(default_factory=dict)
+    """Of work apart from its first seed: "seed-1", ..., and "pretraining" where it was the trial that pretrained."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics at each of its checkpoints; they tell "epoch", "score" (smaller is better), "wall_s" (seconds of work so far) and
     "reported_at" (seconds since 1970)."""
@@ -56,7 +58,8 @@ class TrialRecord:
     @property
     def seconds(self) -> float:
         """Of work, of all processes that did some of it."""
-        return float(self.history[-1].get("wall_s", 0.0)) if self.history else 0.0
+        first = float(self.history[-1].get("wall_s", 0.0)) if self.history else 0.0
+        return first + sum(self.other_seconds.values())
 
 
 def folder_of(search: str, number: int) -> str:

@@ -249,7 +249,7 @@ def _pretrain(recipe: PretrainRecipe, folder: str, device: torch.device, tell: T
     def report(metrics: dict[str, Any], save: SaveCheckpoint | None) -> None:
         if save is not None:
             kept.keep(save, metrics)
-            tell({"pretraining": metrics["epoch"]})
+            tell({"pretraining": metrics["epoch"], "wall_s": kept.wall_s})
 
     with tempfile.TemporaryDirectory() as directory:
         resume = kept.resume(directory, say)

@@ -23,6 +23,8 @@ _NOT_DECIDING_PRETRAIN = _NOT_DECIDING | dict.fromkeys(
     ("num_readers", "window_mb", "checkpoint", "probe", "shares"), True
 )
 _NOT_DECIDING_FINETUNE = _NOT_DECIDING | {"memory_limit_mb": True}
+_LATER = (("best_by", None),)
+"""Settings that came later, with the values that change nothing: keys of earlier results stay what they were."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,10 @@ def arm_key(settings: StudySettings, arm: Arm, unlabelled: str) -> str:
 def cell_key(settings: StudySettings, cell: Cell, arm_name: str | None, labelled: str) -> str:
     """The name of a fine-tuning. arm_name: `arm_key` of what it starts from, or None; labelled: see `identity`."""
     arm = cell.arm
+    recipe = cell_recipe(settings, cell, None).model_dump(mode="json", exclude=_NOT_DECIDING_FINETUNE)
     deciding = {
         "version": VERSION,
-        "recipe": cell_recipe(settings, cell, None).model_dump(mode="json", exclude=_NOT_DECIDING_FINETUNE),
+        "recipe": {name: value for name, value in recipe.items() if (name, value) not in _LATER},
         "validations": settings.validations,
         "test": [settings.test_split, settings.probe_frames],
         "labelled": [labelled, cell.labels],

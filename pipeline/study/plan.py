@@ -1,7 +1,7 @@
 """What a study will do: its pretrainings and fine-tunings in order, and what they will cost."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 
 from pipeline.study.grid import Arm, Cell, arm_key, cell_key, cells_of, relative_cost
@@ -50,6 +50,21 @@ def works_of(settings: StudySettings, unlabelled: str, labelled: str) -> list[Wo
         seconds = speed.cell_s + frames * relative_cost(settings, arm, False) / speed.finetune
         works[key] = Work(key, arm, cell, before, frames, seconds, cell.grids[0])
     return list(works.values())
+
+
+def done_of(works: Sequence[Work], results: Container[str], kept: Container[str] = ()) -> set[str]:
+    """Keys of what is done. results: of the files of cells; kept: of the rows of a table that was kept.
+
+    A fine-tuning is by its row, or by its file and that of its pretraining; a pretraining also where nothing that is left starts from it.
+    """
+    tuned = {
+        work.key
+        for work in works
+        if work.cell is not None
+        and (work.key in kept or (work.key in results and (work.after is None or work.after in results)))
+    }
+    needed = {work.after for work in works if work.cell is not None and work.key not in tuned}
+    return tuned | {work.key for work in works if work.cell is None and (work.key in results or work.key not in needed)}
 
 
 def minutes(settings: StudySettings, works: Sequence[Work]) -> float:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.evaluation.yardsticks import CONSTANT, RANDOM
-from pipeline.storage import exists, read_bytes, write_bytes
+from pipeline.storage import exists, join, list_files, read_bytes, write_bytes
 from pipeline.study.grid import Cell, arm_recipe, describe, transforms
 from pipeline.study.settings import FindingsSettings, StudySettings
 
@@ -28,6 +28,8 @@ METRIC_NAMES: dict[Metric, str] = {
     "probe_root_relative_epe": "ridge root-relative EPE",
 }
 
+ASIDE = "aside"
+"""Folder, in a study's, of tables with rows that a later start did not ask for."""
 _METADATA = b"equihand.study"
 _VERSION = 1
 
@@ -175,6 +177,15 @@ class Results:
         if version != _VERSION:
             raise DataError(f"{uri}: has version {version}, this version of the project reads {_VERSION}")
         return cls(About(**values), [Row(**row) for row in table.to_pylist()])
+
+
+def kept_results(folder: str) -> Results | None:
+    """The tables that earlier starts of a study have left, on this machine or another, as one; the newest row of a key counts."""
+    newest = join(folder, "results.parquet")
+    uris = [*list_files(join(folder, ASIDE), ".parquet"), *([newest] if exists(newest) else [])]
+    tables = sorted((Results.read(uri) for uri in uris), key=lambda table: table.about.created_at)
+    rows = {row.key: row for table in tables for row in table.rows}
+    return Results(tables[-1].about, [*rows.values()]) if tables else None
 
 
 def rows_of(

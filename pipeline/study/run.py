@@ -5,6 +5,7 @@
     <storage>/<run_id>/cells/KEY.json   a finished cell
     <storage>/<run_id>/work/KEY/        checkpoints of a cell under way, and the encoders of finished pretrainings
     <storage>/<run_id>/results.parquet  written after every fine-tuning
+    <storage>/<run_id>/aside/           tables with rows that a later start did not ask for
     <storage>/<run_id>/report.html, table.md
 
 A key stands for everything that decides a cell's result. So a study that was stopped in any way goes on, one whose
@@ -23,6 +24,7 @@ from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelSettings, read_poses, select_labels
 from pipeline.frames.mine import MineSettings, mine
 from pipeline.frames.mixing import FrameSetShare, Mixture, uris_of
+from pipeline.lease import lease
 from pipeline.models.origin import origin_of
 from pipeline.models.weights import load_encoder
 from pipeline.progress import SILENT, Progress
@@ -30,12 +32,12 @@ from pipeline.ray_map import ray_map
 from pipeline.reports.run_report import environment
 from pipeline.run_log import log, run_log
 from pipeline.runs import new_run_id
-from pipeline.storage import absolute, exists, join, list_files, preflight, read_bytes, read_json, write_bytes
+from pipeline.storage import absolute, join, list_files, preflight, read_bytes, read_json, write_bytes
 from pipeline.study.findings import Finding
 from pipeline.study.grid import Arm, Cell, arm_recipe, for_frames, identity
-from pipeline.study.plan import Work, minutes, plan_table, works_of
+from pipeline.study.plan import Work, done_of, minutes, plan_table, works_of
 from pipeline.study.report import write_report
-from pipeline.study.results import About, Results, Row, merged, rows_of
+from pipeline.study.results import ASIDE, About, Results, Row, kept_results, merged, rows_of
 from pipeline.study.schedule import Say, Schedule
 from pipeline.study.settings import StudySettings
 from pipeline.study.subsets import write_subset
@@ -58,9 +60,17 @@ def run_study(
 
     say, show: receive lines and the table of the plan. deadline: seconds since 1970 at which to stop, at the next
     checkpoints. Raises UnfinishedError then, TrainingError where cells failed; results and report of what is done are
-    written all the same.
+    written all the same; SettingsError where another process runs the study.
     """
     run_id = settings.run.run_id or new_run_id("study")
+    preflight(settings.run.storage, write=True)
+    with lease(join(absolute(settings.run.storage), run_id), run_id, say):
+        return _run_study(settings, run_id, progress, say, show, deadline)
+
+
+def _run_study(
+    settings: StudySettings, run_id: str, progress: Progress, say: Say, show: Show, deadline: float | None
+) -> dict[str, Any]:
     study = Study(settings, run_id)
     show(*plan_table(settings, study.works, study.done()))
     write_bytes(join(study.folder, "settings.yaml"), to_yaml(settings).encode())
@@ -134,28 +144,16 @@ class Study:
             uri = join(self.folder, "cells", f"{work.key}.json")
             if uri in there:
                 self.results[work.key] = read_json(uri)
-        self.kept = self._kept()
-
-    def _kept(self) -> Results | None:
-        """The table as an earlier start, on this machine or another, has left it."""
-        uri = join(self.folder, "results.parquet")
-        return Results.read(uri) if exists(uri) else None
-
-    def is_done(self, work: Work) -> bool:
-        """Whether a cell's file or its row of the table is there; of a pretraining whether nothing needs it any more, too."""
-        if work.key in self.results:
-            return True
-        if work.cell is not None:
-            return self.kept is not None and work.key in self.kept.keys
-        return all(self.is_done(other) for other in self.works if other.after == work.key)
-
-    def left(self) -> list[Work]:
-        """What is not done."""
-        return [work for work in self.works if not self.is_done(work)]
+        self.kept = kept_results(self.folder)
 
     def done(self) -> set[str]:
-        """Keys of the rest."""
-        return {work.key for work in self.works if self.is_done(work)}
+        """Keys of what is done."""
+        return done_of(self.works, self.results, self.kept.keys if self.kept is not None else ())
+
+    def left(self) -> list[Work]:
+        """What is not."""
+        done = self.done()
+        return [work for work in self.works if work.key not in done]
 
     def read(self, name: str) -> bytes:
         """A file of the study."""
@@ -207,7 +205,9 @@ class Study:
         }
         if self.kept is not None and any(row.encoder and row.key not in held for row in self.kept.rows):
             written = self.kept.about.created_at.replace(":", "").split("+")[0]
-            uri = join(self.folder, f"results-{written}.parquet")
+            uri = join(
+                self.folder, ASIDE, f"{written}.parquet"
+            )  # where it is read from, as soon as it is asked for again
             self.kept.write(uri)
             warn(f"{uri}: results of cells that this study does not ask for, set aside")
 
@@ -223,7 +223,11 @@ class Study:
     def write_results(self) -> None:
         """All finished fine-tunings as one table."""
         cells = [work for work in self.works if work.cell is not None]
-        done = [self._done(work) for work in cells if work.key in self.results]
+        done = [
+            self._done(work)
+            for work in cells
+            if work.key in self.results and (work.after is None or work.after in self.results)
+        ]
         kept = self.kept.rows_for({work.key: work.cell for work in cells if work.cell}) if self.kept else []
         first: dict[str, Any] = {"clips": [], "clip_frames": []}
         if done:

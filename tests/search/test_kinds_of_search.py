@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.errors import SettingsError
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import select_labels
 from pipeline.models.cost import latency_ms, model_mb
@@ -82,6 +83,8 @@ def test_seeds_objectives_and_label_fractions(tmp_path, frame_set, ray_cluster):
         assert len(record.seed_scores) == 2
         assert record.seed_scores[0] == record.best
         assert record.seed_scores[0] != record.seed_scores[1]
+        assert record.other_seconds.keys() == {"seed-1"}
+        assert record.seconds > record.other_seconds["seed-1"] > 0
         assert record.value == pytest.approx(sum(record.seed_scores) / 2)
         assert not Path(folder_of(folder, record.number), "seed-1").exists()
         loaded = load_pose_model(read_best(folder_of(folder, record.number))[0])
@@ -190,6 +193,13 @@ def test_frames_that_do_not_fit_in_memory_are_streamed(tmp_path, ray_cluster):
         }
     )
     assert run_search(later)["best_values"] == result["best_values"]
+    by_skill = settings.finetune.model_copy(update={"best_by": "pa_skill"})
+    with pytest.raises(SettingsError, match=r"judged its trials by the default, this search by pa_skill"):
+        run_search(
+            later.model_copy(
+                update={"finetune": by_skill, "run": settings.run.model_copy(update={"run_id": "by-skill"})}
+            )
+        )
 
 
 @pytest.mark.slow

@@ -117,6 +117,8 @@ def test_other_schedulers_end_bad_trials_and_none_ends_none(scheduler):
     states = [record.state for record in run(proposals(scheduler=scheduler, searcher="random"), range(30))]
     assert STOPPED in states
     assert COMPLETED in states
+    again = [record.state for record in run(proposals(scheduler=scheduler, searcher="random"), range(30))]
+    assert states == again
     assert {record.state for record in run(proposals(scheduler="none"), range(10))} == {COMPLETED}
 
 

@@ -18,6 +18,13 @@ def test_records_are_read_as_they_were_written(storage, tmp_path, request, caplo
     assert caplog.text == ""
 
 
+def test_the_work_of_all_seeds_and_of_the_pretraining_counts():
+    record = TrialRecord(0, {}, other_seconds={"seed-1": 20.0, "pretraining": 300.0})
+    assert record.seconds == 320.0
+    record.history = [{"score": 1.0, "wall_s": 5.0}, {"score": 1.0, "wall_s": 11.0}]
+    assert record.seconds == 331.0
+
+
 def test_a_trial_of_which_nothing_is_known_is_left_out_and_said(tmp_path, caplog):
     search = str(tmp_path)
     for number in range(3):

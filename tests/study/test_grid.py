@@ -1,9 +1,11 @@
 """Cells, their order, their keys and their budgets."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from jobs import study
 from pipeline.config import load
 from pipeline.errors import SettingsError
 from pipeline.frames.mixing import Mixture
@@ -18,7 +20,8 @@ from pipeline.study.grid import (
     is_same_budget,
     transforms,
 )
-from pipeline.study.plan import minutes, plan_table, works_of
+from pipeline.study.plan import done_of, minutes, plan_table, works_of
+from pipeline.study.results import Results
 from pipeline.study.settings import StudySettings
 from pipeline.training.finetune_recipe import FinetuneSettings
 from tests.tiny_sets import write_tiny_set
@@ -51,6 +54,32 @@ def settings(**changes) -> StudySettings:
 
 def keys(changed: StudySettings, unlabelled: str = "u", labelled: str = "l") -> list[str]:
     return [work.key for work in works_of(changed, unlabelled, labelled)]
+
+
+def test_the_cells_of_the_results_that_come_with_the_project_keep_their_keys():
+    """A setting that comes later must not make them other cells."""
+    table = Results.read(str(Path(__file__).parents[2] / "docs/studies/laptop/results.parquet"))
+    digest = table.about.frame_set_digest
+    works = works_of(study.JOB.load(["--preset", "laptop"]), digest, digest)
+    done = done_of(works, (), table.keys)
+    trained = {row.key for row in table.rows if row.encoder}
+    assert len(trained) > 20
+    assert trained <= {work.key for work in works}
+    assert trained <= done
+    left = [work for work in works if work.key not in done]
+    assert {work.after for work in left if work.cell is not None} - {None} == {
+        work.key for work in left if work.cell is None
+    }
+
+
+def test_a_fine_tuning_without_the_file_of_its_pretraining_is_done_again():
+    works = works_of(settings(), "u", "l")
+    files = {work.key for work in works if work.cell is not None}
+    scratch = {work.key for work in works if work.cell is not None and work.after is None}
+    assert done_of(works, files) == scratch
+    assert done_of(works, (), files) == {work.key for work in works}
+    assert done_of(works, {work.key for work in works}) == {work.key for work in works}
+    assert done_of(works, ()) == set()
 
 
 def test_every_cell_is_there_once_and_the_first_grid_comes_first():

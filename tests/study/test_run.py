@@ -102,10 +102,10 @@ def test_a_study_is_done_once_and_goes_on(frame_set, tmp_path):
     shutil.rmtree(folder / "work")
     before = Results.read(str(folder / "results.parquet")).rows
     alone: list[str] = []
-    study_of = partial(study, frame_set, tmp_path, tracking={"uri": "none"})
+    study_of = partial(study, frame_set, tmp_path, tracking={"uri": None})
     grids = [*(grid.model_dump() for grid in settings.grids), wider]
     run_study(study_of(grids=grids), say=alone.append)
-    assert not alone
+    assert alone == []
     assert Results.read(str(folder / "results.parquet")).rows == before
     peclr = {**wider, "name": "d", "methods": ["scratch", "peclr"]}
     run_study(study_of(grids=[*grids, peclr]), say=alone.append)
@@ -117,9 +117,14 @@ def test_a_study_is_done_once_and_goes_on(frame_set, tmp_path):
     assert (after.about.clips, after.rows[0]) == (table.about.clips, before[0])
     # What nobody asks for any more is set aside, not lost.
     run_study(study_of(grids=[peclr]))
-    (aside,) = folder.glob("results-*.parquet")
+    (aside,) = folder.glob("aside/*.parquet")
     assert Results.read(str(aside)).rows == after.rows
     assert {row.labels for row in Results.read(str(folder / "results.parquet")).rows} == {1.0}
+    shutil.rmtree(folder / "cells")
+    alone.clear()
+    run_study(study_of(grids=[*grids, peclr]), say=alone.append)
+    assert alone == []
+    assert Results.read(str(folder / "results.parquet")).rows == after.rows
 
     mlflow.set_tracking_uri(str(settings.tracking.uri))
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
