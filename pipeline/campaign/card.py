@@ -65,7 +65,7 @@ def _of_winner(campaign: Campaign) -> Card:
     registration = winner.get("registration") or {}
     text, note = _or_reason(lambda: FinetuneSettings.model_validate(_recipe(winner)))
     if text and winner["identity"].get("pretrainings", {}).get("winner"):
-        text = f"{_pretraining_note(campaign, winner['best_values'])}\n{text}"
+        text = f"{_pretraining_note(campaign, winner.get('best_values', {}))}\n{text}"
     return Card(
         title=f"The winner, settings of trial {winner['best_trial']}",
         frames=f"{test['num_frames']:,} frames of split '{test['split']}', which the search never saw"

@@ -179,6 +179,18 @@ def test_what_the_winner_showed_comes_first(tmp_path):
     assert loaded.optimiser.learning_rate == records[1].values["optimiser.learning_rate"]
 
 
+def test_the_winner_names_the_pretraining_that_its_settings_need():
+    records = records_of(3)
+    winner = winner_of(records)
+    winner["identity"]["pretrainings"] = {"winner": {"epochs": 3}}
+    winner["best_values"] = {"pretrain.epochs": 3}
+    text = unescape(html_of(records, winner=winner))
+    assert (
+        "# As init it needs its pretraining, which is in /runs/search-1/pretrainings and had\n#   pretrain.epochs: 3\n"
+        in text
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "outcome"),
     [
