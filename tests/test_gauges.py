@@ -38,6 +38,7 @@ def value(found: Series, name: str) -> float:
     return number
 
 
+@pytest.mark.slow
 def test_a_run_is_scraped(tmp_path):
     write_tiny_set(str(tmp_path / "frames"), splits={"train": 96}, broken=frozenset({5}))
     before = time.time()

@@ -22,7 +22,6 @@ def folder(request, tmp_path) -> str:
 def quick(monkeypatch):
     monkeypatch.setattr(leases, "_LOOK_S", 0.02)
     monkeypatch.setattr(leases, "_SAY_EVERY_S", 0.05)
-    monkeypatch.setattr(leases, "_TOO_OLD_S", 1.0)
     monkeypatch.setattr(leases, "_SETTLE_LOCAL_S", 0.0)
     monkeypatch.setattr(leases, "_SETTLE_S", 0.0)
 
@@ -60,7 +59,8 @@ def test_one_that_is_still_renewed_is_not_taken(folder, quick):
     assert len(said) == 1
 
 
-def test_one_that_nobody_renews_is_waited_for(folder, quick):
+def test_one_that_nobody_renews_is_waited_for(folder, quick, monkeypatch):
+    monkeypatch.setattr(leases, "_TOO_OLD_S", 1.0)
     elsewhere(folder, time.time())
     began = time.monotonic()
     said: list[str] = []
@@ -86,7 +86,6 @@ def test_that_of_a_killed_process_of_this_machine_is_taken_at_once(folder):
 def test_of_many_that_come_at_once_one_gets_it(folder, quick, monkeypatch):
     for name in ("_SETTLE_LOCAL_S", "_SETTLE_S"):  # the test's server answers one request at a time
         monkeypatch.setattr(leases, name, 3.0)
-    monkeypatch.setattr(leases, "_TOO_OLD_S", 60.0)
     start, ended, held, refused = threading.Barrier(6), threading.Event(), [], []
 
     def come() -> None:

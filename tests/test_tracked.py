@@ -96,6 +96,7 @@ def test_without_mlflow_what_there_is_to_be_recorded_is_kept_with_the_run(storag
         stored_run(TrackingSettings(uri=None), {"kind": "pretrain", "run_id": "run"})
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_comes_back(tmp_path, free_port, caplog):
     """One run sees it come back, one ends before that, one begins and ends in between."""
     server = Server(tmp_path, free_port)

@@ -35,6 +35,7 @@ def campaign(folder: Path, **changes) -> CampaignSettings:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_campaign_crowns_its_winner_and_goes_on(tmp_path, ray_cluster):
     write_tiny_set(str(tmp_path / "set"), splits={"train": 64, "val": 16, "test": 48}, image_size=48, wobble=0.004)

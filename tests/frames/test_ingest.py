@@ -283,6 +283,7 @@ run_job(JOB)
 """
 
 
+@pytest.mark.slow
 def test_with_ray_killed_at_two_random_moments(clips, tmp_path, ray_cluster, inline):
     import ray
 

@@ -206,6 +206,7 @@ def test_a_run_that_is_over_at_once_tells_no_rate():
         clock.rate()
 
 
+@pytest.mark.slow
 def test_a_short_training_is_measured(ray_cluster):
     rate = job.measure(
         PlanSettings.model_validate(

@@ -31,6 +31,7 @@ def finetune_run(tmp_path: Path) -> str:
     return str(tmp_path / "runs/first")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_fine_tuning_gives_the_same_numbers_again(tmp_path, ray_cluster):
     folder = finetune_run(tmp_path)

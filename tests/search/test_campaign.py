@@ -117,6 +117,7 @@ def values_of(result, name):
     return next(trial for trial in result["trials"] if trial["name"] == name)
 
 
+@pytest.mark.slow
 def test_trials_that_fail_are_marked_and_tried_again_by_the_same_command(tmp_path, ray_cluster):
     """A learning rate with which each diverges."""
     write_tiny_set(str(tmp_path / "set"), splits={"train": 48, "val": 16}, image_size=48)

@@ -62,6 +62,7 @@ def naive_front(records: list[TrialRecord], names: tuple[str, ...]) -> set[str]:
     return front
 
 
+@pytest.mark.slow
 def test_seeds_objectives_and_label_fractions(tmp_path, frame_set, ray_cluster):
     settings = search_settings(
         tmp_path,

@@ -93,6 +93,7 @@ def test_training_that_cannot_go_on_is_not_tried_again(ray_cluster, tmp_path):
     assert (tmp_path / "runs/broken/tries").read_text() == "once\n"
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_board(ray_cluster, tmp_path, monkeypatch, caplog):
     """The actor that knows the progress dies, then a worker: the run starts again and goes on."""
     boards = []
@@ -344,6 +345,7 @@ def test_a_damaged_run_goes_on_from_what_is_whole(ray_cluster, tmp_path, caplog,
     assert history["loss"] == [(1, 0.25)]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_whole_checkpoint_says_so_in_one_line(ray_cluster, tmp_path):
     folder = tmp_path / "runs/broken"
     kept = Kept(str(folder))

@@ -298,6 +298,7 @@ def test_a_run_id_stands_for_its_settings(tmp_path, caplog):
     assert open_run(first, run, "a")[1] == {"run_id": "a"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_workers_lose_one_and_finish(tmp_path):
     """The whole job, with a probe; one worker is killed by force in mid-run, and the run goes on by itself."""

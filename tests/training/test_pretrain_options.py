@@ -38,6 +38,7 @@ def small(frame_set: str, **changes) -> PretrainSettings:
     return PretrainSettings.model_validate(values)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_similar_positives_on_two_workers(tmp_path):
     """Mined pairs with adaptive weights, hard negatives by time, micro-batches, BatchNorm over workers, given weights."""
