@@ -26,7 +26,7 @@ from pipeline.progress import SILENT, Progress
 from pipeline.storage import absolute, join
 from pipeline.study.plan import done_of, plan_table, works_of
 from pipeline.study.report import write_report
-from pipeline.study.results import kept_results
+from pipeline.study.results import KeptTables
 from pipeline.study.run import Study, run_study
 from pipeline.study.settings import StudySettings
 
@@ -101,7 +101,7 @@ def _show_plan(settings: StudyJob, terminal: TerminalProgress) -> dict[str, Any]
         works, done = study.works, study.done()
     else:
         # A set that is rendered again has the digest that it had.
-        kept = kept_results(_folder(settings)) if settings.run.run_id is not None else None
+        kept = KeptTables.read(_folder(settings)).all if settings.run.run_id is not None else None
         digest = kept.about.frame_set_digest if kept is not None else ""
         works = works_of(settings, digest, digest)
         done = done_of(works, (), kept.keys) if kept is not None else set()

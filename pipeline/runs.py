@@ -33,6 +33,7 @@ _MAY_CHANGE = (
     ),
 )
 _NAMED_BY_PEOPLE = ("space.",)
+_SETTINGS = "settings.yaml"
 
 
 class RunSettings(Settings):
@@ -57,22 +58,19 @@ def run_folder(name: str, storage: str) -> str:
     return folder
 
 
-def started_with(run: RunSettings | str) -> dict[str, Any]:
-    """The settings that a run (or that in the folder with this URI) was started with, by dotted name; none of a new run."""
-    if isinstance(run, RunSettings):
-        if run.run_id is None:
-            return {}
-        run = join(absolute(run.storage), run.run_id)
-    # `open_run` says what is wrong with them.
-    return flatten_values(_saved_settings(join(run, "settings.yaml"), say=lambda _: None) or {})
+def started_with(run: RunSettings) -> dict[str, Any]:
+    """The settings that the run was started with, by dotted name; none of a new run."""
+    if run.run_id is None:
+        return {}
+    folder = join(absolute(run.storage), run.run_id)
+    return flatten_values(saved_settings(folder, say=lambda _: None) or {})  # `open_run` says what is wrong with them
 
 
 def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, dict[str, Any] | None]:
     """The run's folder, and its result where it has finished. Saves the settings; refuses other settings for an old id."""
     preflight(run.storage, write=True)
     folder = join(absolute(run.storage), run_id)
-    settings_uri = join(folder, "settings.yaml")
-    old = _saved_settings(settings_uri)
+    old = saved_settings(folder)
     if old is not None:
         changed = changes(old, settings)
         if changed:
@@ -82,7 +80,7 @@ def open_run(settings: Settings, run: RunSettings, run_id: str) -> tuple[str, di
                 "on with it, or another run.run_id"
             )
     else:
-        write_bytes(settings_uri, to_yaml(settings).encode())
+        write_bytes(join(folder, _SETTINGS), to_yaml(settings).encode())
     return folder, read_result(folder)
 
 
@@ -126,8 +124,10 @@ def read_result(folder: str) -> dict[str, Any] | None:
     return None
 
 
-def _saved_settings(uri: str, say: Callable[[str], None] = warn) -> dict[str, Any] | None:
-    """The settings that a run was started with; None for a new run, or where they can no longer be read."""
+def saved_settings(folder: str, say: Callable[[str], None] = warn) -> dict[str, Any] | None:
+    """The settings that the run in a folder was started with, as its file gives them; None for a new run, or where they can no longer be
+    read, which `say` is told."""
+    uri = join(folder, _SETTINGS)
     if not exists(uri):
         return None
     try:

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from pipeline.campaign.run import CampaignSettings
-from pipeline.config import flatten
+from pipeline.config import flatten, flatten_values
 from pipeline.errors import SettingsError
-from pipeline.runs import RunSettings, changes, open_run, started_with
+from pipeline.runs import RunSettings, changes, open_run, saved_settings, started_with
 
 SPACE = {"optimiser.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
 PRETRAIN = {"frame_set": "frames"}
@@ -58,5 +58,5 @@ def test_the_settings_of_a_run_are_read_by_its_folder_too(tmp_path):
     run = RunSettings(storage=str(tmp_path), run_id="s")
     assert started_with(run) == {}
     open_run(search(), run, "s")
-    assert started_with(run) == started_with(str(tmp_path / "s"))
+    assert started_with(run) == flatten_values(saved_settings(str(tmp_path / "s")) or {})
     assert started_with(run)["finetune.frame_set"] == flatten(search())["finetune.frame_set"] == "frames"

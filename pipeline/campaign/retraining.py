@@ -22,10 +22,9 @@ from pipeline.models.checkpoints import META, SaveCheckpoint, read_part
 from pipeline.models.kept import Kept, checkpoints_in, read_best, read_history
 from pipeline.progress import Progress
 from pipeline.run_log import log, run_log
-from pipeline.runs import changes, read_result
+from pipeline.runs import changes, read_result, saved_settings
 from pipeline.search.trial import pretrained, pretraining_folder
-from pipeline.storage import delete, join, read_bytes, read_json, write_bytes, write_json
-from pipeline.text_files import parse_yaml
+from pipeline.storage import delete, join, read_json, write_bytes, write_json
 from pipeline.training.board import BoardHandle
 from pipeline.training.finetune import finetune
 from pipeline.training.finetune_data import SharedFrames
@@ -151,7 +150,8 @@ def _is_same(job: Retraining) -> bool:
     """Whether what lies in its folder is of these settings and frames."""
     settings = job.settings()
     try:
-        if settings is None or changes(_saved(job), settings):
+        saved = saved_settings(job.folder, say=lambda _: None)  # damaged ones are written anew
+        if settings is None or saved is None or changes(saved, settings):
             return False
         digests = {read_part(uri, META).get("frame_set_digest") for uri in checkpoints_in(job.folder)[-1:]}
     except MissingError:
@@ -159,18 +159,6 @@ def _is_same(job: Retraining) -> bool:
     except DamagedError:  # `Kept` sees to it
         return True
     return digests <= {job.frame_set["frame_set_digest"]}
-
-
-def _saved(job: Retraining) -> dict[str, Any]:
-    """The settings that it was trained with. Raises MissingError, DamagedError."""
-    uri = join(job.folder, "settings.yaml")
-    try:
-        saved = parse_yaml(read_bytes(uri))
-    except ValueError as error:
-        raise MissingError(f"{uri}: damaged ({error})") from None
-    if not isinstance(saved, dict):
-        raise MissingError(f"{uri}: damaged")
-    return saved
 
 
 def pretrain(item: tuple[PretrainRecipe, str, Means], board: BoardHandle) -> str:

@@ -27,7 +27,7 @@ from pipeline.models.shipped import model_uri
 from pipeline.progress import SILENT, Progress
 from pipeline.ray_cluster import check_is_in_cluster, choose_gpus, said_when_lost, wait_for_node
 from pipeline.run_log import log, run_log
-from pipeline.runs import new_run_id, open_run, started_with
+from pipeline.runs import new_run_id, open_run, saved_settings, started_with
 from pipeline.search.monitor import SearchMonitor, search_monitor
 from pipeline.search.population import Population
 from pipeline.search.proposals import Proposals
@@ -146,11 +146,11 @@ def _earlier(settings: SearchSettings) -> list[TrialRecord]:
         if not records:
             there = "has no trials" if exists(join(uri, "settings.yaml")) else "is no folder of a search"
             raise SettingsError(f"setting 'warm_start': {absolute(uri)} {there}")
-        judged_by = (started_with(uri).get("finetune.best_by"), settings.finetune.best_by)
-        if judged_by[0] != judged_by[1]:
+        then, now = (saved_settings(uri) or {}).get("finetune", {}).get("best_by"), settings.finetune.best_by
+        if then != now:
             raise SettingsError(
-                f"setting 'warm_start': {absolute(uri)} judged its trials by {judged_by[0] or 'the default'}, this search by "
-                f"{judged_by[1] or 'the default'} (finetune.best_by); their scores cannot be compared"
+                f"setting 'warm_start': {absolute(uri)} judged its trials by {then or 'the default'}, this search by "
+                f"{now or 'the default'} (finetune.best_by); their scores cannot be compared"
             )
         found += [record for record in records if record.state == COMPLETED]
     return found

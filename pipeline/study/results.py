@@ -179,13 +179,30 @@ class Results:
         return cls(About(**values), [Row(**row) for row in table.to_pylist()])
 
 
-def kept_results(folder: str) -> Results | None:
-    """The tables that earlier starts of a study have left, on this machine or another, as one; the newest row of a key counts."""
-    newest = join(folder, "results.parquet")
-    uris = [*list_files(join(folder, ASIDE), ".parquet"), *([newest] if exists(newest) else [])]
-    tables = sorted((Results.read(uri) for uri in uris), key=lambda table: table.about.created_at)
-    rows = {row.key: row for table in tables for row in table.rows}
-    return Results(tables[-1].about, [*rows.values()]) if tables else None
+@dataclass(frozen=True)
+class KeptTables:
+    """What earlier starts of a study have left, on this machine or another."""
+
+    newest: Results | None
+    """results.parquet."""
+    aside: list[Results]
+    """Tables with rows that a later start did not ask for."""
+
+    @classmethod
+    def read(cls, folder: str) -> Self:
+        """folder: URI of the study."""
+        uri = join(folder, "results.parquet")
+        aside = [Results.read(each) for each in list_files(join(folder, ASIDE), ".parquet")]
+        return cls(Results.read(uri) if exists(uri) else None, aside)
+
+    @property
+    def all(self) -> Results | None:
+        """As one table; the newest row of a key counts."""
+        tables = sorted(
+            [*self.aside, *([self.newest] if self.newest else [])], key=lambda table: table.about.created_at
+        )
+        rows = {row.key: row for table in tables for row in table.rows}
+        return Results(tables[-1].about, [*rows.values()]) if tables else None
 
 
 def rows_of(

@@ -37,7 +37,7 @@ from pipeline.study.findings import Finding
 from pipeline.study.grid import Arm, Cell, arm_recipe, for_frames, identity
 from pipeline.study.plan import Work, done_of, minutes, plan_table, works_of
 from pipeline.study.report import write_report
-from pipeline.study.results import ASIDE, About, Results, Row, kept_results, merged, rows_of
+from pipeline.study.results import ASIDE, About, KeptTables, Results, Row, merged, rows_of
 from pipeline.study.schedule import Say, Schedule
 from pipeline.study.settings import StudySettings
 from pipeline.study.subsets import write_subset
@@ -144,7 +144,9 @@ class Study:
             uri = join(self.folder, "cells", f"{work.key}.json")
             if uri in there:
                 self.results[work.key] = read_json(uri)
-        self.kept = kept_results(self.folder)
+        self._files = {uri.rsplit("/", 1)[-1].removesuffix(".json") for uri in there}
+        self._tables = KeptTables.read(self.folder)
+        self.kept = self._tables.all
 
     def done(self) -> set[str]:
         """Keys of what is done."""
@@ -200,15 +202,13 @@ class Study:
             check_recipe(self.pretraining(arm).model_copy(update={"init": None}), workers=1)
 
     def _set_aside(self) -> None:
-        held = {work.key for work in self.works} | {
-            uri.rsplit("/", 1)[-1].removesuffix(".json") for uri in list_files(join(self.folder, "cells"), ".json")
-        }
-        if self.kept is not None and any(row.encoder and row.key not in held for row in self.kept.rows):
-            written = self.kept.about.created_at.replace(":", "").split("+")[0]
-            uri = join(
-                self.folder, ASIDE, f"{written}.parquet"
-            )  # where it is read from, as soon as it is asked for again
-            self.kept.write(uri)
+        """There it is read from, as soon as its cells are asked for again."""
+        table = self._tables.newest
+        held = self._files.union({work.key for work in self.works}, *(each.keys for each in self._tables.aside))
+        if table is not None and any(row.encoder and row.key not in held for row in table.rows):
+            written = table.about.created_at.replace(":", "").split("+")[0]
+            uri = join(self.folder, ASIDE, f"{written}.parquet")
+            table.write(uri)
             warn(f"{uri}: results of cells that this study does not ask for, set aside")
 
     def row(self, work: Work) -> Row:
@@ -223,11 +223,8 @@ class Study:
     def write_results(self) -> None:
         """All finished fine-tunings as one table."""
         cells = [work for work in self.works if work.cell is not None]
-        done = [
-            self._done(work)
-            for work in cells
-            if work.key in self.results and (work.after is None or work.after in self.results)
-        ]
+        by_files = done_of(self.works, self.results)
+        done = [self._done(work) for work in cells if work.key in by_files]
         kept = self.kept.rows_for({work.key: work.cell for work in cells if work.cell}) if self.kept else []
         first: dict[str, Any] = {"clips": [], "clip_frames": []}
         if done:

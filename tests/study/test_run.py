@@ -125,6 +125,8 @@ def test_a_study_is_done_once_and_goes_on(frame_set, tmp_path):
     run_study(study_of(grids=[*grids, peclr]), say=alone.append)
     assert alone == []
     assert Results.read(str(folder / "results.parquet")).rows == after.rows
+    run_study(study_of(grids=[peclr]))
+    assert [*folder.glob("aside/*.parquet")] == [aside]  # what lies there is not put there again
 
     mlflow.set_tracking_uri(str(settings.tracking.uri))
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
