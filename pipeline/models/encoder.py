@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 EncoderName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
+Stages = tuple[Tensor, Tensor, Tensor]
+"""Maps of the last three stages, at 1/8, 1/16 and 1/32 of the image's sides."""
+
 _ARCHITECTURES: dict[str, tuple[Literal["BasicBlock", "Bottleneck"], tuple[int, int, int, int]]] = {
     "resnet18": ("BasicBlock", (2, 2, 2, 2)),
     "resnet34": ("BasicBlock", (3, 4, 6, 3)),
@@ -75,7 +78,7 @@ class Encoder(nn.Module):
         """(B, 3, H, W) ImageNet-normalised -> (B, F)."""
         return self.pool(self.maps(images)[-1])
 
-    def maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def maps(self, images: Tensor) -> Stages:
         """(B, 3, H, W) ImageNet-normalised -> the last three stages' maps: F/4, F/2 and F channels, at 1/8, 1/16 and 1/32
         of the image's sides, rounded up."""
         x = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))

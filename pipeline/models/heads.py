@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.hands import NUM_JOINTS
-from pipeline.models.encoder import Encoder
+from pipeline.models.encoder import Encoder, Stages
 
 _CHANNELS = 128
 _HIDDEN = 256
@@ -32,28 +32,41 @@ class LinearHead(nn.Linear):
         """Raw joints (B, 21, 3) of images (B, 3, S, S)."""
         features = encoder(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self(_full_precision(features)).view(-1, NUM_JOINTS, 3)
+            return self(full_precision(features)).view(-1, NUM_JOINTS, 3)
 
 
-class SpatialHead(nn.Module):
+class SpatialMaps(nn.Module):
+    """Maps at 1/8 of the image's side, summed from the encoder's last three stages, coarse ones upsampled (Lin et al. 2017)."""
+
+    def __init__(self, num_features: int, num_maps: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList([nn.Conv2d(num_features // factor, _CHANNELS, 1) for factor in (4, 2, 1)])
+        self.norm = nn.BatchNorm2d(_CHANNELS)
+        self.merge = nn.Sequential(
+            nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(_CHANNELS), nn.ReLU(inplace=True)
+        )
+        self.maps = nn.Conv2d(_CHANNELS, num_maps, 1)
+
+    def maps_of(self, stages: Stages) -> Tensor:
+        """The encoder's maps -> (B, num_maps, h, w)."""
+        merged = self.lateral[2](stages[2])
+        for lateral, stage in ((self.lateral[1], stages[1]), (self.lateral[0], stages[0])):
+            merged = lateral(stage) + F.interpolate(merged, size=stage.shape[-2:], mode="bilinear", align_corners=False)
+        maps: Tensor = self.maps(self.merge(F.relu(self.norm(merged))))
+        return maps
+
+
+class SpatialHead(SpatialMaps):
     """A heat map and a depth map for each joint (Iqbal et al. 2018), and what the pooled features add to them.
 
-    Maps of the encoder's last three stages are summed at 1/8 of the image's side, coarse ones upsampled (Lin et al. 2017).
     A joint is where its heat map's softmax has its mean, and its depth is the depth map's mean under that softmax; the
     pooled features correct all 21 together, as single joints may be hidden.
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        width = encoder.num_features
-        self.lateral = nn.ModuleList([nn.Conv2d(width // factor, _CHANNELS, 1) for factor in (4, 2, 1)])
-        self.norm = nn.BatchNorm2d(_CHANNELS)
-        self.merge = nn.Sequential(
-            nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(_CHANNELS), nn.ReLU(inplace=True)
-        )
-        self.maps = nn.Conv2d(_CHANNELS, 2 * NUM_JOINTS, 1)
+        super().__init__(encoder.num_features, 2 * NUM_JOINTS)
         self.together = nn.Sequential(
-            nn.Linear(width, _HIDDEN),
+            nn.Linear(encoder.num_features, _HIDDEN),
             nn.BatchNorm1d(_HIDDEN),
             nn.ReLU(inplace=True),
             nn.Linear(_HIDDEN, 3 * NUM_JOINTS),
@@ -67,17 +80,14 @@ class SpatialHead(nn.Module):
     def joints(self, encoder: Encoder, images: Tensor) -> Tensor:
         """Raw joints (B, 21, 3) of images (B, 3, S, S)."""
         stages = encoder.maps(images)
-        merged = self.lateral[2](stages[2])
-        for lateral, stage in ((self.lateral[1], stages[1]), (self.lateral[0], stages[0])):
-            merged = lateral(stage) + F.interpolate(merged, size=stage.shape[-2:], mode="bilinear", align_corners=False)
-        maps = self.maps(self.merge(F.relu(self.norm(merged))))
+        maps = self.maps_of(stages)
         features = encoder.pool(stages[2])
         with torch.autocast(images.device.type, enabled=False):
-            heat, depth = _full_precision(maps).unflatten(1, (2, NUM_JOINTS)).flatten(-2).unbind(1)  # (B, 21, cells)
+            heat, depth = full_precision(maps).unflatten(1, (2, NUM_JOINTS)).flatten(-2).unbind(1)  # (B, 21, cells)
             share = heat.softmax(-1)
             place = share @ cell_centres(maps.shape[-2], maps.shape[-1], share)
             joints = torch.cat([place, _DEPTH_UNIT * (share * depth).sum(-1, keepdim=True)], -1)
-            return joints + self.together(_full_precision(features)).view(-1, NUM_JOINTS, 3)
+            return joints + self.together(full_precision(features)).view(-1, NUM_JOINTS, 3)
 
 
 def cell_centres(rows: int, columns: int, like: Tensor) -> Tensor:
@@ -86,5 +96,6 @@ def cell_centres(rows: int, columns: int, like: Tensor) -> Tensor:
     return _REACH * torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], -1).view(-1, 2)
 
 
-def _full_precision(values: Tensor) -> Tensor:
+def full_precision(values: Tensor) -> Tensor:
+    """float32, or float64 where it is that."""
     return values if values.dtype == torch.float64 else values.float()

@@ -1,20 +1,25 @@
 """The network of pretraining: an encoder, and what the objective needs on top of it."""
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.config import Settings
 from pipeline.models.encoder import EncoderSettings, build_encoder
-from pipeline.models.projection import ProjectionHead
+from pipeline.models.projection import Projection, ProjectionHead, SpatialProjection
 from pipeline.objectives import ObjectiveSettings, PairwiseHead
 
 
 class ProjectionSettings(Settings):
     """The heads on top of the encoder, used in pretraining only."""
 
+    kind: Literal["mlp", "spatial"] = "mlp"
+    """How the projection is made. `mlp`: from the pooled features by two linear layers, as published. `spatial`: each of its
+    points is where a heat map has its mean, as in the spatial pose head; goes with `objective.inverse` similarity."""
     hidden: int = Field(default=512, ge=1)
-    """Units of the projection head's hidden layer."""
+    """Units of the hidden layer of `mlp`."""
     outputs: int = Field(default=128, ge=4, multiple_of=2)
     """Length of the projection. It is read as half as many points in the plane."""
     pairwise_hidden: int = Field(default=1024, ge=1)
@@ -42,9 +47,7 @@ class PretrainModel(nn.Module):
         super().__init__()
         self.encoder = build_encoder(encoder)
         num_features = self.encoder.num_features
-        self.projection = (
-            ProjectionHead(num_features, projection.hidden, projection.outputs) if objective.contrasts else None
-        )
+        self.projection = _projection(num_features, projection) if objective.contrasts else None
         self.pairwise = (
             PairwiseHead(num_features, objective.regresses, projection.pairwise_hidden) if objective.regresses else None
         )
@@ -52,11 +55,14 @@ class PretrainModel(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images of all views -> see above."""
-        features = self.encoder(images)
+        stages = self.encoder.maps(images)
+        features = self.encoder.pool(stages[-1])
         num_frames = len(images) // self.num_views
         outputs: dict[str, Tensor] = {}
         if self.projection is not None:
-            projections = self.projection(features[: 2 * num_frames])
+            first, second, third = (stage[: 2 * num_frames] for stage in stages)
+            is_spatial = isinstance(self.projection, SpatialProjection)
+            projections = self.projection((first, second, third) if is_spatial else features[: 2 * num_frames])
             outputs["projections"] = projections.unflatten(0, (2, num_frames)).transpose(0, 1)
         if self.pairwise is not None:
             predictions = self.pairwise(features[:num_frames], features[-num_frames:])
@@ -64,3 +70,9 @@ class PretrainModel(nn.Module):
             outputs["transform"] = torch.cat(list(predictions.values()), 1)
             outputs["log_scales"] = torch.cat([scale.expand(num_frames, 1) for scale in scales], 1)
         return outputs
+
+
+def _projection(num_features: int, settings: ProjectionSettings) -> Projection:
+    if settings.kind == "spatial":
+        return SpatialProjection(num_features, settings.outputs)
+    return ProjectionHead(num_features, settings.hidden, settings.outputs)

@@ -23,7 +23,7 @@ from pipeline.models.checkpoints import CHECKSUMS, META, read_checkpoint
 from pipeline.models.encoder import Encoder, EncoderSettings, build_encoder
 from pipeline.models.kept import read_best
 from pipeline.models.pose import PoseModel, PoseSettings
-from pipeline.models.projection import ProjectionHead
+from pipeline.models.projection import Projection, ProjectionHead, SpatialProjection
 from pipeline.models.shipped import model_uri
 from pipeline.views import MAX_VIEW_SIZE, VIEW_MARGIN
 
@@ -75,14 +75,18 @@ def load_encoder(uri: str) -> tuple[Encoder, dict[str, Any]]:
     return _encoder(state, uri), meta
 
 
-def load_projection(uri: str) -> ProjectionHead | None:
+def load_projection(uri: str) -> Projection | None:
     """The projection head in a pretraining checkpoint or run of ours; None where the file holds none."""
     state, _ = _read(uri)
     own = {name.removeprefix("projection."): value for name, value in state.items() if name.startswith("projection.")}
-    if "0.weight" not in own or "3.weight" not in own:
+    head: Projection
+    if "maps.weight" in own and "lateral.2.weight" in own:
+        head = SpatialProjection(own["lateral.2.weight"].shape[1], 2 * len(own["maps.weight"]))
+    elif "0.weight" in own and "3.weight" in own:
+        hidden, num_features = own["0.weight"].shape
+        head = ProjectionHead(num_features, hidden, len(own["3.weight"]))
+    else:
         return None
-    hidden, num_features = own["0.weight"].shape
-    head = ProjectionHead(num_features, hidden, len(own["3.weight"]))
     _load(head, own, uri)
     return head
 

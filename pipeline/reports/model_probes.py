@@ -10,6 +10,7 @@ from pipeline.evaluation.frozen import encode, frozen_scores, turning_scores
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import LabelledFrames, PoseBatch, load_labelled
 from pipeline.models.pose import PoseModel
+from pipeline.models.projection import project
 from pipeline.models.weights import LoadedPoseModel, load_encoder, load_projection
 from pipeline.views import ViewSettings
 
@@ -66,7 +67,9 @@ class ModelProbes:
         projection = load_projection(uri)
         if projection is not None:
             head = projection.to(self.device).eval()
-            scores |= turning_scores(lambda images: head(encoder(images)), self.test.frames, views, self.device)
+            scores |= turning_scores(
+                lambda images: project(encoder, head, images), self.test.frames, views, self.device
+            )
         return scores
 
     def _of_encoder(self, encoder: torch.nn.Module, views: ViewSettings) -> dict[str, float]:

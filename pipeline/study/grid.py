@@ -23,7 +23,7 @@ _NOT_DECIDING_PRETRAIN = _NOT_DECIDING | dict.fromkeys(
     ("num_readers", "window_mb", "checkpoint", "probe", "shares"), True
 )
 _NOT_DECIDING_FINETUNE = _NOT_DECIDING | {"memory_limit_mb": True}
-_LATER = (("best_by", None),)
+_LATER = (("best_by", None), ("projection.kind", "mlp"))
 """Settings that came later, with the values that change nothing: keys of earlier results stay what they were."""
 
 
@@ -80,7 +80,7 @@ def arm_key(settings: StudySettings, arm: Arm, unlabelled: str) -> str:
     recipe = arm_recipe(settings, arm)
     deciding: dict[str, Any] = {
         "version": VERSION,
-        "recipe": recipe.model_dump(mode="json", exclude=_NOT_DECIDING_PRETRAIN),
+        "recipe": _as_first(recipe.model_dump(mode="json", exclude=_NOT_DECIDING_PRETRAIN)),
         "frames": arm.frames,
         "unlabelled": [unlabelled, arm.unlabelled],
     }
@@ -95,7 +95,7 @@ def cell_key(settings: StudySettings, cell: Cell, arm_name: str | None, labelled
     recipe = cell_recipe(settings, cell, None).model_dump(mode="json", exclude=_NOT_DECIDING_FINETUNE)
     deciding = {
         "version": VERSION,
-        "recipe": {name: value for name, value in recipe.items() if (name, value) not in _LATER},
+        "recipe": _as_first(recipe),
         "validations": settings.validations,
         "test": [settings.test_split, settings.probe_frames],
         "labelled": [labelled, cell.labels],
@@ -103,6 +103,18 @@ def cell_key(settings: StudySettings, cell: Cell, arm_name: str | None, labelled
     }
     name = f"{arm.method}-u{arm.unlabelled:g}-n{arm.frames}" if arm_name else arm.method
     return f"finetune-{name}-l{cell.labels:g}-{arm.encoder}-s{arm.seed}-{_hash(deciding)}"
+
+
+def _as_first(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without the settings that came later, where they change nothing."""
+    for name, value in _LATER:
+        *groups, last = name.split(".")
+        holder = recipe
+        for group in groups:
+            holder = holder.get(group, {})
+        if last in holder and holder[last] == value:
+            del holder[last]
+    return recipe
 
 
 def identity(mixture: Mixture) -> str:

@@ -10,6 +10,7 @@ from pipeline.evaluation.frozen import encode, frozen_scores, turning_scores
 from pipeline.evaluation.probes import nearest_neighbours
 from pipeline.frames.batches import Batch
 from pipeline.frames.frame_set import FrameSet
+from pipeline.models.projection import project
 from pipeline.views import ViewSettings, denormalise
 
 _MAX_BAD_FRACTION = 0.1  # of the probe's frames; a run that bears some bad ones is not to end for its probe
@@ -84,7 +85,7 @@ class OnlineProbe:
         scores = frozen_scores((features[0], features[1]), (joints[0], joints[1]))
         if getattr(model, "projection", None) is not None:
             scores |= turning_scores(
-                lambda images: model.projection(encoder(images)),  # type: ignore[operator]
+                lambda images: project(encoder, model.projection, images),  # type: ignore[arg-type]
                 test.frames,
                 self.views,
                 self.device,
