@@ -45,11 +45,11 @@ class DemoJob(Settings):
     """Delete what an earlier demo left and start over."""
     num_clips: int = Field(default=800, ge=60)
     """Rendered clips, each of another hand before another background."""
-    pretrain_epochs: int = Field(default=6, ge=1)
+    pretrain_epochs: int = Field(default=40, ge=1)
     """Passes over the training frames without labels."""
     num_labels: int = Field(default=1200, ge=40)
     """Labelled frames to fine-tune on."""
-    finetune_frames: int = Field(default=32_000, ge=100)
+    finetune_frames: int = Field(default=24_000, ge=100)
     """Labelled frames that each fine-tuning sees, repeats counted."""
     seed: int = Field(default=5, ge=0)
     """Seed of rendering and training."""
@@ -126,12 +126,18 @@ def _steps(
                 "batch_size": 64,
                 "seed": settings.seed,
                 "views": {"size": view_size},
-                # A batch holds whole clips, whose frames only the pose tells apart: these negatives count twentyfold.
-                "objective": {"temperature": 0.1, "negatives": {"same_clip": "weight", "weight": 20}},
+                # Points read from heat maps, each a place in the image: what is undone is undone on places.
+                "projection": {"kind": "spatial"},
+                # A batch holds whole clips, whose frames only the pose tells apart: these negatives count a hundredfold.
+                "objective": {
+                    "inverse": "similarity",
+                    "temperature": 0.1,
+                    "negatives": {"same_clip": "weight", "weight": 100},
+                },
                 "encoder": encoder,
                 "optimiser": {"learning_rate": 2e-3, "weight_decay": 1e-4, "warmup_fraction": 0.05},
-                "probe": {"enabled": True, "every_epochs": 3, "num_train": 1000, "num_test": 400},
-                "checkpoint": {"every_epochs": 2, "keep": 2},
+                "probe": {"enabled": True, "every_epochs": 10, "num_train": 1000, "num_test": 400},
+                "checkpoint": {"every_epochs": 5, "keep": 2},
                 "workers": {"num_workers": 2},
                 "num_readers": 1,
                 "window_mb": 48,
@@ -150,13 +156,15 @@ def _steps(
                     "encoder": encoder,
                     "views": {"size": view_size},
                     "labels": {"num": settings.num_labels},
-                    "batch_size": 32,
-                    "optimiser": {"learning_rate": 1.5e-3, "weight_decay": 0.05},
+                    # Small batches: as many steps as the time allows.
+                    "batch_size": 16,
+                    "optimiser": {"learning_rate": 1e-3, "weight_decay": 0.05},
+                    "loss": {"weight_aligned": 30.0},
                     "frames": settings.finetune_frames,
                     "validate_every": max(1, settings.finetune_frames // settings.num_labels // 4),
                     "max_validation_frames": 400,
                     "seed": settings.seed,
-                    "workers": {"num_workers": 2},
+                    "workers": {"num_workers": 1, "threads": 1},
                     "run": {**storage, "run_id": run_id},
                     "tracking": tracking,
                 }
