@@ -64,7 +64,7 @@ def test_the_loss_falls_and_figures_are_plain_numbers():
     frames = (255 * torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")).byte()
     losses = []
     for step in range(200):
-        steps.run(Batch(step // 40, step % 40, frames, {}), waited=0.01)
+        steps.run(Batch(step // 40, step % 40, frames, {}), waited=1e-4)
         if steps.number % 40 == 0:
             metrics = steps.interval_metrics()
             json.dumps(metrics)
