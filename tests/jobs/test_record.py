@@ -121,7 +121,14 @@ def test_what_there_is_of_a_search(place, ray_cluster, s3, tmp_path):
     pretrain.run(pretraining, session=nullcontext)
     settings = CampaignSettings.model_validate(
         {
-            "finetune": {**small, "init": join(runs, "pretrain-1"), "epochs": 4, "validate_every": 2},
+            "finetune": {
+                **small,
+                "init": join(runs, "pretrain-1"),
+                "epochs": 4,
+                "validate_every": 2,
+                # Outside of the space: no trial has it, so it is trained beside the best one's.
+                "optimiser": {"learning_rate": 1e-6},
+            },
             "space": {"optimiser.learning_rate": {"log_uniform": [1e-4, 1e-2]}},
             "num_trials": 3,
             "winner": {"seeds": 1},
