@@ -110,6 +110,8 @@ def train_on_workers(
             )
             return BackgroundCall(trainer.fit)
 
+        # From the first step on: the workers may be under way before MLflow has opened its run.
+        stack.enter_context(on_sigterm(partial(_leave, board)))
         fit = start()
         # MLflow takes seconds to open its run, and so do the workers to start: both at the same time.
         try:
@@ -119,7 +121,6 @@ def train_on_workers(
             fit.wait(_STOP_S)
             raise
         log("tracked", mlflow_run_id=tracking.mlflow_run_id)
-        stack.enter_context(on_sigterm(partial(_leave, board)))
         while True:
             watch = Watch(workers.least, resources, workers.start_timeout_s, warn, tell=teller(run_id, kind, "driver"))
             returned = _outcome(fit, board, watch, leave).return_value or {}
