@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Settings
 from pipeline.models.encoder import EncoderSettings, build_encoder
-from pipeline.models.projection import Projection, ProjectionHead, SpatialProjection
+from pipeline.models.projection import Projection, ProjectionHead, SpatialProjection, project
 from pipeline.objectives import ObjectiveSettings, PairwiseHead
 
 
@@ -56,15 +56,14 @@ class PretrainModel(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images of all views -> see above."""
         stages = self.encoder.maps(images)
-        features = self.encoder.pool(stages[-1])
         num_frames = len(images) // self.num_views
         outputs: dict[str, Tensor] = {}
         if self.projection is not None:
-            first, second, third = (stage[: 2 * num_frames] for stage in stages)
-            is_spatial = isinstance(self.projection, SpatialProjection)
-            projections = self.projection((first, second, third) if is_spatial else features[: 2 * num_frames])
+            eighth, sixteenth, last = (stage[: 2 * num_frames] for stage in stages)
+            projections = project(self.encoder, self.projection, (eighth, sixteenth, last))
             outputs["projections"] = projections.unflatten(0, (2, num_frames)).transpose(0, 1)
         if self.pairwise is not None:
+            features = self.encoder.pool(stages[-1])
             predictions = self.pairwise(features[:num_frames], features[-num_frames:])
             scales = [self.pairwise.log_scales[name] for name in predictions]
             outputs["transform"] = torch.cat(list(predictions.values()), 1)

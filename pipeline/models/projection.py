@@ -6,7 +6,7 @@ Both give (N, P) numbers that are read as P / 2 points in the plane: entry 2k is
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.encoder import Encoder
+from pipeline.models.encoder import Encoder, Stages
 from pipeline.models.heads import SpatialMaps, cell_centres, full_precision
 
 
@@ -39,7 +39,7 @@ class SpatialProjection(SpatialMaps):
         _check(num_outputs)
         super().__init__(num_features, num_outputs // 2)
 
-    def forward(self, stages: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def forward(self, stages: Stages) -> Tensor:
         """The encoder's maps -> (N, num_outputs)."""
         maps = self.maps_of(stages)
         with torch.autocast(maps.device.type, enabled=False):
@@ -50,12 +50,10 @@ class SpatialProjection(SpatialMaps):
 Projection = ProjectionHead | SpatialProjection
 
 
-def project(encoder: Encoder, projection: Projection, images: Tensor) -> Tensor:
-    """Projections (N, P) of normalised views (N, 3, S, S)."""
-    if isinstance(projection, SpatialProjection):
-        points: Tensor = projection(encoder.maps(images))
-        return points
-    return projection(encoder(images))
+def project(encoder: Encoder, projection: Projection, stages: Stages) -> Tensor:
+    """Projections (N, P) of views, from the encoder's maps of them."""
+    projections: Tensor = projection(stages if isinstance(projection, SpatialProjection) else encoder.pool(stages[-1]))
+    return projections
 
 
 def _check(num_outputs: int) -> None:

@@ -68,7 +68,7 @@ class ModelProbes:
         if projection is not None:
             head = projection.to(self.device).eval()
             scores |= turning_scores(
-                lambda images: project(encoder, head, images), self.test.frames, views, self.device
+                lambda images: project(encoder, head, encoder.maps(images)), self.test.frames, views, self.device
             )
         return scores
 

@@ -10,6 +10,7 @@ from pipeline.evaluation.frozen import encode, frozen_scores, turning_scores
 from pipeline.evaluation.probes import nearest_neighbours
 from pipeline.frames.batches import Batch
 from pipeline.frames.frame_set import FrameSet
+from pipeline.models.pretrain import PretrainModel
 from pipeline.models.projection import project
 from pipeline.views import ViewSettings, denormalise
 
@@ -65,10 +66,10 @@ class OnlineProbe:
         self._uri = settings.frame_set or frame_set
         self._frames: tuple[Batch, Batch] | None = None
 
-    def run(self, model: torch.nn.Module, with_pictures: bool) -> tuple[dict[str, float], dict[str, bytes]]:
+    def run(self, model: PretrainModel, with_pictures: bool) -> tuple[dict[str, float], dict[str, bytes]]:
         """Metrics named probe_*, errors in mm, and pictures by file name.
 
-        model: has .encoder and may have .projection; its mode is left as it was.
+        model: its mode is left as it was.
         """
         if self._frames is None:
             frames = FrameSet.open(self._uri)
@@ -79,13 +80,13 @@ class OnlineProbe:
         train, test = self._frames
         was_training = model.training
         model.eval()
-        encoder: torch.nn.Module = model.encoder  # type: ignore[assignment]
+        encoder, projection = model.encoder, model.projection
         features = [encode(encoder, batch.frames, self.views, self.device) for batch in (train, test)]
         joints = [batch.columns["joints_3d"] for batch in (train, test)]
         scores = frozen_scores((features[0], features[1]), (joints[0], joints[1]))
-        if getattr(model, "projection", None) is not None:
+        if projection is not None:
             scores |= turning_scores(
-                lambda images: project(encoder, model.projection, images),  # type: ignore[arg-type]
+                lambda images: project(encoder, projection, encoder.maps(images)),
                 test.frames,
                 self.views,
                 self.device,

@@ -18,7 +18,7 @@ SPATIAL = ProjectionSettings(kind="spatial", outputs=12)
 
 
 def _spatial(points: int = 3) -> SpatialProjection:
-    """Its heat map k is the last stage's channel k, sharpened."""
+    """Its heat map k is channel k of the finest maps, sharpened."""
     head = SpatialProjection(64, 2 * points).eval()
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
@@ -72,7 +72,7 @@ def test_projections_are_those_of_the_views_in_turn():
     assert isinstance(model.projection, SpatialProjection)
     images = torch.randn(6, 3, 32, 32)
     projections = model(images)["projections"]
-    alone = project(model.encoder, model.projection, images)
+    alone = project(model.encoder, model.projection, model.encoder.maps(images))
     torch.testing.assert_close(projections, torch.stack([alone[:3], alone[3:]], 1))
 
 
@@ -85,7 +85,8 @@ def test_a_checkpoint_gives_its_projection_back(tmp_path, kind):
     assert isinstance(loaded, SpatialProjection if kind == "spatial" else ProjectionHead)
     images = torch.randn(3, 3, 32, 32)
     torch.testing.assert_close(
-        project(model.encoder, loaded.eval(), images), model(torch.cat([images, images]))["projections"][:, 0]
+        project(model.encoder, loaded.eval(), model.encoder.maps(images)),
+        model(torch.cat([images, images]))["projections"][:, 0],
     )
 
 
