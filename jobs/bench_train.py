@@ -4,10 +4,11 @@ comparison, plain scripts with other libraries' views in torch's DataLoader.
 
     python -m jobs.bench train [--num_workers 2] [--batch_size 64]
 
-Every process has one torch thread and the same share of the frames, and all of them work at the same time. The bare
-network is measured before and after the job, and the ratio is to the mean of both.
+Every process has one torch thread and the same share of the frames, and all of them work at the same time, each on a GPU of its
+own where there are GPUs. The bare network is measured before and after the job, and the ratio is to the mean of both.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,7 @@ from jobs.bench_table import Row, row
 from jobs.runtime import Job, RaySettings, Session, ray_session
 from jobs.timed_pretrain import timed_pretrain
 from pipeline.config import Settings
+from pipeline.errors import SettingsError
 from pipeline.frames.batches import Batch
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.pretrain import PretrainModel
@@ -37,7 +39,6 @@ from pipeline.training.pretrain_recipe import PretrainRecipe
 from pipeline.training.worker import Worker
 from pipeline.views import ViewSettings
 
-_CPU = torch.device("cpu")
 _WARM_STEPS = 3
 
 
@@ -62,14 +63,19 @@ class BenchTrainJob(Settings):
 
 def run(settings: BenchTrainJob, progress: Progress = SILENT, session: Session = ray_session) -> dict[str, Any]:
     """Measure; returns {"rows"} (see bench_table.py)."""
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < settings.num_workers:
+        raise SettingsError(
+            f"setting 'num_workers' = {settings.num_workers}: each takes a GPU, and this machine has {gpus}"
+        )
     jpegs = different_jpegs(settings.image_size)
     progress.start("train", 4 + len(PEERS), "parts")
     with ProcessPoolExecutor(settings.num_workers, mp_context=get_context("spawn")) as pool:
 
-        def everywhere(measured: Callable[..., float], *arguments: Any) -> float:
-            return sum(pool.map(partial(measured, settings), *([each] * settings.num_workers for each in arguments)))
+        def everywhere(measured: Callable[..., float], seconds: float) -> float:
+            return sum(pool.map(partial(measured, settings, seconds), range(settings.num_workers)))
 
-        list(pool.map(partial(_bare, settings), [0.1] * settings.num_workers))  # the processes have started
+        everywhere(_bare, 0.1)  # the processes have started
         before = everywhere(_bare, settings.seconds)
         progress.advance(now="steps")
         steps = everywhere(_steps, settings.seconds)
@@ -92,8 +98,18 @@ def run(settings: BenchTrainJob, progress: Progress = SILENT, session: Session =
     return {"rows": rows}
 
 
+def _device(worker: int = 0) -> torch.device:
+    return torch.device("cuda", worker) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(device))
+
+
 def _precision() -> str:
-    return "bf16" if bf16_pays(_CPU) else "float32"
+    device = _device()
+    where = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return ("bf16" if bf16_pays(device) else "float32") + where
 
 
 def _recipe(settings: BenchTrainJob) -> PretrainRecipe:
@@ -107,44 +123,57 @@ def _recipe(settings: BenchTrainJob) -> PretrainRecipe:
     )
 
 
-def _bare(settings: BenchTrainJob, seconds: float) -> float:
+def _bare(settings: BenchTrainJob, seconds: float, worker: int) -> float:
     """Frames a second of the encoder's forward and backward pass, in this process."""
     torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True  # as the job has it
+    device = _device(worker)
     encoder = PretrainModel(settings.encoder, _recipe(settings).projection).encoder.train()
-    encoder.to(memory_format=torch.channels_last)
-    images = torch.rand(2 * settings.batch_size, 3, settings.view_size, settings.view_size)
+    encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.rand(2 * settings.batch_size, 3, settings.view_size, settings.view_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_pays(_CPU)):
+        with _autocast(device):
             features = encoder(images)
         encoder.zero_grad(set_to_none=True)
         features.float().square().mean().backward()
 
-    return _rate(step, settings.batch_size, seconds)
+    return _rate(step, settings.batch_size, seconds, device)
 
 
-def _steps(settings: BenchTrainJob, seconds: float) -> float:
+def _steps(settings: BenchTrainJob, seconds: float, worker: int) -> float:
     """Frames a second of whole optimiser steps on one batch that stays in memory, in this process."""
     torch.set_num_threads(1)
-    recipe = _recipe(settings)
+    torch.backends.cudnn.benchmark = True
+    device, recipe = _device(worker), _recipe(settings)
     model = PretrainModel(recipe.encoder, recipe.projection, recipe.objective).train()
-    model.to(memory_format=torch.channels_last)
-    steps = Steps(model, build_optimiser(model, recipe.optimiser), recipe, Worker(), steps_per_epoch=1_000_000)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = build_optimiser(model, recipe.optimiser)
+    steps = Steps(model, optimiser, recipe, Worker(device=device), steps_per_epoch=1_000_000)
     side = settings.image_size
     frames = torch.randint(0, 256, (settings.batch_size, 3, side, side), dtype=torch.uint8)
     batch = Batch(0, 0, frames.contiguous(memory_format=torch.channels_last), {})
-    return _rate(lambda: steps.run(batch, 0.0), settings.batch_size, seconds)
+    return _rate(lambda: steps.run(batch, 0.0), settings.batch_size, seconds, device)
 
 
-def _rate(step: Callable[[], None], frames: int, seconds: float) -> float:
+def _rate(step: Callable[[], None], frames: int, seconds: float, device: torch.device) -> float:
+    """A GPU is waited for every ten steps, as the job does where it logs."""
     for _ in range(_WARM_STEPS):
         step()
+    _wait_for(device)
     done, started = 0, time.perf_counter()
     while (spent := time.perf_counter() - started) < seconds:
-        step()
-        done += frames
+        for _ in range(10 if device.type == "cuda" else 1):
+            step()
+            done += frames
+        _wait_for(device)
     return done / spent
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _job(settings: BenchTrainJob, session: Session) -> float:
@@ -158,33 +187,32 @@ def _job(settings: BenchTrainJob, session: Session) -> float:
 def _peer(
     settings: BenchTrainJob, name: str, make: Callable[..., Any], package: str, jpegs: list[bytes], bare: float
 ) -> Row:
-    """A plain script: the library's views in a DataLoader with as many processes as we have workers, the same network,
-    projection and loss, AdamW, all cores."""
+    """A plain script: the library's views in a DataLoader with as many processes as we have workers (beside one GPU, as the
+    machine has cores), the same network, projection and loss, AdamW."""
     what = f"a plain script with {name}"
     version = release(package)
     if not version:
         return row(what, None, "frames/s", f"{package} is not installed")
     torch.set_num_threads(settings.num_workers)
-    recipe = _recipe(settings)
+    device, recipe = _device(), _recipe(settings)
+    processes = settings.num_workers if device.type == "cpu" else os.cpu_count() or 1
     model = PretrainModel(recipe.encoder, recipe.projection).train()
-    model.to(memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     sample = make(recipe.views, settings.image_size)
-    batches = _endless(
-        lambda: loader(sample, jpegs, settings.batch_size, normalised=True, processes=settings.num_workers)
-    )
+    batches = _endless(lambda: loader(sample, jpegs, settings.batch_size, normalised=True, processes=processes))
 
     def step() -> None:
         first, second = next(batches)
-        images = torch.cat([first, second]).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_pays(_CPU)):
+        images = torch.cat([first, second]).to(device).contiguous(memory_format=torch.channels_last)
+        with _autocast(device):
             projections = model(images)["projections"]
         loss = nt_xent(F.normalize(projections.float().transpose(0, 1).flatten(0, 1), dim=1))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
 
-    rate = _rate(step, settings.batch_size, settings.seconds)
+    rate = _rate(step, settings.batch_size, settings.seconds, device)
     return row(what, rate, "frames/s", f"{package} {version}", rate / bare)
 
 
@@ -197,7 +225,7 @@ def nt_xent(latents: Tensor, temperature: float = 0.5) -> Tensor:
     """The loss as tutorials write it: latents (2N, D), unit vectors, row i and i + N being a pair."""
     logits = (latents @ latents.T / temperature).fill_diagonal_(-torch.inf)
     count = len(latents) // 2
-    return F.cross_entropy(logits, torch.arange(2 * count).roll(count))
+    return F.cross_entropy(logits, torch.arange(2 * count, device=logits.device).roll(count))
 
 
 JOB = Job("bench train", BenchTrainJob, run, __doc__, ray=RaySettings(num_cpus=4, object_store_mb=512))

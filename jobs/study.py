@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import yaml
 from pydantic import Field
 
 from jobs import ingest, synthesize
@@ -78,9 +79,10 @@ def run(settings: StudyJob, progress: Progress = SILENT, session: Session = ray_
         return {"folder": folder}
     if settings.plan_only:
         return _show_plan(settings, terminal)
+    digest = known_as(settings)
     with session():
         settings = _with_frames(settings, progress)
-        result = run_study(settings, progress, terminal.note, terminal.table, deadline)
+        result = run_study(settings, progress, terminal.note, terminal.table, deadline, digest)
     for finding in result["findings"]:
         terminal.note(f"{finding['title']}. {finding['sentence']}")
     terminal.note(f"report: {result['report']}")
@@ -93,16 +95,30 @@ def _folder(settings: StudyJob) -> str:
     return join(absolute(settings.run.storage), settings.run.run_id)
 
 
+def known_as(settings: StudyJob) -> str | None:
+    """The digest of the frame set in the keys of a table that was kept, if this study renders the same set.
+
+    Another kind of processor, or another release of a library, rounds otherwise: frames then differ in their last bits, and so
+    does the digest, but the results are those of the same settings.
+    """
+    if settings.finetune.frame_set or settings.render is None or settings.run.run_id is None:
+        return None
+    kept = KeptTables.read(_folder(settings)).all
+    rendered = yaml.safe_load(kept.about.settings).get("render") if kept is not None else None
+    if kept is None or not rendered or RenderSettings.model_validate(rendered) != settings.render:
+        return None
+    return kept.about.frame_set_digest
+
+
 def _show_plan(settings: StudyJob, terminal: TerminalProgress) -> dict[str, Any]:
     """With what is done already, where there is a frame set to know it by."""
     with_frames = _named_frames(settings)
     if has_manifest(with_frames.finetune.frame_set):
-        study = Study(with_frames, settings.run.run_id or "")
+        study = Study(with_frames, settings.run.run_id or "", known_as(settings))
         works, done = study.works, study.done()
     else:
-        # A set that is rendered again has the digest that it had.
         kept = KeptTables.read(_folder(settings)).all if settings.run.run_id is not None else None
-        digest = kept.about.frame_set_digest if kept is not None else ""
+        digest = known_as(settings) or ""
         works = works_of(settings, digest, digest)
         done = done_of(works, (), kept.keys) if kept is not None else set()
         if settings.render is not None:

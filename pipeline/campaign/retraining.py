@@ -26,6 +26,7 @@ from pipeline.runs import changes, read_result, saved_settings
 from pipeline.search.trial import pretrained, pretraining_folder
 from pipeline.storage import delete, join, read_json, write_bytes, write_json
 from pipeline.training.board import BoardHandle
+from pipeline.training.distributed import device_for
 from pipeline.training.finetune import finetune
 from pipeline.training.finetune_data import SharedFrames
 from pipeline.training.finetune_recipe import FinetuneSettings
@@ -66,7 +67,7 @@ class Means:
     def device(self) -> torch.device:
         """Prepares this process."""
         torch.set_num_threads(self.cpus)
-        return torch.device("cuda" if self.use_gpu else "cpu")
+        return device_for(self.use_gpu)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from pipeline.search.tuning import NUMBER
 from pipeline.storage import delete, join, write_json
 from pipeline.training import pretrain
 from pipeline.training.background import BackgroundCall
+from pipeline.training.distributed import device_for
 from pipeline.training.finetune import finetune
 from pipeline.training.finetune_data import SharedFrames
 from pipeline.training.finetune_recipe import FinetuneSettings
@@ -76,7 +77,7 @@ def trial(given: dict[str, Any], plan: Plan, data: SharedFrames) -> None:
     from ray import tune
 
     torch.set_num_threads(plan.cpus)
-    device = torch.device("cuda" if plan.use_gpu else "cpu")
+    device = device_for(plan.use_gpu)
     folder, warnings = folder_of(plan.folder, given[NUMBER]), list[str]()
 
     def tell(metrics: dict[str, Any]) -> None:

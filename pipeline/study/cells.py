@@ -31,6 +31,7 @@ from pipeline.models.weights import load_encoder, load_pose_model
 from pipeline.storage import delete, join, write_json
 from pipeline.study.grid import for_labels
 from pipeline.training import finetune, pretrain
+from pipeline.training.distributed import device_for
 from pipeline.training.finetune_data import worker_data
 from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe, steps_of_epoch
@@ -68,7 +69,7 @@ class Place:
     def device(self) -> torch.device:
         """Prepares this process."""
         torch.set_num_threads(self.threads)
-        return torch.device("cuda" if self.use_gpu else "cpu")
+        return device_for(self.use_gpu)
 
 
 @dataclass(frozen=True)

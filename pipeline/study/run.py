@@ -55,23 +55,22 @@ def run_study(
     say: Say = lambda line: None,
     show: Show = lambda title, columns, rows: None,
     deadline: float | None = None,
+    known_as: str | None = None,
 ) -> dict[str, Any]:
     """Run what is left of a study (needs a running Ray); {"run_id", "folder", "report", "num_cells", "findings"}.
 
     say, show: receive lines and the table of the plan. deadline: seconds since 1970 at which to stop, at the next
-    checkpoints. Raises UnfinishedError then, TrainingError where cells failed; results and report of what is done are
+    checkpoints. known_as: see `Study`. Raises UnfinishedError then, TrainingError where cells failed; results and report of what is done are
     written all the same; SettingsError where another process runs the study.
     """
     run_id = settings.run.run_id or new_run_id("study")
     preflight(settings.run.storage, write=True)
     with lease(join(absolute(settings.run.storage), run_id), run_id, say):
-        return _run_study(settings, run_id, progress, say, show, deadline)
+        return _run_study(Study(settings, run_id, known_as), progress, say, show, deadline)
 
 
-def _run_study(
-    settings: StudySettings, run_id: str, progress: Progress, say: Say, show: Show, deadline: float | None
-) -> dict[str, Any]:
-    study = Study(settings, run_id)
+def _run_study(study: "Study", progress: Progress, say: Say, show: Show, deadline: float | None) -> dict[str, Any]:
+    settings, run_id = study.settings, study.run_id
     show(*plan_table(settings, study.works, study.done()))
     write_bytes(join(study.folder, "settings.yaml"), to_yaml(settings).encode())
     tags = {"frame_set": settings.finetune.frame_set}
@@ -114,8 +113,9 @@ def _run_study(
 class Study:
     """A study under way."""
 
-    def __init__(self, settings: StudySettings, run_id: str) -> None:
-        """Checks everything that can be checked before any long work."""
+    def __init__(self, settings: StudySettings, run_id: str, known_as: str | None = None) -> None:
+        """Checks everything that can be checked before any long work. known_as: the digest that stands for the frame set in the
+        keys of cells, where it is not its own: that of the same frames as another machine rendered them."""
         self.settings, self.run_id = settings, run_id
         self.folder = join(absolute(settings.run.storage), run_id)
         labelled_uri = settings.finetune.frame_set
@@ -137,7 +137,9 @@ class Study:
                 f"{labelled_uri}: has frames without joints in 3D, in which the errors of a study are measured"
             )
         self.unlabelled = Mixture.open(settings.pretrain.frame_set or labelled_uri, settings.pretrain.split)
-        self.works = works_of(settings, identity(self.unlabelled), self.labelled.manifest.digest)
+        self.digest = known_as or self.labelled.manifest.digest
+        unlabelled = known_as if known_as and not settings.pretrain.frame_set else identity(self.unlabelled)
+        self.works = works_of(settings, unlabelled, self.digest)
         self.results: dict[str, dict[str, Any]] = {}
         there = set(list_files(join(self.folder, "cells"), ".json"))
         for work in self.works:
@@ -238,7 +240,7 @@ class Study:
             grids=[{"name": grid.name, "axis": grid.axis} for grid in settings.grids],
             clips=first["clips"],
             clip_frames=first["clip_frames"],
-            **self.labelled.describe(),
+            **self.labelled.describe() | {"frame_set_digest": self.digest},
             test_split=settings.test_split,
             finetune_frames=settings.finetune.frames,
             num_cells=len(cells),

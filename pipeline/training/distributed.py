@@ -79,6 +79,11 @@ def share_buffers(model: torch.nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
+def device_for(use_gpu: bool) -> torch.device:
+    """This process's GPU, by its number (some functions of torch.cuda take no other), or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+
+
 def bf16_pays(device: torch.device) -> bool:
     """Whether bf16 autocast is faster than float32: CUDA from Ampere on, CPUs with AMX or AVX-512 bf16 instructions."""
     if device.type == "cuda":

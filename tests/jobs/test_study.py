@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.study import JOB, StudyJob
+from jobs.study import JOB, StudyJob, known_as
 from pipeline.errors import SettingsError
 from pipeline.models.kept import read_history
 from pipeline.study.grid import cells_of
@@ -69,6 +69,18 @@ def test_settings_win_over_files_and_files_over_presets(tmp_path):
     assert JOB.load(["--config", str(path), "--preset", "laptop"]).pretrain.views.size == 64
     with pytest.raises(SettingsError, match="'preset' = 'lap': input should be 'smoke', 'laptop', 'gpu' or 'paper'"):
         JOB.load(["--preset", "lap", "--grids", "[]"])
+
+
+def test_frames_rendered_anew_are_those_of_the_table_that_is_gone_on_from(tmp_path):
+    """Another machine rounds otherwise, so the same settings give a frame set of another digest."""
+    kept = ROOT / "docs/studies/laptop/results.parquet"
+    (tmp_path / "study-laptop").mkdir()
+    (tmp_path / "study-laptop/results.parquet").write_bytes(kept.read_bytes())
+    preset = ["--preset", "laptop", "--run.storage", str(tmp_path)]
+    assert known_as(JOB.load(preset)) == Results.read(str(kept)).about.frame_set_digest
+    assert known_as(JOB.load([*preset, "--render.num_clips", "10"])) is None
+    assert known_as(JOB.load([*preset, "--finetune.frame_set", "elsewhere"])) is None
+    assert known_as(JOB.load([*preset, "--run.run_id", "new"])) is None
 
 
 def run(folder: Path, *arguments: str) -> subprocess.Popen:

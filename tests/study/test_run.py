@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import DataError, SettingsError, TrainingError, UnfinishedError
 from pipeline.evaluation.yardsticks import CONSTANT, RANDOM
 from pipeline.frames.manifest import read_manifest
+from pipeline.study.plan import works_of
 from pipeline.study.results import Results
 from pipeline.study.run import Study, run_study
 from pipeline.study.settings import StudySettings
@@ -193,6 +194,17 @@ def test_budgets_that_no_epochs_make_are_refused_before_any_cell(frame_set, tmp_
     with pytest.raises(SettingsError, match="'batch_size' = 128: 1 workers need 128 frames"):
         run_study(large)
     assert not list((tmp_path / "s/cells").glob("*"))
+
+
+def test_frames_that_were_rendered_elsewhere_keep_the_names_of_their_cells(frame_set, tmp_path):
+    settings = study(frame_set, tmp_path)
+    alone = settings.model_copy(update={"pretrain": settings.pretrain.model_copy(update={"frame_set": ""})})
+    ours, own = Study(alone, "s", known_as="cd" * 16), Study(alone, "s")
+    assert [work.key for work in ours.works] == [work.key for work in works_of(alone, "cd" * 16, "cd" * 16)]
+    assert not {work.key for work in ours.works} & {work.key for work in own.works}
+    # Other unlabelled frames are not rendered by the study, so they stand for themselves.
+    other = {work.key for work in Study(settings, "s", known_as="cd" * 16).works if work.cell is None}
+    assert other == {work.key for work in Study(settings, "s").works if work.cell is None}
 
 
 def test_a_damaged_cell_file_is_named(frame_set, tmp_path):

@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from pipeline.objectives import nt_xent, nt_xent_global
-from pipeline.training.distributed import gather, gather_values, share_buffers
+from pipeline.training.distributed import device_for, gather, gather_values, share_buffers
 from tests.training.gloo import process_group
 
 
@@ -75,3 +75,9 @@ def test_workers_measure_with_the_first_ones_running_statistics(tmp_path, free_p
         state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in _norm_of(0).state_dict().items():
             assert torch.equal(state[name], value)
+
+
+def test_a_process_names_its_gpu_by_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    assert device_for(True) == torch.device("cuda", 2)
+    assert device_for(False) == torch.device("cpu")
