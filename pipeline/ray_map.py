@@ -1,8 +1,10 @@
-"""The way into Ray for finite work: one function over many items, on every CPU that the cluster has or gets."""
+"""The way into Ray for finite work: one function over many items, on every CPU that the cluster has or gets; or one call, beside
+what its caller does."""
 
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pipeline.errors import DataError, EquihandError
@@ -105,3 +107,34 @@ class _Worker:
         except EquihandError as error:  # as a result: Ray would log its traceback, and wrap it twice
             result = error
         return {"result": pickle.dumps(result)}
+
+
+@contextmanager
+def beside(work: Callable[[Item], Result], item: Item) -> Iterator[Callable[[], Result]]:
+    """work(item) in a process of its own, while the block runs; calling what the block gets waits for the result. Where the block
+    ends without it, the work is ended.
+
+    Needs a running Ray. It takes no CPU by itself: what it starts on the cluster does. Raises an EquihandError of `work` as it is, any
+    other error as the cause of Ray's.
+    """
+    import ray
+
+    def run() -> Result | EquihandError:
+        try:
+            return work(item)
+        except EquihandError as error:  # as a result: Ray would log its traceback, and wrap it
+            return error
+
+    task = ray.remote(num_cpus=0, max_retries=0)(run).remote()
+
+    def result() -> Result:
+        returned: Result | EquihandError = ray.get(task)
+        if isinstance(returned, EquihandError):
+            raise returned
+        return returned
+
+    try:
+        yield result
+    finally:
+        if not ray.wait([task], timeout=0)[0]:
+            ray.cancel(task)

@@ -2,15 +2,17 @@
 
 import os
 import time
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from jobs.runtime import _own_error
 from pipeline.errors import DataError, StorageError, causes
-from pipeline.ray_map import ray_map
+from pipeline.ray_map import beside, ray_map
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 both = pytest.mark.parametrize("lasting", [False, True])
@@ -138,3 +140,34 @@ def test_the_work_ends_where_nobody_asks_for_more(tmp_path, lasting):
         99
     ]  # by the same CPUs, so the others would have had their turn
     assert len(list(tmp_path.glob("begun-*"))) < 12
+
+
+def _marked(folder):
+    """Waits for a file."""
+    (folder / "begun").touch()
+    wait_for((folder / "go").exists)
+    return os.getpid()
+
+
+def _fails(_):
+    raise DataError("shard 7 has vanished")
+
+
+def test_one_call_runs_beside_the_block_in_another_process(tmp_path):
+    with beside(_marked, tmp_path) as result:
+        wait_for((tmp_path / "begun").exists)
+        (tmp_path / "go").touch()  # only after it has begun, so both were under way
+        assert result() != os.getpid()
+
+
+def test_its_error_is_the_blocks():
+    with pytest.raises(DataError, match=r"^shard 7 has vanished$"), beside(_fails, 0) as result:
+        result()
+
+
+def test_it_ends_with_the_block(tmp_path):
+    with suppress(KeyError), beside(_marked, tmp_path) as result:
+        wait_for((tmp_path / "begun").exists)
+        raise KeyError
+    with pytest.raises(ray.exceptions.TaskCancelledError):  # it would wait for ever
+        result()
