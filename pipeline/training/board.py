@@ -170,5 +170,6 @@ def progress_board(
     finally:
         stop.set()
         follower.join(timeout=_ANSWER_SECONDS + 1)
-        ray.kill(actor)
+        if ray.is_initialized():  # else it has ended with Ray
+            ray.kill(actor)
     progress.finish()
