@@ -38,7 +38,7 @@ STATE_NAME, LOG_NAME = "state.json", "demo.log"
 
 
 class DemoJob(Settings):
-    """Size of the demo; the defaults fit two cores, 6 GB of memory and 8 to 9 minutes."""
+    """Size of the demo; the defaults fit two cores, 6 GB of memory and 8 to 10 minutes."""
 
     folder: str = "demo"
     """Local folder for everything: object store, MLflow database, logs, report."""
