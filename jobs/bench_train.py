@@ -29,6 +29,7 @@ from jobs.timed_pretrain import timed_pretrain
 from pipeline.config import Settings
 from pipeline.errors import SettingsError
 from pipeline.frames.batches import Batch
+from pipeline.models.cost import wait_for
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.pretrain import PretrainModel
 from pipeline.progress import SILENT, Progress
@@ -161,19 +162,14 @@ def _rate(step: Callable[[], None], frames: int, seconds: float, device: torch.d
     """A GPU is waited for every ten steps, as the job does where it logs."""
     for _ in range(_WARM_STEPS):
         step()
-    _wait_for(device)
+    wait_for(device)
     done, started = 0, time.perf_counter()
     while (spent := time.perf_counter() - started) < seconds:
         for _ in range(10 if device.type == "cuda" else 1):
             step()
             done += frames
-        _wait_for(device)
+        wait_for(device)
     return done / spent
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _job(settings: BenchTrainJob, session: Session) -> float:

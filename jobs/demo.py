@@ -4,8 +4,9 @@
     make demo ARGS=--fresh       start over
 
 Stages: synthesize hand video -> ingest it into a frame set -> pretrain an encoder on all of it without labels -> fine-tune on a
-few labels, from the pretrained encoder and from scratch with the same budget, both at the same time -> evaluate both beside what one fixed hand
-reaches -> report. Everything lies in an S3 object store on loopback, as it would on a cluster. Run it again and finished stages are skipped; after Ctrl-C it goes on.
+few labels, from the pretrained encoder and from scratch with the same budget, both at the same time -> evaluate both beside
+what one fixed hand reaches -> report. Everything lies in an S3 object store on loopback, as it would on a cluster. Run it again
+and finished stages are skipped; after Ctrl-C it goes on.
 """
 
 import hashlib

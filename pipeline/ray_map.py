@@ -94,6 +94,14 @@ def ray_map(
         ) from None
 
 
+def _attempt(work: Callable[[Item], Result], item: Item) -> Result | EquihandError:
+    """An error of ours comes as a result: Ray would log its traceback, and wrap it."""
+    try:
+        return work(item)
+    except EquihandError as error:
+        return error
+
+
 class _Worker:
     """Ray Data's face of `work`; a class, because it wants one for lasting workers."""
 
@@ -101,12 +109,8 @@ class _Worker:
         self._work = work
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        result: Any
-        try:
-            result = self._work(pickle.loads(row["item"]))  # noqa: S301 - from our own driver, through Ray; never from storage
-        except EquihandError as error:  # as a result: Ray would log its traceback, and wrap it twice
-            result = error
-        return {"result": pickle.dumps(result)}
+        item = pickle.loads(row["item"])  # noqa: S301 - from our own driver, through Ray; never from storage
+        return {"result": pickle.dumps(_attempt(self._work, item))}
 
 
 @contextmanager
@@ -119,13 +123,8 @@ def beside(work: Callable[[Item], Result], item: Item) -> Iterator[Callable[[], 
     """
     import ray
 
-    def run() -> Result | EquihandError:
-        try:
-            return work(item)
-        except EquihandError as error:  # as a result: Ray would log its traceback, and wrap it
-            return error
-
-    task = ray.remote(num_cpus=0, max_retries=0)(run).remote()
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(_attempt)
+    task = remote.remote(work, item)
 
     def result() -> Result:
         returned: Result | EquihandError = ray.get(task)

@@ -24,15 +24,16 @@ def latency_ms(model: PoseModel, view_size: int) -> float:
     model.eval()
     times = []
     for _ in range(_WARM_UP + _TIMES):
-        _finished(device)
+        wait_for(device)
         start = time.perf_counter()
         model(image)
-        _finished(device)
+        wait_for(device)
         times.append(time.perf_counter() - start)
     model.train(was_training)
     return statistics.median(times[_WARM_UP:]) * 1e3
 
 
-def _finished(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

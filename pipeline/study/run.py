@@ -60,8 +60,8 @@ def run_study(
     """Run what is left of a study (needs a running Ray); {"run_id", "folder", "report", "num_cells", "findings"}.
 
     say, show: receive lines and the table of the plan. deadline: seconds since 1970 at which to stop, at the next
-    checkpoints. known_as: see `Study`. Raises UnfinishedError then, TrainingError where cells failed; results and report of what is done are
-    written all the same; SettingsError where another process runs the study.
+    checkpoints. known_as: see `Study`. Raises UnfinishedError at the deadline, TrainingError where cells failed; results and report of
+    what is done are written all the same; SettingsError where another process runs the study.
     """
     run_id = settings.run.run_id or new_run_id("study")
     preflight(settings.run.storage, write=True)

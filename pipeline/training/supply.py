@@ -34,7 +34,7 @@ def one_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Iterat
 
     def work() -> None:
         try:
-            if device.type == "cuda" and device.index is not None:
+            if device.type == "cuda":
                 # Pinning comes before the network is there, and would begin on the first GPU.
                 torch.cuda.set_device(device)
             for batch in batches:
