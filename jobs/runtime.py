@@ -28,7 +28,7 @@ from pipeline.masking import masked
 from pipeline.ray_cluster import START_TIMEOUT_S, set_data_labels, set_fixed, set_start_timeout
 from pipeline.run_log import log
 from pipeline.storage import DISK_TROUBLE
-from pipeline.training.background import THREAD as BACKGROUND
+from pipeline.training.background import is_any_left
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -157,7 +157,8 @@ def ray_session(settings: RaySettings = _ANY_RAY) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        if not is_any_left():  # it would crash under such a call; run_job ends the process, and Ray's processes follow
+            ray.shutdown()
         set_fixed(False)
 
 
@@ -272,7 +273,7 @@ def run_job(job: Job[SettingsT], argv: Sequence[str] | None = None) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
-    if any(not thread.daemon or thread.name == BACKGROUND for thread in others):
+    if is_any_left() or any(not thread.daemon for thread in others):
         # A library's thread must not keep an ended job alive, nor may one that was left in a call to Ray wake up in an interpreter
         # that is going down: it would crash.
         os._exit(code)

@@ -21,6 +21,7 @@ NUMBER = "number"
 """Of the trial, in what it is given."""
 NOT_YET: dict[str, Any] = {}
 _MOST_PENDING = 4
+_END_S = 20.0  # for Tune to end, where the driver leaves it
 _RESTARTS = 1  # a lost worker is worth another try; a diverged trial then fails again, from its last checkpoint
 
 
@@ -38,6 +39,7 @@ class Trials(Protocol):
 
 
 _OPEN: dict[str, Trials] = {}
+_LEFT: set[str] = set()
 
 
 class _Ask(Searcher):
@@ -74,6 +76,10 @@ class _Judge(FIFOScheduler):
 class _Tell(tune.Callback):
     def __init__(self, key: str) -> None:
         self.key = key
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.key in _LEFT:
+            raise KeyboardInterrupt  # any Exception would let Tune wait for its trials
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         _OPEN[self.key].ended(trial.config, "")
@@ -143,6 +149,12 @@ def run_trials(
                     verbose=0,
                 ),
             )
-            BackgroundCall(tuner.fit).result()
+            fit = BackgroundCall(tuner.fit)
+            try:
+                fit.result()
+            finally:
+                _LEFT.add(key)
+                fit.wait(_END_S)
     finally:
+        _LEFT.discard(key)
         del _OPEN[key]

@@ -40,6 +40,7 @@ class _Board:
         self.signs: dict[int, tuple[Sign, float]] = {}
         self.leaving = False
         self.machines: dict[str, tuple[float, dict[str, float]]] = {}
+        self.controller: Any = None
 
     def post(self, key: str, done: int, figures: dict[str, Any]) -> None:
         self.posts[key] = (done, figures)
@@ -71,6 +72,12 @@ class _Board:
 
     def stopped(self) -> str:
         return self.reason
+
+    def control(self, controller: Any) -> None:
+        self.controller = controller
+
+    def controlled_by(self) -> Any:
+        return self.controller
 
 
 class BoardHandle:
@@ -120,6 +127,20 @@ class BoardHandle:
 
         reason: str = ray.get(self._actor.stopped.remote())
         return reason
+
+    def control(self) -> None:
+        """For the actor that controls the workers, and calls this: say which it is."""
+        import ray
+
+        ray.get(self._actor.control.remote(ray.get_runtime_context().current_actor))
+
+    def end_controller(self) -> None:
+        """For the driver: end the actor that controls the workers, and so the workers."""
+        import ray
+
+        controller = ray.get(self._actor.controlled_by.remote(), timeout=_ANSWER_SECONDS)
+        if controller is not None:
+            ray.kill(controller)
 
 
 @contextmanager

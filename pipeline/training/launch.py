@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pipeline.config import flatten
-from pipeline.errors import DamagedError, EquihandError, LeftError, SettingsError, TrainingError, causes, warn
+from pipeline.errors import DamagedError, EquihandError, LeftError, TrainingError, causes, warn
 from pipeline.gauges import teller
 from pipeline.models.kept import checkpoints_in, read_best
 from pipeline.progress import Progress
@@ -36,10 +36,10 @@ DataT = TypeVar("DataT")
 # Ray Train's controller takes one report from the workers each time that it looks after them, and a worker that reports
 # again before that waits. By default it looks every 2 s: ten quick steps, or an epoch of a small set, took 2 s each.
 _POLL_S = "0.25"
-_STOP_S = 30.0  # for workers that are just starting to end again
 _PREEMPTION_GRACE_S = 60.0  # for a checkpoint of the first worker, where its node stays and another one is gone already
 _FRESH_S = 30.0  # a worker that was heard of not longer ago is there, or has just ended
 _LOOK_S = 0.5
+_END_S = 20.0  # for Ray Train's controller to be there and end
 
 
 def train_on_workers(
@@ -105,7 +105,7 @@ def train_on_workers(
                         max_failures=workers.max_failures,
                         preemption_grace_s=_PREEMPTION_GRACE_S,  # type: ignore[call-arg]
                     ),
-                    callbacks=[_mlflow_callback(tracking.run, board)],
+                    callbacks=[_mlflow_callback(tracking.run, board), _told_to(board)],
                 ),
             )
             return BackgroundCall(trainer.fit)
@@ -113,13 +113,9 @@ def train_on_workers(
         # From the first step on: the workers may be under way before MLflow has opened its run.
         stack.enter_context(on_sigterm(partial(_leave, board)))
         fit = start()
+        stack.callback(lambda: _end(fit, board))
         # MLflow takes seconds to open its run, and so do the workers to start: both at the same time.
-        try:
-            tracking.opened()
-        except EquihandError as error:
-            board.stop(str(error))
-            fit.wait(_STOP_S)
-            raise
+        tracking.opened()
         log("tracked", mlflow_run_id=tracking.mlflow_run_id)
         while True:
             watch = Watch(workers.least, resources, workers.start_timeout_s, warn, tell=teller(run_id, kind, "driver"))
@@ -182,8 +178,7 @@ def _forget_ray_snapshot(folder: str) -> None:
 
 
 def _outcome(fit: BackgroundCall, board: BoardHandle, watch: Watch, leave: threading.Event | None) -> Any:
-    """What the workers returned, waited for. Raises TrainingError, also where they wait for too long: Ray Train's own call is left
-    then, as after Ctrl-C, and ends with the Ray session."""
+    """What the workers returned, waited for. Raises TrainingError, also where they wait for too long."""
     from ray.train import ControllerError, TrainingFailedError
 
     try:
@@ -196,9 +191,17 @@ def _outcome(fit: BackgroundCall, board: BoardHandle, watch: Watch, leave: threa
         return fit.result()
     except (ControllerError, TrainingFailedError) as error:
         raise TrainingError(_reason(error)) from error
-    except (TrainingError, SettingsError) as error:
-        board.stop(str(error))
-        raise
+
+
+def _end(fit: BackgroundCall, board: BoardHandle) -> None:
+    """Of a call that the driver leaves, as after Ctrl-C or a deadline: end Ray Train's controller, and wait for the call to fail."""
+    deadline = time.monotonic() + _END_S
+    while fit.wait(_LOOK_S) and time.monotonic() < deadline:
+        try:
+            board.stop("the driver has left")  # for workers that are just starting
+            board.end_controller()
+        except Exception:  # the cluster is lost too
+            return
 
 
 def _reason(error: BaseException) -> str:
@@ -229,3 +232,14 @@ def _mlflow_callback(run: Run, board: BoardHandle) -> Any:
                 board.warn(f"{run.queue}: {error.strerror}; metrics of some steps are lost for MLflow")
 
     return Record()
+
+
+def _told_to(board: BoardHandle) -> Any:
+    """Tells the board which actor is Ray Train's controller; nothing else of Ray Train does."""
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    class Tell(ControllerCallback):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            board.control()
+
+    return Tell()

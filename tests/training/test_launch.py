@@ -1,5 +1,6 @@
 """How a run on workers ends: errors that would come again are not tried again, and MLflow knows what happened."""
 
+import _thread
 import itertools
 import json
 import multiprocessing
@@ -26,6 +27,7 @@ from pipeline.storage import read_json
 from pipeline.tracked import Delivered, Run, deliver_left
 from pipeline.tracking import Sender, StoredRun, TrackingSettings
 from pipeline.training import launch, worker_run
+from pipeline.training.background import is_any_left
 from pipeline.training.board import progress_board
 from pipeline.training.launch import train_on_workers
 from pipeline.training.leaving import ENDS, MOVES
@@ -91,6 +93,24 @@ def test_training_that_cannot_go_on_is_not_tried_again(ray_cluster, tmp_path):
     with pytest.raises(TrainingError, match=r"^run 'broken': the loss is nan at step 7 on worker 0$"):
         train(loop, tmp_path, tracking)
     assert (tmp_path / "runs/broken/tries").read_text() == "once\n"
+
+
+def test_an_interrupted_driver_leaves_no_call_behind(ray_cluster, tmp_path):
+    """Ray crashes where it is shut down under one."""
+
+    def loop(settings, data, worker):
+        Path(worker.folder, "ran").touch()
+        time.sleep(600)
+
+    def interrupt():
+        wait_for((tmp_path / "runs/broken/ran").exists)
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        train(loop, tmp_path, TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    assert not is_any_left()
+    wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
 
 
 @pytest.mark.slow
