@@ -134,10 +134,11 @@ class BoardHandle:
 
         ray.get(self._actor.control.remote(ray.get_runtime_context().current_actor))
 
-    def end_controller(self) -> None:
-        """For the driver: end the actor that controls the workers, and so the workers."""
+    def end(self, reason: str) -> None:
+        """For the driver: stop the work, also of workers that are just starting, by ending the actor that controls them."""
         import ray
 
+        ray.get(self._actor.stop.remote(reason), timeout=_ANSWER_SECONDS)
         controller = ray.get(self._actor.controlled_by.remote(), timeout=_ANSWER_SECONDS)
         if controller is not None:
             ray.kill(controller)

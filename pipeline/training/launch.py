@@ -198,8 +198,7 @@ def _end(fit: BackgroundCall, board: BoardHandle) -> None:
     deadline = time.monotonic() + _END_S
     while fit.wait(_LOOK_S) and time.monotonic() < deadline:
         try:
-            board.stop("the driver has left")  # for workers that are just starting
-            board.end_controller()
+            board.end("the driver has left")
         except Exception:  # the cluster is lost too
             return
 
