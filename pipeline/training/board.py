@@ -140,7 +140,14 @@ class BoardHandle:
 
         ray.get(self._actor.stop.remote(reason), timeout=_ANSWER_SECONDS)
         controller = ray.get(self._actor.controlled_by.remote(), timeout=_ANSWER_SECONDS)
-        if controller is not None:
+        if controller is None:
+            return
+        try:
+            # Not ray.kill alone: the workers' place in the cluster would stay taken.
+            ray.get(controller.abort.remote(), timeout=_ANSWER_SECONDS)
+        except ray.exceptions.RayActorError:  # that is how it ends
+            return
+        except ray.exceptions.GetTimeoutError:
             ray.kill(controller)
 
 

@@ -105,7 +105,7 @@ def train_on_workers(
                         max_failures=workers.max_failures,
                         preemption_grace_s=_PREEMPTION_GRACE_S,  # type: ignore[call-arg]
                     ),
-                    callbacks=[_mlflow_callback(tracking.run, board), _told_to(board)],
+                    callbacks=[_mlflow_callback(tracking.run, board), _controller_callback(board)],
                 ),
             )
             return BackgroundCall(trainer.fit)
@@ -233,7 +233,7 @@ def _mlflow_callback(run: Run, board: BoardHandle) -> Any:
     return Record()
 
 
-def _told_to(board: BoardHandle) -> Any:
+def _controller_callback(board: BoardHandle) -> Any:
     """Tells the board which actor is Ray Train's controller; nothing else of Ray Train does."""
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
