@@ -136,13 +136,12 @@ def ray_session(settings: RaySettings = _ANY_RAY) -> Iterator[None]:
         options["include_dashboard"] = False
         if settings.object_store_mb:
             options["object_store_memory"] = settings.object_store_mb * 2**20
+    runtime_env: dict[str, Any] = {"env_vars": {**_QUIET_ENVIRONMENT, **_python_path()}}
+    if address != "local":  # its workers are elsewhere: a relative path means to them what it means to this process
+        runtime_env["worker_process_setup_hook"] = _into(os.getcwd())
     try:
         ray.init(
-            **options,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            configure_logging=True,
-            runtime_env={"env_vars": {**_QUIET_ENVIRONMENT, **_python_path()}},
+            **options, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, runtime_env=runtime_env
         )
     except Exception as error:  # Ray raises whatever comes, Exception itself among it
         raise ray_start_error(address, error) from error
@@ -160,6 +159,16 @@ def ray_session(settings: RaySettings = _ANY_RAY) -> Iterator[None]:
         if not is_any_left():  # it would crash under such a call; run_job ends the process, and Ray's processes follow
             ray.shutdown()
         set_fixed(False)
+
+
+def _into(folder: str) -> Callable[[], None]:
+    """Changes to a folder, where it is there. A closure, which goes to the workers as a whole: they may not have this module."""
+
+    def change() -> None:
+        if os.path.isdir(folder):
+            os.chdir(folder)
+
+    return change
 
 
 def _keep_raylet_quiet() -> None:

@@ -19,7 +19,7 @@ from pipeline.frames.epoch_plan import StreamPlan, plan_epoch
 from pipeline.frames.manifest import Manifest, Shard, read_manifest
 from pipeline.frames.read_items import ItemReader, bad_frame, bad_frames_text
 from pipeline.frames.stream import Stream
-from pipeline.storage import join
+from pipeline.storage import absolute, join
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class FrameSet:
     @classmethod
     def open(cls, uri: str) -> "FrameSet":
         """Read its manifest. Raises DataError where there is none, or one that this version cannot read."""
+        uri = absolute(uri)
         return cls(uri, read_manifest(uri))
 
     def describe(self) -> dict[str, str]:

@@ -125,6 +125,7 @@ def run_trials(
     """
     # Trials that wait for a node make an autoscaler start it; but each of them was proposed without knowing what the others reach.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1" if is_fixed() else str(_MOST_PENDING))
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a relative path means to trials what it means to the driver
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial tells more than its score
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

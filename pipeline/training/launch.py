@@ -72,6 +72,7 @@ def train_on_workers(
     check_is_in_cluster()
     run, workers = settings.run, settings.workers
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a relative path means to workers what it means to the driver
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(workers.hang_timeout_s)
     run_id = run.run_id or new_run_id(kind)
     folder, finished = open_run(settings, run, run_id)

@@ -1,6 +1,7 @@
 """What Tune is told, and what it leaves."""
 
 import _thread
+import os
 import threading
 import time
 from pathlib import Path
@@ -29,10 +30,10 @@ class Endless:
 
 
 def test_an_interrupted_search_leaves_no_call_behind(ray_cluster, tmp_path):
-    """Ray crashes where it is shut down under one."""
+    """Ray crashes where it is shut down under one. Trials are where the driver is, so that they understand relative paths."""
 
     def trial(values, folder: str) -> None:
-        Path(folder, "began").touch()
+        Path(folder, "began").write_text(os.getcwd())
         while not Path(folder, "over").exists():
             time.sleep(0.1)
 
@@ -45,4 +46,5 @@ def test_an_interrupted_search_leaves_no_call_behind(ray_cluster, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_trials("left", Endless(), trial, {"folder": str(tmp_path)}, 2, 1, {"CPU": 1.0}, {})
     assert not is_any_left()
+    assert (tmp_path / "began").read_text() == os.getcwd()
     (tmp_path / "over").touch()

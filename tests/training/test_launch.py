@@ -96,10 +96,10 @@ def test_training_that_cannot_go_on_is_not_tried_again(ray_cluster, tmp_path):
 
 
 def test_an_interrupted_driver_leaves_no_call_behind(ray_cluster, tmp_path):
-    """Ray crashes where it is shut down under one."""
+    """Ray crashes where it is shut down under one. The workers are where the driver is, so that they understand relative paths."""
 
     def loop(settings, data, worker):
-        Path(worker.folder, "ran").touch()
+        Path(worker.folder, "ran").write_text(os.getcwd())
         time.sleep(600)
 
     def interrupt():
@@ -110,6 +110,7 @@ def test_an_interrupted_driver_leaves_no_call_behind(ray_cluster, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(loop, tmp_path, TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db"))
     assert not is_any_left()
+    assert (tmp_path / "runs/broken/ran").read_text() == os.getcwd()
     wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
 
 

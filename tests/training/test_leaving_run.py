@@ -151,7 +151,7 @@ def test_workers_that_find_no_place_are_waited_for_only_so_long(tmp_path):
 
 
 MOVES = """
-import json, logging, sys, time
+import json, logging, os, sys, time
 import ray
 from pathlib import Path
 from ray.cluster_utils import Cluster
@@ -177,7 +177,7 @@ def loop(settings, data, worker):
         if leaving:
             metrics = {"step": step, "epoch": step / 10}
             worker.report(metrics, Snapshot(nn.Linear(1, 1).state_dict(), {"step": step}, {"metrics": metrics}))
-    return {"began": began}
+    return {"began": began, "place": os.getcwd()}
 
 def drain(folder):
     steps = folder / "steps"
@@ -194,6 +194,7 @@ if __name__ == "__main__":
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
     for _ in range(2):
         cluster.add_node(num_cpus=2, object_store_memory=10**8)
+    os.chdir(sys.argv[1])  # the nodes were started elsewhere
     with ray_session(RaySettings(address=cluster.address)):
         settings = LaunchSettings.model_validate({
             "workers": {"num_workers": 1, "cpus_per_worker": 2, "start_timeout_s": 200},
@@ -202,7 +203,7 @@ if __name__ == "__main__":
         })
         threading.Thread(target=drain, args=(folder,), daemon=True).start()
         result = train_on_workers(loop, settings, None, kind="pretrain", num_best=1, total=1, progress=SILENT, tags={})
-        print("began:", result["began"], flush=True)
+        print("began:", result["began"], "in", result["place"], flush=True)
     cluster.shutdown()
 """
 
@@ -217,6 +218,7 @@ def test_a_run_moves_away_from_a_node_that_will_be_taken_away(tmp_path):
     assert re.search(r"^run 'moves' left at step \d+, .* because a node will be taken away", printed, re.M), printed[
         -2000:
     ]
+    assert f"in {tmp_path}\n" in printed  # a relative path means to workers what it means to the driver
     done = [line.split() for line in (tmp_path / "runs/moves/steps").read_text().splitlines()]
     assert [int(step) for step, _ in done] == [*range(1, len(done) + 1)]  # none is lost, none comes twice
     nodes = [node for _, node in done]
