@@ -137,7 +137,9 @@ def ray_session(settings: RaySettings = _ANY_RAY) -> Iterator[None]:
         if settings.object_store_mb:
             options["object_store_memory"] = settings.object_store_mb * 2**20
     runtime_env: dict[str, Any] = {"env_vars": {**_QUIET_ENVIRONMENT, **_python_path()}}
-    if address != "local":  # its workers are elsewhere: a relative path means to them what it means to this process
+    # Workers of a Ray that is there already are in its folder: a relative path is to mean to them what it means to this process.
+    # (A client, ray://, has other files than they have.)
+    if address != "local" and not address.startswith("ray://"):
         runtime_env["worker_process_setup_hook"] = _into(os.getcwd())
     try:
         ray.init(
