@@ -83,12 +83,18 @@ def run(settings: BenchTrainJob, progress: Progress = SILENT, session: Session =
         progress.advance(now="job")
         job = _job(settings, session)
         progress.advance(now="network")
-        bare = (before + everywhere(_bare, settings.seconds)) / 2
+        after = everywhere(_bare, settings.seconds)
+        bare = (before + after) / 2
         progress.advance(now="peers")
     against = f"bare: {bare:.0f}"
     what = f"{settings.num_workers} x {settings.encoder.name}, width {settings.encoder.width}, {settings.view_size} px"
     rows = [
-        row(f"{what}: network alone, forward and backward", bare, "frames/s", f"{_precision()}; before: {before:.0f}"),
+        row(
+            f"{what}: network alone, forward and backward",
+            bare,
+            "frames/s",
+            f"{_precision()}; before the job {before:.0f}, after it {after:.0f}",
+        ),
         row("views, loss and optimiser too, a batch in memory", steps, "frames/s", against, steps / bare),
         row("the job jobs.pretrain", job, "frames/s", against, job / bare, ">= 0.95"),
     ]

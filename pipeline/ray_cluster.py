@@ -3,6 +3,7 @@
 Jobs ask for what they need and wait for it. Only what can never come is refused at once.
 """
 
+import os
 import threading
 import time
 from collections import Counter
@@ -50,6 +51,12 @@ def set_data_labels(labels: Mapping[str, str]) -> None:
     import ray.data
 
     ray.data.DataContext.get_current().execution_options.label_selector = dict(labels) or None
+
+
+def keep_working_directory() -> None:
+    """Let the workers of Ray Train and Tune that this process starts stay where they begin, instead of in a folder for each run, so that a
+    relative path means to them what it means here."""
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 
 
 def check_is_in_cluster() -> None:

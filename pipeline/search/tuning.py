@@ -14,7 +14,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from pipeline.errors import EquihandError, causes, one_line
-from pipeline.ray_cluster import is_fixed
+from pipeline.ray_cluster import is_fixed, keep_working_directory
 from pipeline.training.background import BackgroundCall
 
 NUMBER = "number"
@@ -123,9 +123,9 @@ def run_trials(
     key: names the search in this process. num: of trials at most. concurrent: at a time. resources: of each, {"CPU": ..., "GPU": ...}.
     labels: of the nodes that run them. reuse: whether a trial may run in the process of one that is over.
     """
+    keep_working_directory()
     # Trials that wait for a node make an autoscaler start it; but each of them was proposed without knowing what the others reach.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1" if is_fixed() else str(_MOST_PENDING))
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a relative path means to trials what it means to the driver
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial tells more than its score
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

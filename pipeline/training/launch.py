@@ -17,7 +17,7 @@ from pipeline.errors import DamagedError, EquihandError, LeftError, TrainingErro
 from pipeline.gauges import teller
 from pipeline.models.kept import checkpoints_in, read_best
 from pipeline.progress import Progress
-from pipeline.ray_cluster import check_is_in_cluster
+from pipeline.ray_cluster import check_is_in_cluster, keep_working_directory
 from pipeline.run_log import log, run_log
 from pipeline.runs import new_run_id, open_run
 from pipeline.storage import absolute, delete, exists, join, read_json, write_json
@@ -71,8 +71,8 @@ def train_on_workers(
 
     check_is_in_cluster()
     run, workers = settings.run, settings.workers
+    keep_working_directory()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a relative path means to workers what it means to the driver
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(workers.hang_timeout_s)
     run_id = run.run_id or new_run_id(kind)
     folder, finished = open_run(settings, run, run_id)
