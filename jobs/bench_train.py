@@ -33,11 +33,12 @@ from pipeline.models.cost import wait_for
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.pretrain import PretrainModel
 from pipeline.progress import SILENT, Progress
+from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.distributed import bf16_pays
 from pipeline.training.optim import build_optimiser
 from pipeline.training.pretrain import Steps
 from pipeline.training.pretrain_recipe import PretrainRecipe
-from pipeline.training.worker import Worker
+from pipeline.training.worker import Worker, place
 from pipeline.views import ViewSettings
 
 _WARM_STEPS = 3
@@ -71,21 +72,15 @@ def run(settings: BenchTrainJob, progress: Progress = SILENT, session: Session =
         )
     jpegs = different_jpegs(settings.image_size)
     progress.start("train", 4 + len(PEERS), "parts")
-    with ProcessPoolExecutor(settings.num_workers, mp_context=get_context("spawn")) as pool:
-
-        def everywhere(measured: Callable[..., float], seconds: float) -> float:
-            return sum(pool.map(partial(measured, settings, seconds), range(settings.num_workers)))
-
-        everywhere(_bare, 0.1)  # the processes have started
-        before = everywhere(_bare, settings.seconds)
-        progress.advance(now="steps")
-        steps = everywhere(_steps, settings.seconds)
-        progress.advance(now="job")
-        job = _job(settings, session)
-        progress.advance(now="network")
-        after = everywhere(_bare, settings.seconds)
-        bare = (before + after) / 2
-        progress.advance(now="peers")
+    before = _everywhere(_bare, settings)
+    progress.advance(now="steps")
+    steps = _everywhere(_steps, settings)
+    progress.advance(now="job")
+    job = _job(settings, session)
+    progress.advance(now="network")
+    after = _everywhere(_bare, settings)
+    bare = (before + after) / 2
+    progress.advance(now="peers")
     against = f"bare: {bare:.0f}"
     what = f"{settings.num_workers} x {settings.encoder.name}, width {settings.encoder.width}, {settings.view_size} px"
     rows = [
@@ -103,6 +98,14 @@ def run(settings: BenchTrainJob, progress: Progress = SILENT, session: Session =
         progress.advance()
     progress.finish()
     return {"rows": rows}
+
+
+def _everywhere(measured: Callable[..., float], settings: BenchTrainJob) -> float:
+    """The sum over processes that measure at the same time; new ones, as `_steps` changes what its process does with memory."""
+    with ProcessPoolExecutor(settings.num_workers, mp_context=get_context("spawn")) as pool:
+        for seconds in (0.1, settings.seconds):  # first the processes start
+            rates = list(pool.map(partial(measured, settings, seconds), range(settings.num_workers)))
+    return sum(rates)
 
 
 def _device(worker: int = 0) -> torch.device:
@@ -154,8 +157,10 @@ def _steps(settings: BenchTrainJob, seconds: float, worker: int) -> float:
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True
     device, recipe = _device(worker), _recipe(settings)
+    if device.type == "cpu":
+        keep_freed_memory()  # as the job's workers do
     model = PretrainModel(recipe.encoder, recipe.projection, recipe.objective).train()
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(model, device)
     optimiser = build_optimiser(model, recipe.optimiser)
     steps = Steps(model, optimiser, recipe, Worker(device=device), steps_per_epoch=1_000_000)
     side = settings.image_size

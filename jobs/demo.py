@@ -39,7 +39,7 @@ STATE_NAME, LOG_NAME = "state.json", "demo.log"
 
 
 class DemoJob(Settings):
-    """Size of the demo; the defaults fit two cores, 6 GB of memory and 8 to 10 minutes."""
+    """Size of the demo; the defaults fit two cores, 6 GB of memory and about 10 minutes."""
 
     folder: str = "demo"
     """Local folder for everything: object store, MLflow database, logs, report."""
@@ -129,7 +129,7 @@ def _steps(
                 "seed": settings.seed,
                 "views": {"size": view_size},
                 # Points read from heat maps, each a place in the image: what is undone is undone on places.
-                "projection": {"kind": "spatial"},
+                "projection": {"kind": "spatial", "channels": 64},
                 # A batch holds whole clips, whose frames only the pose tells apart: these negatives count a hundredfold.
                 "objective": {
                     "inverse": "similarity",

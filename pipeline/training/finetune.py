@@ -33,7 +33,7 @@ from pipeline.training.optim import (
 )
 from pipeline.training.pose_loss import PoseLosses, pose_losses
 from pipeline.training.validation import score_figures, score_of, validate
-from pipeline.training.worker import LossLog, Worker, check_finite
+from pipeline.training.worker import LossLog, Worker, check_finite, place
 from pipeline.views import apply_views, generator_for, sample_views, view_matrix
 
 
@@ -58,7 +58,7 @@ def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -
     model = build_model(settings, data.mean_bone_length)
     optimiser = build_optimiser(model, settings.optimiser, groups=learning_rate_groups(model, settings))
     state: dict[str, Any] = {"epoch": 0, "steps": 0, "best": float("inf"), "without_gain": 0}
-    model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(model, worker.device)
     if worker.resume is not None:
         state |= _load_state(worker.resume, model, optimiser)
         # With other workers an epoch has another number of steps.

@@ -38,7 +38,7 @@ from pipeline.training.optim import build_optimiser, learning_rate_at, peak_lear
 from pipeline.training.pretrain_recipe import PretrainRecipe, global_batch, num_shares, probed_set, steps_of_epoch
 from pipeline.training.supply import BadFrames, one_ahead
 from pipeline.training.sync_norm import synchronise_batch_norm
-from pipeline.training.worker import LossLog, Worker, check_finite
+from pipeline.training.worker import LossLog, Worker, check_finite, place
 from pipeline.views import generator_for
 
 
@@ -283,7 +283,7 @@ def _late(settings: PretrainRecipe, saved_at: float, device: torch.device) -> bo
 
 def _network(model: PretrainModel, settings: PretrainRecipe, worker: Worker) -> nn.Module:
     """The model as it is trained."""
-    model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(model, worker.device)
     network: nn.Module = model
     shares = num_shares(settings, worker.world_size)
     if settings.sync_batch_norm and worker.world_size > 1:

@@ -20,6 +20,7 @@ from pipeline.models.kept import Kept, fetch
 from pipeline.ray_cluster import set_data_labels
 from pipeline.run_log import log, run_log
 from pipeline.system_metrics import sampled
+from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.board import BoardHandle
 from pipeline.training.leaving import ENDS, MOVES, STAYS, Agreement, Left
 from pipeline.training.pulse import Pulse, Sign
@@ -61,6 +62,8 @@ def run_worker(
     startup = Startup(started_at, folder, rank)
     device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
     use_threads(settings.workers.threads, device, context.get_local_world_size())
+    if device.type == "cpu":
+        keep_freed_memory()
     if settings.workers.reader_labels:
         set_data_labels(settings.workers.reader_labels)
     kept = Kept(folder, num_best)
