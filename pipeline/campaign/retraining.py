@@ -26,13 +26,12 @@ from pipeline.runs import changes, read_result, saved_settings
 from pipeline.search.trial import pretrained, pretraining_folder
 from pipeline.storage import delete, join, read_json, write_bytes, write_json
 from pipeline.training.board import BoardHandle
-from pipeline.training.distributed import device_for
 from pipeline.training.finetune import finetune
 from pipeline.training.finetune_data import SharedFrames
 from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.finetune_run import FinetuneRunSettings, on_workers, run_finetune
 from pipeline.training.pretrain_recipe import PretrainRecipe
-from pipeline.training.worker import Worker
+from pipeline.training.worker import Worker, prepare_process
 
 WINNER, DEFAULT = "winner", "default"
 """Whose settings: the best trial's, or those that the search began with."""
@@ -66,8 +65,7 @@ class Means:
 
     def device(self) -> torch.device:
         """Prepares this process."""
-        torch.set_num_threads(self.cpus)
-        return device_for(self.use_gpu)
+        return prepare_process(self.cpus, self.use_gpu)
 
 
 @dataclass(frozen=True)

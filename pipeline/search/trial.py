@@ -32,13 +32,12 @@ from pipeline.search.tuning import NUMBER
 from pipeline.storage import delete, join, write_json
 from pipeline.training import pretrain
 from pipeline.training.background import BackgroundCall
-from pipeline.training.distributed import device_for
 from pipeline.training.finetune import finetune
 from pipeline.training.finetune_data import SharedFrames
 from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.finetune_run import on_workers, run_finetune
 from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe
-from pipeline.training.worker import Worker
+from pipeline.training.worker import Worker, prepare_process
 
 _LOOK_S = 2.0
 Tell = Callable[[dict[str, Any]], None]
@@ -76,8 +75,7 @@ def trial(given: dict[str, Any], plan: Plan, data: SharedFrames) -> None:
     """given: {NUMBER: ..., "values": what the search varies, "parent": trial to go on from, "until": epoch at which it is over}."""
     from ray import tune
 
-    torch.set_num_threads(plan.cpus)
-    device = device_for(plan.use_gpu)
+    device = prepare_process(plan.cpus, plan.use_gpu)
     folder, warnings = folder_of(plan.folder, given[NUMBER]), list[str]()
 
     def tell(metrics: dict[str, Any]) -> None:

@@ -31,11 +31,10 @@ from pipeline.models.weights import load_encoder, load_pose_model
 from pipeline.storage import delete, join, write_json
 from pipeline.study.grid import for_labels
 from pipeline.training import finetune, pretrain
-from pipeline.training.distributed import device_for
 from pipeline.training.finetune_data import worker_data
 from pipeline.training.finetune_recipe import FinetuneSettings
 from pipeline.training.pretrain_recipe import PretrainRecipe, check_recipe, steps_of_epoch
-from pipeline.training.worker import Report, Worker
+from pipeline.training.worker import Report, Worker, prepare_process
 from pipeline.views import ViewSettings
 
 _HISTORY = ("step", "epoch", "loss", "val_pa_epe_mm", "val_mpjpe_mm")
@@ -68,8 +67,7 @@ class Place:
 
     def device(self) -> torch.device:
         """Prepares this process."""
-        torch.set_num_threads(self.threads)
-        return device_for(self.use_gpu)
+        return prepare_process(self.threads, self.use_gpu)
 
 
 @dataclass(frozen=True)

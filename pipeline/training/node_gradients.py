@@ -1,8 +1,8 @@
 """Gradients averaged through memory that the workers of one machine share.
 
-Between processes of one machine, gloo sends gradients through TCP.
-Here each worker writes its gradients into shared memory, adds up a part of everybody's, and reads the sum of all. Only the
-workers' waiting for each other still goes through gloo, so a worker that is lost ends the others' step as before.
+Between processes of one machine, gloo sends gradients through TCP. Here each worker writes its gradients into shared memory, adds
+up a part of everybody's, and reads the sum of all. Only the workers' waiting for each other still goes through gloo, so a
+worker that is lost ends the others' step as before.
 """
 
 import os
@@ -65,9 +65,8 @@ def _shared_memory(length: int) -> Tensor | None:
         if rank == 0:
             handle, path = tempfile.mkstemp(prefix="equihand-gradients-", dir=SHARED_MEMORY)
             try:
-                os.posix_fallocate(
-                    handle, 0, 4 * (size + 1) * length
-                )  # a write into memory that is not there would kill us
+                # A write into memory that is not there would end the process.
+                os.posix_fallocate(handle, 0, 4 * (size + 1) * length)
             finally:
                 os.close(handle)
     told = gather_objects(path)[0]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from pipeline.errors import TrainingError, warn
 from pipeline.models.checkpoints import Snapshot
 from pipeline.run_log import log
-from pipeline.training.distributed import bf16_pays, gather_objects, gather_values
+from pipeline.training.allocator import keep_freed_memory
+from pipeline.training.distributed import bf16_pays, device_for, gather_objects, gather_values
 from pipeline.training.node_gradients import average_on_one_machine
 
 Report = Callable[[dict[str, Any], Snapshot | None], None]
@@ -106,6 +107,15 @@ def use_threads(threads: int | None, device: torch.device, local_workers: int) -
     """torch's CPU threads of this process; None: the node's cores shared between its workers, and one beside a GPU."""
     shared = 1 if device.type == "cuda" else max(1, (os.cpu_count() or 1) // local_workers)
     torch.set_num_threads(threads or shared)
+
+
+def prepare_process(threads: int, use_gpu: bool) -> torch.device:
+    """Ready this process for a training by itself: torch's CPU threads, and memory. Gives its device."""
+    torch.set_num_threads(threads)
+    device = device_for(use_gpu)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
 
 
 def place(model: nn.Module, device: torch.device) -> None:

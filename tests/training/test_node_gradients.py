@@ -22,6 +22,10 @@ def _model() -> nn.Module:
     return nn.Sequential(nn.Linear(37, 301), nn.Tanh(), nn.Linear(301, 11), nn.Tanh(), nn.Linear(11, 3))
 
 
+def _gradient_of(network: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
+
+
 def _gradients(rank: int, steps: int, shared: bool, micro_batches: int = 1) -> torch.Tensor:
     # Small buckets, so that there are several, of lengths that no number of workers divides.
     network = nn.parallel.DistributedDataParallel(_model(), bucket_cap_mb=0.01)
@@ -34,7 +38,7 @@ def _gradients(rank: int, steps: int, shared: bool, micro_batches: int = 1) -> t
         for number in range(micro_batches):
             with network.no_sync() if number < micro_batches - 1 else torch.enable_grad():
                 network(torch.randn(5, 37, generator=generator)).square().mean().backward()
-        every.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+        every.append(_gradient_of(network))
     return torch.stack(every)
 
 
@@ -58,16 +62,20 @@ def test_averages_are_those_of_torch(workers, free_port):
     assert _left_behind() == []
 
 
+def _nothing(_: object) -> int:
+    return 0
+
+
 def _without_memory(rank: int, workers: int, port: int, folder: str) -> None:
     with process_group(rank, workers, port):
         if rank == 1:  # as on another machine, or in another container
-            node_gradients.os.path.getsize = lambda _: 0
+            node_gradients.os.path.getsize = _nothing  # type: ignore[assignment]
         if folder:  # as where there is no such memory at all
             node_gradients.SHARED_MEMORY = folder
         network = nn.parallel.DistributedDataParallel(_model())
         assert not average_on_one_machine(network)
         network(torch.full((5, 37), float(rank))).square().mean().backward()
-        own = torch.cat([p.grad.flatten() for p in network.parameters()])
+        own = _gradient_of(network)
         first = own.clone()
         dist.broadcast(first, 0)
         assert torch.equal(own, first)
