@@ -129,7 +129,7 @@ def _steps(
                 "seed": settings.seed,
                 "views": {"size": view_size},
                 # Points read from heat maps, each a place in the image: what is undone is undone on places.
-                "projection": {"kind": "spatial", "channels": 64},
+                "projection": {"kind": "spatial"},
                 # A batch holds whole clips, whose frames only the pose tells apart: these negatives count a hundredfold.
                 "objective": {
                     "inverse": "similarity",

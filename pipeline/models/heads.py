@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from pipeline.hands import NUM_JOINTS
 from pipeline.models.encoder import Encoder, Stages
 
-CHANNELS = 128
-"""Of the maps in which the encoder's stages come together."""
+_CHANNELS = 128
 _HIDDEN = 256
 _REACH = 1.25
 """Side of the heat maps' grid in view sides: joints may lie a little outside the view."""
@@ -39,14 +38,14 @@ class LinearHead(nn.Linear):
 class SpatialMaps(nn.Module):
     """Maps at 1/8 of the image's side, summed from the encoder's last three stages, coarse ones upsampled (Lin et al. 2017)."""
 
-    def __init__(self, num_features: int, num_maps: int, channels: int = CHANNELS) -> None:
+    def __init__(self, num_features: int, num_maps: int) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList([nn.Conv2d(num_features // factor, channels, 1) for factor in (4, 2, 1)])
-        self.norm = nn.BatchNorm2d(channels)
+        self.lateral = nn.ModuleList([nn.Conv2d(num_features // factor, _CHANNELS, 1) for factor in (4, 2, 1)])
+        self.norm = nn.BatchNorm2d(_CHANNELS)
         self.merge = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+            nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(_CHANNELS), nn.ReLU(inplace=True)
         )
-        self.maps = nn.Conv2d(channels, num_maps, 1)
+        self.maps = nn.Conv2d(_CHANNELS, num_maps, 1)
 
     def maps_of(self, stages: Stages) -> Tensor:
         """The encoder's maps -> (B, num_maps, h, w)."""

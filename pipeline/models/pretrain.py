@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from pipeline.config import Settings
 from pipeline.models.encoder import EncoderSettings, build_encoder
-from pipeline.models.heads import CHANNELS
 from pipeline.models.projection import Projection, ProjectionHead, SpatialProjection, project
 from pipeline.objectives import ObjectiveSettings, PairwiseHead
 
@@ -21,9 +20,6 @@ class ProjectionSettings(Settings):
     points is where a heat map has its mean, as in the spatial pose head; goes with `objective.inverse` similarity."""
     hidden: int = Field(default=512, ge=1)
     """Units of the hidden layer of `mlp`."""
-    channels: int = Field(default=CHANNELS, ge=1)
-    """Channels of the maps from which `spatial` makes its heat maps. Beside a ResNet-18 of half width, 128 are 22 % of the network's
-    work, 64 are 7 %."""
     outputs: int = Field(default=128, ge=4, multiple_of=2)
     """Length of the projection. It is read as half as many points in the plane."""
     pairwise_hidden: int = Field(default=1024, ge=1)
@@ -77,5 +73,5 @@ class PretrainModel(nn.Module):
 
 def _projection(num_features: int, settings: ProjectionSettings) -> Projection:
     if settings.kind == "spatial":
-        return SpatialProjection(num_features, settings.outputs, settings.channels)
+        return SpatialProjection(num_features, settings.outputs)
     return ProjectionHead(num_features, settings.hidden, settings.outputs)

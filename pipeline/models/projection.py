@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.encoder import Encoder, Stages
-from pipeline.models.heads import CHANNELS, SpatialMaps, cell_centres, full_precision
+from pipeline.models.heads import SpatialMaps, cell_centres, full_precision
 
 
 class ProjectionHead(nn.Sequential):
@@ -35,9 +35,9 @@ class SpatialProjection(SpatialMaps):
     spatial pose head. Ours; landmarks found by undoing known transforms are due to Thewlis et al. 2017.
     """
 
-    def __init__(self, num_features: int, num_outputs: int = 128, channels: int = CHANNELS) -> None:
+    def __init__(self, num_features: int, num_outputs: int = 128) -> None:
         _check(num_outputs)
-        super().__init__(num_features, num_outputs // 2, channels)
+        super().__init__(num_features, num_outputs // 2)
 
     def forward(self, stages: Stages) -> Tensor:
         """The encoder's maps -> (N, num_outputs)."""

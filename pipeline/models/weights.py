@@ -81,8 +81,7 @@ def load_projection(uri: str) -> Projection | None:
     own = {name.removeprefix("projection."): value for name, value in state.items() if name.startswith("projection.")}
     head: Projection
     if "maps.weight" in own and "lateral.2.weight" in own:
-        num_points, channels = own["maps.weight"].shape[:2]
-        head = SpatialProjection(own["lateral.2.weight"].shape[1], 2 * num_points, channels)
+        head = SpatialProjection(own["lateral.2.weight"].shape[1], 2 * len(own["maps.weight"]))
     elif "0.weight" in own and "3.weight" in own:
         hidden, num_features = own["0.weight"].shape
         head = ProjectionHead(num_features, hidden, len(own["3.weight"]))

@@ -78,7 +78,7 @@ def test_projections_are_those_of_the_views_in_turn():
 
 @pytest.mark.parametrize("kind", ["mlp", "spatial"])
 def test_a_checkpoint_gives_its_projection_back(tmp_path, kind):
-    heads = ProjectionSettings(kind=kind, hidden=24, channels=20, outputs=12)
+    heads = ProjectionSettings(kind=kind, hidden=24, outputs=12)
     model = PretrainModel(EncoderSettings(width=8), heads, ObjectiveSettings()).eval()
     save_checkpoint(tmp_path, model, {}, {"kind": "pretrain"})
     loaded = load_projection(str(tmp_path))
