@@ -17,6 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.training.distributed import gather_objects, gather_values, world
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - mkstemp makes the file, for this user alone
+_AT_A_TIME = 2**23
+"""Gradients that are exchanged together, so that large networks do not take more memory."""
+_MOST_OF_IT = 0.04
+"""Ray's object store may claim 95 % of that memory, which it takes as it fills."""
 
 
 def average_on_one_machine(network: DistributedDataParallel) -> bool:
@@ -28,7 +32,7 @@ def average_on_one_machine(network: DistributedDataParallel) -> bool:
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if world()[1] == 1 or any(each.dtype != torch.float32 or each.device.type != "cpu" for each in parameters):
         return False
-    shared = _shared_memory(sum(each.numel() for each in parameters))
+    shared = _shared_memory(min(sum(parameter.numel() for parameter in parameters), _AT_A_TIME))
     if shared is None:
         return False
     network.register_comm_hook(shared, _average)
@@ -36,10 +40,18 @@ def average_on_one_machine(network: DistributedDataParallel) -> bool:
 
 
 def _average(shared: Tensor, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """A bucket's gradients: this worker's -> the average. shared: (workers + 1, number of parameters), the last row for the sum."""
+    """A bucket's gradients: this worker's -> the average. shared: (workers + 1, n), the last row for sums."""
+    gradients = bucket.buffer()
+    for part in gradients.split(shared.shape[1]):
+        _average_part(shared[:, : len(part)], part)
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(gradients)
+    return done
+
+
+def _average_part(rows: Tensor, own: Tensor) -> None:
+    """own: (n,), this worker's, which becomes the average. rows: (workers + 1, n), shared."""
     rank, size = world()
-    own = bucket.buffer()
-    rows = shared[:, : len(own)]
     torch.div(own, size, out=rows[rank])  # as DistributedDataParallel does it, before the sum
     dist.barrier()
     mine = slice(len(own) * rank // size, len(own) * (rank + 1) // size)
@@ -47,11 +59,8 @@ def _average(shared: Tensor, bucket: dist.GradBucket) -> torch.futures.Future[Te
     for other in range(2, size):
         rows[size, mine] += rows[other, mine]
     dist.barrier()
-    # The next bucket's sums are written only after all workers have come to its first wait, so after this copy.
+    # The next sums are written only after all workers have come to their first barrier, so after this copy.
     own.copy_(rows[size])
-    done: torch.futures.Future[Tensor] = torch.futures.Future()
-    done.set_result(own)
-    return done
 
 
 def _shared_memory(length: int) -> Tensor | None:
@@ -60,21 +69,28 @@ def _shared_memory(length: int) -> Tensor | None:
     Its file has no name any more once all have it, so it goes with the last process, however that ends.
     """
     rank, size = world()
+    num_bytes = 4 * (size + 1) * length
     path, memory = None, None
     with suppress(OSError):
-        if rank == 0:
+        if rank == 0 and num_bytes <= _MOST_OF_IT * _size_of(SHARED_MEMORY):
             handle, path = tempfile.mkstemp(prefix="equihand-gradients-", dir=SHARED_MEMORY)
             try:
                 # A write into memory that is not there would end the process.
-                os.posix_fallocate(handle, 0, 4 * (size + 1) * length)
+                os.posix_fallocate(handle, 0, num_bytes)
             finally:
                 os.close(handle)
     told = gather_objects(path)[0]
     with suppress(OSError, RuntimeError):
-        if told is not None and os.path.getsize(told) == 4 * (size + 1) * length:
+        if told is not None and os.path.getsize(told) == num_bytes:
             memory = torch.from_file(told, shared=True, size=(size + 1) * length, dtype=torch.float32)
     everyone = gather_values(torch.tensor([float(memory is not None)]))
     if path is not None:
         with suppress(OSError):
             os.unlink(path)
     return memory.view(size + 1, length) if memory is not None and bool(everyone.all()) else None
+
+
+def _size_of(folder: str) -> int:
+    """Bytes that its file system holds in all."""
+    found = os.statvfs(folder)
+    return found.f_blocks * found.f_frsize

@@ -44,7 +44,8 @@ def _gradients(rank: int, steps: int, shared: bool, micro_batches: int = 1) -> t
 
 def _compare(rank: int, workers: int, port: int) -> None:
     with process_group(rank, workers, port):
-        for micro_batches in (1, 2):
+        for micro_batches, at_a_time in ((1, 2**23), (2, 2**23), (1, 1000)):
+            setattr(node_gradients, "_AT_A_TIME", at_a_time)  # noqa: B010
             expected = _gradients(rank, 4, shared=False, micro_batches=micro_batches)
             ours = _gradients(rank, 4, shared=True, micro_batches=micro_batches)
             assert expected.abs().max() > 0.01
@@ -95,6 +96,18 @@ def _without_space(rank: int, workers: int, port: int) -> None:
 
         node_gradients.os.posix_fallocate = full
         assert not average_on_one_machine(nn.parallel.DistributedDataParallel(_model()))
+
+
+def _with_little(rank: int, workers: int, port: int) -> None:
+    with process_group(rank, workers, port):
+        needed = 4 * (workers + 1) * sum(parameter.numel() for parameter in _model().parameters())
+        for size, expected in ((20 * needed, False), (30 * needed, True)):
+            setattr(node_gradients, "_size_of", lambda _, size=size: size)  # noqa: B010
+            assert average_on_one_machine(nn.parallel.DistributedDataParallel(_model())) == expected
+
+
+def test_most_of_the_memory_is_left_to_ray(free_port):
+    mp.start_processes(_with_little, (2, free_port), nprocs=2, start_method="spawn")
 
 
 def test_memory_that_is_not_there_is_found_out_before_it_is_written_to(free_port):
