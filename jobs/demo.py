@@ -39,7 +39,7 @@ STATE_NAME, LOG_NAME = "state.json", "demo.log"
 
 
 class DemoJob(Settings):
-    """Size of the demo; the defaults fit two cores, 6 GB of memory and about 10 minutes."""
+    """Size of the demo; the defaults fit two cores, 6 GB of memory and 8 to 11 minutes."""
 
     folder: str = "demo"
     """Local folder for everything: object store, MLflow database, logs, report."""
