@@ -157,8 +157,7 @@ def _steps(settings: BenchTrainJob, seconds: float, worker: int) -> float:
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True
     device, recipe = _device(worker), _recipe(settings)
-    if device.type == "cpu":
-        keep_freed_memory()  # as the job's workers do
+    keep_freed_memory(device)  # as the job's workers do
     model = PretrainModel(recipe.encoder, recipe.projection, recipe.objective).train()
     place(model, device)
     optimiser = build_optimiser(model, recipe.optimiser)

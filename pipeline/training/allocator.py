@@ -6,12 +6,16 @@ glibc gives the memory of large tensors back to the system and asks for it anew 
 
 import ctypes
 
+import torch
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
-def keep_freed_memory() -> bool:
-    """For the rest of this process, which then holds as much memory as it ever needed at once. False where the C library is not
-    glibc: nothing is changed."""
+def keep_freed_memory(device: torch.device) -> bool:
+    """For the rest of this process, which then holds as much memory as it ever needed at once. False where nothing is changed: beside a
+    GPU, whose memory torch keeps anyway, and where the C library is not glibc."""
+    if device.type != "cpu":
+        return False
     try:
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018

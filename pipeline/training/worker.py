@@ -77,14 +77,15 @@ class Worker:
         if self.world_size == 1:
             return network
         # Running statistics are read where they are probed or saved only: no need to send them about in every step.
-        shared = nn.parallel.DistributedDataParallel(
+        wrapped = nn.parallel.DistributedDataParallel(
             network,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
-        log("gradients", through_shared_memory=average_on_one_machine(shared))
-        return shared
+        in_memory = average_on_one_machine(wrapped)
+        log("gradients", through_shared_memory=in_memory)
+        return wrapped
 
 
 def check_finite(model: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
@@ -113,8 +114,7 @@ def prepare_process(threads: int, use_gpu: bool) -> torch.device:
     """Ready this process for a training by itself: torch's CPU threads, and memory. Gives its device."""
     torch.set_num_threads(threads)
     device = device_for(use_gpu)
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     return device
 
 

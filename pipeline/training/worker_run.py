@@ -62,8 +62,7 @@ def run_worker(
     startup = Startup(started_at, folder, rank)
     device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
     use_threads(settings.workers.threads, device, context.get_local_world_size())
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     if settings.workers.reader_labels:
         set_data_labels(settings.workers.reader_labels)
     kept = Kept(folder, num_best)

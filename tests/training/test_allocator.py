@@ -5,6 +5,9 @@ import sys
 import textwrap
 
 import pytest
+import torch
+
+from pipeline.training.allocator import keep_freed_memory
 
 _COUNT = """
     import resource, sys, threading, torch
@@ -28,7 +31,7 @@ _COUNT = """
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     if sys.argv[1] == "keep":
-        assert keep_freed_memory()
+        assert keep_freed_memory(torch.device("cpu"))
     counted = [pages()]
     thread = threading.Thread(target=lambda: counted.append(pages()))  # as Ray Train runs a training loop
     thread.start()
@@ -49,3 +52,7 @@ def _pages(how: str) -> int:
 def test_steps_of_a_network_ask_the_system_for_no_more_memory():
     usual, kept = _pages("leave"), _pages("keep")  # seen: 40,000 to 120,000, and 1,000 to 6,000
     assert kept < usual / 3
+
+
+def test_beside_a_gpu_nothing_changes():
+    assert not keep_freed_memory(torch.device("cuda", 0))

@@ -115,11 +115,14 @@ def test_memory_that_is_not_there_is_found_out_before_it_is_written_to(free_port
     assert _left_behind() == []
 
 
-def test_other_numbers_than_float32_stay_as_they_were():
-    network = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
-    nn.Module.__init__(network)
-    network.module = nn.Linear(2, 2).double()
-    assert not average_on_one_machine(network)
+def _with_other_numbers(rank: int, workers: int, port: int) -> None:
+    with process_group(rank, workers, port):
+        assert average_on_one_machine(nn.parallel.DistributedDataParallel(_model()))
+        assert not average_on_one_machine(nn.parallel.DistributedDataParallel(_model().double()))
+
+
+def test_other_numbers_than_float32_are_exchanged_as_before(free_port):
+    mp.start_processes(_with_other_numbers, (2, free_port), nprocs=2, start_method="spawn")
 
 
 _LOSES_ONE = """
