@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+FOCAL_FACTOR = 1.2
+"""Focal length in longer image sides where it is not known: COLMAP's default too, a field of view of 45 degrees. Webcams
+and phones are usually wider (0.7 to 0.9)."""
 MIN_BOX_SIDE = 2.0
 MIN_BOX_INSIDE = 0.5
 _MAX_FRACTION = 1.01  # fractions of the image are rounded
@@ -49,6 +52,24 @@ def is_inside(box: Sequence[float], width: int, height: int) -> bool:
     x0, y0, x1, y1 = box
     inside = max(min(x1, width) - max(x0, 0.0), 0.0) * max(min(y1, height) - max(y0, 0.0), 0.0)
     return inside >= MIN_BOX_INSIDE * (x1 - x0) * (y1 - y0)
+
+
+def assumed_camera(width: int, height: int, focal_factor: float = FOCAL_FACTOR) -> np.ndarray:
+    """(3, 3) of an image whose camera is unknown: square pixels, the principal point in the middle."""
+    focal = focal_factor * max(width, height)
+    return np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
+
+
+def joints_on_rays(joints_2d: np.ndarray, shape: np.ndarray, camera: np.ndarray) -> np.ndarray:
+    """(21, 3) joints in the frame of a camera (3, 3) that projects them exactly to joints_2d (21, 2), pixels.
+
+    shape: (21, 3) the joints around any centre, axes as the camera's, in the unit of the result. Their depths are kept, and the
+    hand is as far away as makes it as large in the image (weak perspective).
+    """
+    rays = np.column_stack([joints_2d, np.ones(len(joints_2d))]) @ np.linalg.inv(camera).T
+    centred, seen = shape - shape.mean(0), rays[:, :2] - rays[:, :2].mean(0)
+    distance = np.linalg.norm(centred[:, :2]) / np.linalg.norm(seen)
+    return np.asarray(rays * (distance + centred[:, 2:]))
 
 
 def crop_matrix(box: Sequence[float], image_size: int, margin: float, mirrored: bool) -> np.ndarray:

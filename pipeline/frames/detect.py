@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,7 @@ from pydantic import Field
 
 from pipeline.config import Settings, Uri
 from pipeline.errors import DataError, one_line
+from pipeline.frames.crop import assumed_camera, joints_on_rays
 from pipeline.frames.track import Detection, overlap
 from pipeline.storage import read_bytes
 
@@ -63,20 +65,29 @@ class HandDetector:
         self._is_open = True
         self._to_image = lambda pixels: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
 
-    def __call__(self, image: Image.Image) -> list[Detection]:
-        """Hands of an upright RGB image. A box is tight around the 21 landmarks, in pixels.
+    def __call__(self, image: Image.Image, with_joints: bool = False) -> list[Detection]:
+        """Hands of an upright RGB image. A box is tight around the 21 landmarks, in pixels. with_joints: also joints in 3D, by the
+        landmarks in the image and MediaPipe's metric ones ("world landmarks", about the hand's centre).
 
         `hand` is what is seen in the image: the Tasks API of mediapipe 1.x reports it so (checked on rendered right hands
         and on real ones; older solutions took every image for a mirrored selfie). The score is the handedness score,
         the only one that the detector gives.
         """
         result = self._detect(image)
+        camera = assumed_camera(*image.size)
         found: list[Detection] = []
-        for points, handedness in zip(_points(result, image), result.handedness, strict=True):
+        for points, metric, handedness in zip(
+            _points(result, image), result.hand_world_landmarks, result.handedness, strict=True
+        ):
             x0, y0 = points.min(0).tolist()
             x1, y1 = points.max(0).tolist()
             hand = handedness[0].category_name.lower()
-            found.append(Detection((x0, y0, x1, y1), hand, min(float(handedness[0].score), 1.0)))
+            detection = Detection((x0, y0, x1, y1), hand, min(float(handedness[0].score), 1.0))
+            if with_joints:
+                shape = np.array([(p.x, p.y, p.z) for p in metric])
+                joints = joints_on_rays(points, shape, camera)
+                detection = replace(detection, joints_3d=joints.tolist(), camera=camera.tolist())
+            found.append(detection)
         return _without_duplicates(found)
 
     def central_hand(self, image: Image.Image) -> np.ndarray | None:

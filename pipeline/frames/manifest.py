@@ -129,6 +129,14 @@ class Manifest(_Model):
         record = self.settings.get(source)
         return str(record.settings.get("source", {}).get("kind", "")) if record else ""
 
+    def detector_labels(self, split: str) -> list[str]:
+        """Sources of a split whose joints are answers of a detector (DetectorKindSettings.labels)."""
+        return [
+            source
+            for source, record in self.settings.items()
+            if record.settings.get("source", {}).get("labels") == "detector" and self.counts.get(source, {}).get(split)
+        ]
+
     def splits(self) -> list[str]:
         """Splits that have rows."""
         return [split for split in SPLITS if self.rows_in(split)]

@@ -27,6 +27,8 @@ FRAME_REASONS = {
     "no_hand": "no hand was given or found in the frame",
     "missing_frame_label": "a label is for a frame that the video does not have",
     "short_track": "the hand was seen in too few frames to be trusted",
+    "other_hand": "the detector took the hand for a left one in this frame and for a right one in most others, or the other way round: "
+    "its joints (source.labels) have wrong depths",
     "duplicate_hand": "two hands of the frame have the same track, or the same box",
     "bad_box": "the box is not four finite numbers, or has no area",
     "fraction_box": "the box lies within 0..1: fractions of the image? boxes are in pixels",

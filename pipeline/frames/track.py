@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -31,6 +32,21 @@ class Detection:
     hand: str
     """"right" | "left", as seen in the image."""
     score: float
+    joints_3d: list[list[float]] | None = None
+    """21 x 3 metres, FreiHAND order, in the frame of an assumed camera (crop.assumed_camera); None where they are not wanted."""
+    camera: list[list[float]] | None = None
+    """3 x 3, the camera that was assumed."""
+
+    def to_json(self) -> list[Any]:
+        """Plain values for `from_json`, without what is not there."""
+        labels = [] if self.joints_3d is None else [self.joints_3d, self.camera]
+        return [list(self.box), self.hand, self.score, *labels]
+
+    @classmethod
+    def from_json(cls, values: Sequence[Any]) -> "Detection":
+        """What `to_json` gave."""
+        box, *rest = values
+        return cls(tuple(box), *rest)
 
 
 def link(

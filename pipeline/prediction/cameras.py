@@ -1,4 +1,4 @@
-"""Cameras of the input: given in a file, or assumed."""
+"""Cameras of the input, given in a file. Where none is, frames/crop.py assumes one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,16 +8,6 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.frames.listing import Listing, unknown_names
 from pipeline.storage import read_json
-
-FOCAL_FACTOR = 1.2
-"""Focal length in longer image sides where it is not known: COLMAP's default too, a field of view of 45 degrees. Webcams
-and phones are usually wider (0.7 to 0.9)."""
-
-
-def assumed_camera(width: int, height: int, focal_factor: float) -> np.ndarray:
-    """(3, 3) of an image whose camera is unknown: square pixels, the principal point in the middle."""
-    focal = focal_factor * max(width, height)
-    return np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
 
 
 class Cameras:

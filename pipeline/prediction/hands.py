@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.frames.crop import crop_camera, crop_matrix, cut, mirror_joints
+from pipeline.frames.crop import assumed_camera, crop_camera, crop_matrix, cut, mirror_joints
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.rows import usable_labels
 from pipeline.frames.sources import Hand
 from pipeline.models.weights import LoadedPoseModel
-from pipeline.prediction.cameras import assumed_camera
 from pipeline.prediction.poses import predict_poses
 
 Row = dict[str, Any]

@@ -8,11 +8,11 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from pipeline.errors import DataError
+from pipeline.frames.crop import FOCAL_FACTOR
 from pipeline.frames.rejects import REASONS, Rejects
 from pipeline.frames.sources import Hand
 from pipeline.geometry import bone_joints
 from pipeline.models.weights import LoadedPoseModel, load_pose_model
-from pipeline.prediction.cameras import FOCAL_FACTOR
 from pipeline.prediction.hands import CropPlan, hand_row, poses_in_source
 
 _BATCH = 64

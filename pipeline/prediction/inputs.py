@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipeline.config import Settings, Uri
 from pipeline.errors import DataError, SettingsError
+from pipeline.frames.crop import FOCAL_FACTOR
 from pipeline.frames.detect import DetectorSettings, require_mediapipe, shared_detector
 from pipeline.frames.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_inputs, needs, nothing_here
 from pipeline.frames.manifest import Manifest, has_manifest, read_manifest
@@ -21,7 +22,7 @@ from pipeline.frames.sources.images import read_images
 from pipeline.frames.sources.labelled_video import LabelledVideoSettings
 from pipeline.frames.track import TrackSettings
 from pipeline.geometry import default_camera
-from pipeline.prediction.cameras import FOCAL_FACTOR, Cameras
+from pipeline.prediction.cameras import Cameras
 from pipeline.prediction.hands import CropPlan, Row, bone_length, camera_of_source, hand_row
 from pipeline.storage import absolute, is_file, join, preflight
 from pipeline.views import CROP_MARGIN

@@ -227,7 +227,8 @@ def _evaluated(
             evaluation.name: {
                 "uri": settings.models[evaluation.name],
                 "metrics": evaluation.metrics,
-                "notes": model_notes(models[evaluation.name], settings, of_set, data),
+                "notes": model_notes(models[evaluation.name], settings, of_set, data)
+                + labels_notes(frame_set, settings.split),
             }
             for evaluation in evaluations
         },
@@ -318,6 +319,17 @@ def judge(
         without_constant=[e.name for e in evaluations if e.name not in of_constants],
         between_models=[against(e, baseline) for e in evaluations if baseline is not None and e is not baseline],
     )
+
+
+def labels_notes(frame_set: FrameSet, split: str) -> list[str]:
+    """What a reader has to know of the labels."""
+    sources = frame_set.manifest.detector_labels(split)
+    if not sources:
+        return []
+    named = ", ".join(f"'{source}'" for source in sources)
+    return [
+        f"joints of {named} are a detector's answers, no ground truth: errors say how far a model is from that detector"
+    ]
 
 
 def case_of(evaluation: Evaluation, batch: PoseBatch, true_2d: Tensor, row: int, in_3d: bool, label: str) -> Case:

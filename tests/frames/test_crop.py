@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.frames.crop import crop_camera, crop_matrix, cut, encode_jpeg, is_box, is_inside, mirror_joints
+from pipeline.frames.crop import (
+    assumed_camera,
+    crop_camera,
+    crop_matrix,
+    cut,
+    encode_jpeg,
+    is_box,
+    is_inside,
+    joints_on_rays,
+    mirror_joints,
+)
 
 
 def ramp(width: int = 300, height: int = 200) -> Image.Image:
@@ -112,3 +122,19 @@ def test_jpeg_round_trip():
     decoded = Image.open(io.BytesIO(encode_jpeg(image, 92)))
     assert decoded.format == "JPEG"
     assert np.abs(np.asarray(decoded, dtype=float) - np.asarray(image)).mean() < 3
+
+
+@pytest.mark.parametrize(("distance", "tolerance"), [(0.4, 0.025), (4.0, 0.003)])
+def test_joints_on_rays_are_seen_where_they_were_seen(distance, tolerance):
+    camera = assumed_camera(640, 480)
+    shape = np.random.default_rng(0).normal(scale=0.03, size=(21, 3))
+    true = shape + np.array([0.1, -0.05, 1.0]) * distance
+    pixels = true @ camera.T
+    pixels = pixels[:, :2] / pixels[:, 2:]
+    joints = joints_on_rays(pixels, shape - 7.0, camera)  # around any centre
+    seen = joints @ camera.T
+    np.testing.assert_allclose(seen[:, :2] / seen[:, 2:], pixels, atol=1e-9)
+    np.testing.assert_allclose(np.diff(joints[:, 2]), np.diff(shape[:, 2]), atol=1e-12)
+    np.testing.assert_allclose(
+        joints, true, rtol=0, atol=tolerance * distance
+    )  # weak perspective: the better the farther away

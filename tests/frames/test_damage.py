@@ -178,7 +178,7 @@ def test_a_detector_counts_damage_once_in_pieces(tmp_path, monkeypatch):
     overwrite(path, 48, 0, 1)
     (tmp_path / "model.task").write_bytes(b"model")
     module = "pipeline.frames.sources.detected_video"
-    monkeypatch.setattr(f"{module}.shared_detector", lambda *_: lambda _: [Detection((1, 2, 30, 40), "right", 0.9)])
+    monkeypatch.setattr(f"{module}.shared_detector", lambda *_: lambda *_: [Detection((1, 2, 30, 40), "right", 0.9)])
     settings = DetectedVideoSettings.model_validate(
         {"uri": str(path), "stride": 2, "detector": {"model": str(tmp_path / "model.task")}}
     )

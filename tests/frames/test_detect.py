@@ -1,4 +1,5 @@
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,12 +7,14 @@ from PIL import Image
 
 from pipeline.errors import DataError, SettingsError
 from pipeline.frames import detect
+from pipeline.frames.crop import assumed_camera
 from pipeline.frames.detect import DetectorSettings, HandDetector
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import Unit
 from pipeline.frames.sources.detected_video import DetectedVideoSettings, settle
 from pipeline.frames.sources.video import probe, read_frames
 from pipeline.frames.track import Detection, TrackSettings
+from pipeline.hands import BONES
 from tests.conftest import real_data
 from tests.frames.clips import write_video
 
@@ -62,6 +65,20 @@ def test_landmarks_of_the_hand_in_the_middle(detector, right_hand):
     assert middle_tip[1] < wrist[1]  # fingers up
     assert thumb_tip[0] > middle_tip[0]  # thumb on the right
     assert detector.central_hand(Image.new("RGB", (320, 240), "grey")) is None
+
+
+def test_joints_in_3d_are_where_the_landmarks_are(detector, right_hand):
+    (found,) = detector(right_hand, with_joints=True)
+    joints, camera = np.array(found.joints_3d), np.array(found.camera)
+    np.testing.assert_allclose(camera, assumed_camera(*right_hand.size))
+    pixels = joints @ camera.T
+    np.testing.assert_allclose(pixels[:, :2] / pixels[:, 2:], detector.central_hand(right_hand), atol=1e-6)
+    lengths = [np.linalg.norm(joints[child] - joints[parent]) for parent, child in BONES]
+    assert 0.01 < min(lengths) < max(lengths) < 0.13  # an adult's, metres
+    (mirrored,) = detector(right_hand.transpose(Image.Transpose.FLIP_LEFT_RIGHT), with_joints=True)
+    away = joints - np.array(mirrored.joints_3d) * (-1, 1, 1)
+    assert np.linalg.norm(away - away.mean(0), axis=1).mean() < 0.01  # the same hand, mirrored
+    assert detector(right_hand) == [replace(found, joints_3d=None, camera=None)]
 
 
 def test_an_image_without_a_hand_gives_nothing(detector):
@@ -126,3 +143,16 @@ def test_tracks_are_settled_and_short_ones_counted():
     hands = [hand for frame in frames for hand in frame.hands]
     assert len(hands) == 12
     assert {(hand.track, hand.hand, hand.confidence) for hand in hands} == {(0, "left", 0.9)}
+
+
+def test_joints_of_a_frame_that_was_taken_for_the_other_hand_are_no_labels():
+    joints, camera = np.full((21, 3), 0.5).tolist(), np.eye(3).tolist()
+    sides = ["left" if i == 2 else "right" for i in range(6)]
+    seen = [(i, [Detection((0.0, 0.0, 40.0, 40.0), side, 0.9, joints, camera)]) for i, side in enumerate(sides)]
+    rejects = Rejects()
+    frames = settle(seen, [i / 10 for i in range(6)], TrackSettings(), Unit("clip", "", 6), rejects)
+    assert rejects.examples == {"other_hand": ["clip/000002"]}
+    assert [frame.index for frame in frames] == [0, 1, 3, 4, 5]
+    assert all(hand.joints_3d == joints and hand.hand == "right" for frame in frames for hand in frame.hands)
+    without = [(i, [replace(found, joints_3d=None, camera=None) for found in each]) for i, each in seen]
+    assert len(settle(without, [i / 10 for i in range(6)], TrackSettings(), Unit("clip", "", 6), Rejects())) == 6

@@ -160,7 +160,7 @@ def detected(tmp_path, monkeypatch, shown: list[int], **source) -> IngestSetting
     module = "pipeline.frames.sources.image_folder"
 
     def detector(*_):
-        return lambda image: (
+        return lambda image, with_joints: (
             [Detection((10, 10, 40, 40), "right", 0.9)] if round(image.getpixel((0, 0))[0] / 10) in shown else []
         )
 

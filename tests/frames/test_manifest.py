@@ -45,6 +45,17 @@ def test_write_and_read(tmp_path):
     assert original.counts_text() == "3 train, 0 val, 0 test"
 
 
+def test_sources_with_labels_of_a_detector_are_known():
+    def of(name, labels):
+        record = IngestRecord(settings={"source": labels}, listing="x", num_clips=2)
+        return manifest(name, settings={name: record})
+
+    both = merge(of("a", {"labels": "detector"}), of("b", {"kind": "image_folder"}), max_examples=1)
+    assert both.detector_labels("train") == ["a"]
+    assert both.detector_labels("test") == []
+    assert manifest("a").detector_labels("train") == []
+
+
 def test_merging_adds_a_source():
     first = manifest("a")
     both = merge(first, manifest("b", digest="f" * 32), max_examples=3)

@@ -83,7 +83,7 @@ def test_detected_video_gives_the_same_set_in_pieces(tmp_path, monkeypatch, shor
     class Detector:
         """Finds the dots; a frame in seven is taken for a left hand, another one is missed."""
 
-        def __call__(self, image):
+        def __call__(self, image, with_joints):
             bright = np.asarray(image.convert("L")) > 150
             (y,), (x,) = (np.nonzero(bright.any(axis)) for axis in (1, 0))
             if not len(x) or int(x[0] * 10) % 7 == 3:

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from pipeline.errors import DataError
-from pipeline.frames.crop import crop_camera, crop_matrix
+from pipeline.frames.crop import assumed_camera, crop_camera, crop_matrix
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import Hand
 from pipeline.geometry import bone_joints, project, transform_camera, transform_points
 from pipeline.models.encoder import EncoderSettings, build_encoder
 from pipeline.models.pose import PoseModel, PoseOutput, PoseSettings
-from pipeline.prediction.cameras import Cameras, assumed_camera
+from pipeline.prediction.cameras import Cameras
 from pipeline.prediction.hands import CropPlan, camera_of_crop, camera_of_source, hand_row, to_source
 from pipeline.prediction.poses import box_views, next_boxes, predict_poses
 from pipeline.storage import write_json

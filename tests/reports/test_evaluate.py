@@ -18,6 +18,7 @@ from pipeline.evaluation.metrics import pose_metrics
 from pipeline.evaluation.yardsticks import Constant, random_poses
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import load_labelled, read_joints_2d, read_poses
+from pipeline.frames.manifest import write_manifest
 from pipeline.geometry import project, transform_camera, transform_points
 from pipeline.models.checkpoints import save_checkpoint
 from pipeline.models.encoder import EncoderSettings, build_encoder
@@ -159,6 +160,17 @@ def test_job_compares_models_and_writes_everything(frame_set, tmp_path):
     table = pq.read_table(io.BytesIO(read_bytes(join(output, "predictions", "ours.parquet"))))
     assert table.num_rows == 24
     assert np.isfinite(np.array(table["joints_3d"].to_pylist())).all()
+
+
+def test_labels_of_a_detector_are_called_so(tmp_path):
+    manifest = write_tiny_set(str(tmp_path / "frames"), splits={"train": 8, "test": 8})
+    settings = evaluation_settings({"ours": random_checkpoint(tmp_path / "ours", 0)}, str(tmp_path / "frames"))
+    notes = run(settings)["models"]["ours"]["notes"]
+    assert not any("ground truth" in note for note in notes)
+    (name,) = manifest.settings
+    record = manifest.settings[name].model_copy(update={"settings": {"source": {"labels": "detector"}}})
+    write_manifest(str(tmp_path / "frames"), manifest.model_copy(update={"settings": {name: record}}))
+    assert "joints of 'tiny' are a detector's answers, no ground truth" in run(settings)["models"]["ours"]["notes"][-1]
 
 
 def test_models_worse_than_one_fixed_hand_are_called_so(tmp_path):

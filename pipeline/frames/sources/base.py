@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
@@ -105,6 +105,13 @@ class DetectorKindSettings(Settings):
     """Finds the hands."""
     track: TrackSettings = TrackSettings()
     """How detections become clips (of images: with an image_rate)."""
+    labels: Literal["detector"] | None = None
+    """Where joints come from. detector: MediaPipe's own in 3D, with an assumed camera. They are a model's answers, good enough to
+    train on where there is nothing better, but no ground truth. none: frames without labels."""
+
+
+LABELS_NOTE = "joints are answers of the detector, not ground truth (source.labels)"
+"""Noted where `DetectorKindSettings.labels` is set."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ out; decoding is cheap beside detection, and no pixels have to be kept.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.frames.detect import require_mediapipe, shared_detector
 from pipeline.frames.listing import VIDEO_SUFFIXES
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import (
+    LABELS_NOTE,
     DetectorKindSettings,
     FrameHands,
     Hand,
@@ -76,6 +78,7 @@ class DetectedVideo:
         require_mediapipe()
         preflight(self._model)
         videos = find_videos(self.settings.uri, rejects)
+        rejects.notes += [LABELS_NOTE] if self.settings.labels else []
         fps, stride = self.settings.fps, self.settings.stride
         with ThreadPoolExecutor(_READERS) as pool:
             counts = pool.map(lambda video: expected_frames(video, fps, stride), videos.values())
@@ -87,7 +90,7 @@ class DetectedVideo:
     def detect(self, unit: Unit) -> dict[str, Any]:
         """What the detector finds in a unit's sampled frames, for `open`; plain JSON values.
 
-        {"first": of the unit, "seen": [[index, [[box, hand, score], ...]], ...], "rejects": frames that do not decode, or show
+        {"first": of the unit, "seen": [[index, [Detection.to_json(), ...]], ...], "rejects": frames that do not decode, or show
         no hand}; an empty mapping where the video cannot be read.
         """
         try:
@@ -104,8 +107,8 @@ class DetectedVideo:
         rejects = Rejects()
         seen = []
         for index, image in read_frames(path, info, wanted, unit.name, rejects):
-            detections = detector(image)
-            seen.append([index, [[list(d.box), d.hand, d.score] for d in detections]])
+            detections = detector(image, self.settings.labels is not None)
+            seen.append([index, [detection.to_json() for detection in detections]])
             if not detections:
                 rejects.add("no_hand", f"{unit.name}/{index:06d}")
         return {"first": unit.first, "seen": seen, "rejects": rejects.to_json()}
@@ -139,11 +142,23 @@ def detections_in(found: Sequence[dict[str, Any]], unit: Unit, rejects: Rejects)
         if part.get("first") == unit.first:
             rejects.merge(Rejects.from_json(part["rejects"]))
     return [
-        (index, [Detection(tuple(box), hand, score) for box, hand, score in hands])
+        (index, [Detection.from_json(values) for values in hands])
         for part in found
         for index, hands in part.get("seen", [])
         if hands
     ]
+
+
+def detected_hand(track: int, detection: Detection) -> Hand:
+    """A hand as it was detected."""
+    return Hand(
+        track,
+        detection.hand,
+        detection.box,
+        joints_3d=detection.joints_3d,
+        camera=detection.camera,
+        confidence=detection.score,
+    )
 
 
 def settle(
@@ -174,7 +189,13 @@ def settle(
         track_times = [times_s[index] for index, _ in track]
         boxes = smooth_boxes(track_times, np.array([d.box for _, d in track]), settings.smoothing_s)
         for (index, detection), box in zip(track, boxes.tolist(), strict=True):
-            found_hand = Hand(num_kept, hand, tuple(box), confidence=detection.score)
-            by_frame.setdefault(index, []).append(found_hand)
+            if detection.joints_3d is not None and detection.hand != hand:
+                # Of the other hand the same picture has other depths.
+                if unit.has(index):
+                    rejects.add("other_hand", f"{unit.name}/{index:06d}")
+                continue
+            by_frame.setdefault(index, []).append(
+                detected_hand(num_kept, replace(detection, box=tuple(box), hand=hand))
+            )
         num_kept += 1
     return [FrameHands(index, times_s[index], hands) for index, hands in sorted(by_frame.items())]

@@ -24,6 +24,7 @@ from pipeline.frames.image_file import read_image
 from pipeline.frames.listing import IMAGE_SUFFIXES, list_inputs, nothing_here
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import (
+    LABELS_NOTE,
     DetectorKindSettings,
     FrameHands,
     Hand,
@@ -32,7 +33,7 @@ from pipeline.frames.sources.base import (
     Unit,
     file_sizes,
 )
-from pipeline.frames.sources.detected_video import detections_in, read_found, settle
+from pipeline.frames.sources.detected_video import detected_hand, detections_in, read_found, settle
 from pipeline.frames.sources.images import (
     DefaultHandSettings,
     StillsSettings,
@@ -111,6 +112,12 @@ class ImageFolder:
 class WholeImages(ImageFolder):
     """Each image is a hand."""
 
+    def __init__(self, settings: ImageFolderSettings) -> None:
+        """Raises SettingsError where there is no detector to give the labels that are asked for."""
+        super().__init__(settings)
+        if settings.labels is not None:
+            raise SettingsError("setting 'source.labels' = detector needs source.image_folder.hands = detector")
+
     @contextmanager
     def open(self, unit: Unit, rejects: Rejects) -> Iterator[OpenUnit | None]:
         """Look at the images' sizes."""
@@ -150,12 +157,13 @@ class DetectedImages(ImageFolder):
         """One unit a folder, or an image. Raises DataError where there is no image, or no detector to run."""
         require_mediapipe()
         preflight(self._model)
+        rejects.notes += [LABELS_NOTE] if self.settings.labels else []
         return [replace(unit, length=unit.num_frames) for unit in super().list_units(rejects)]
 
     def detect(self, unit: Unit) -> dict[str, Any]:
         """What the detector finds in a unit's sampled images, for `open`; plain JSON values.
 
-        {"first": of the unit, "seen": [[index, [[box, hand, score], ...]], ...], "rejects": images that cannot be read, or show
+        {"first": of the unit, "seen": [[index, [Detection.to_json(), ...]], ...], "rejects": images that cannot be read, or show
         no hand}.
         """
         detector = shared_detector(self._model, self.settings.detector)
@@ -163,8 +171,8 @@ class DetectedImages(ImageFolder):
         rejects = Rejects()
         seen = []
         for index, image in read_images(unit, rejects, [index for index, _ in sampled if unit.has(index)]):
-            detections = detector(image)
-            seen.append([index, [[list(d.box), d.hand, d.score] for d in detections]])
+            detections = detector(image, self.settings.labels is not None)
+            seen.append([index, [detection.to_json() for detection in detections]])
             if not detections:
                 rejects.add("no_hand", image_name(unit, index))
         return {"first": unit.first, "seen": seen, "rejects": rejects.to_json()}
@@ -179,7 +187,7 @@ class DetectedImages(ImageFolder):
             times = [index / rate for index in range(_num_images(unit))]
             frames = settle(seen, times, self.settings.track, unit, rejects)
         else:
-            hands = [(i, [Hand(0, d.hand, d.box, confidence=d.score) for d in detections]) for i, detections in seen]
+            hands = [(i, [detected_hand(0, detection) for detection in detections]) for i, detections in seen]
             frames = [FrameHands(i, None, linked) for (i, _), linked in zip(hands, tracked(hands), strict=True)]
         yield OpenUnit(frames, partial(read_images, unit, rejects))
 

@@ -17,7 +17,9 @@ from pipeline.frames.ingest import ingest
 from pipeline.frames.plan import IngestSettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import image_folder
+from pipeline.frames.sources.base import LABELS_NOTE
 from pipeline.frames.sources.image_folder import ImageFolderSection, ImageFolderSettings
+from pipeline.frames.sources.published import continuous_camera
 from pipeline.frames.track import Detection
 from pipeline.storage import copy_from_local
 from tests.conftest import real_data
@@ -40,14 +42,19 @@ def check(row, number, side):
 def detector_of(sides, model_uri, settings):
     """Instead of MediaPipe: finds the hands of an image, whose number is the wrist's place, as coco_set draws them."""
 
-    def detect(image):
+    def detect(image, with_joints):
         row = np.asarray(image.convert("L"), dtype=float)[:, : image.width // 2]
         if row.max() < 100:
             return []
         whites = np.argwhere(np.asarray(image).min(2)[:, : image.width // 2] > 200).mean(0)[1]
         number = int(np.argmin([abs(whites - (joints_of("right", n)["wrist"] @ CAMERA.T)[0] / 0.6) for n in range(6)]))
-        boxes = {side: box_of(side, number) for side in sides}
-        return [Detection((x, y, x + w, y + h), side, 0.9) for side, (x, y, w, h) in boxes.items()]
+        found = []
+        for side in sides:
+            x, y, w, h = box_of(side, number)
+            joints = np.array(list(joints_of(side, number).values())).tolist()
+            labels = (joints, continuous_camera(CAMERA).tolist()) if with_joints else ()
+            found.append(Detection((x, y, x + w, y + h), side, 0.9, *labels))
+        return found
 
     return detect
 
@@ -134,6 +141,19 @@ def test_stills_stand_for_themselves(tmp_path, detector):
         assert row["confidence"] == pytest.approx(0.9)
 
 
+def test_joints_of_the_detector_are_labels_where_they_are_asked_for(tmp_path, detector):
+    rows, rejects, _ = read(detected(tmp_path, labels="detector"))
+    assert rejects.notes == [LABELS_NOTE]
+    assert {row["hand"] for row in rows.values()} == {"right", "left"}
+    for row in rows.values():
+        check_dots(row, radius=5.0)
+    rows, rejects, _ = read(detected(tmp_path))
+    assert rejects.notes == []
+    assert {row["joints_3d"] for row in rows.values()} == {None}
+    with pytest.raises(SettingsError, match=r"source\.labels.*source\.image_folder\.hands"):
+        folder(tmp_path, image_folder=WHOLE, labels="detector").reader()
+
+
 def test_a_sequence_is_tracked_as_video_is(tmp_path, detector):
     rows, rejects, _ = read(detected(tmp_path, image_rate=10, track={"min_frames": 3, "smoothing_s": 0}))
     assert not rejects.counts
@@ -144,8 +164,9 @@ def test_a_sequence_is_tracked_as_video_is(tmp_path, detector):
     assert rejects.counts == {"short_track": 8}
 
 
-def test_what_the_stage_found_is_used(tmp_path, detector, monkeypatch):
-    settings = detected(tmp_path)
+@pytest.mark.parametrize("labels", [None, "detector"])
+def test_what_the_stage_found_is_used(tmp_path, detector, monkeypatch, labels):
+    settings = detected(tmp_path, labels=labels)
     source: Any = settings.reader()
     assert isinstance(settings.reader(), FindsHands)
     unit = source.list_units(Rejects())[0]
@@ -154,6 +175,7 @@ def test_what_the_stage_found_is_used(tmp_path, detector, monkeypatch):
     with source.open(replace(unit, found=[(str(tmp_path / "found.json"), 0)]), Rejects()) as opened:
         assert opened is not None
         assert [len(frame.hands) for frame in opened.frames] == [2, 2, 2]
+        assert {hand.joints_3d is None for frame in opened.frames for hand in frame.hands} == {labels is None}
 
 
 def test_single_images_are_looked_at_in_parts(tmp_path, detector, monkeypatch):
