@@ -16,7 +16,7 @@ from pipeline.config import Settings
 from pipeline.geometry import default_camera
 from pipeline.hands import MIDDLE_MCP
 from pipeline.models.encoder import Encoder
-from pipeline.models.heads import LinearHead, SpatialHead
+from pipeline.models.heads import KinematicHead, LinearHead, SpatialHead
 
 DEFAULT_BONE_LENGTH_M = {"palm": 0.032, "wrist": 0.095}
 """Reference bone of an average adult hand, metres, for models that were not told their training set's mean."""
@@ -42,9 +42,10 @@ CONVENTIONS = {
 class PoseSettings(Settings):
     """What the pose head is, and what it predicts."""
 
-    kind: Literal["spatial", "peclr"] = "spatial"
+    kind: Literal["spatial", "kinematic", "peclr"] = "spatial"
     """How joints are read from the features. `spatial`: a heat map and a depth map for each joint, corrected by the
-    pooled features. `peclr`: a linear map of the pooled features, as published."""
+    pooled features. `kinematic`: the same maps, added to a whole hand (bone lengths and directions) that the pooled features give and
+    that begins as the mean of the labels; better with few labels. `peclr`: a linear map of the pooled features, as published."""
     root: Literal["palm", "wrist"] = "palm"
     """Root joint and reference bone. `palm`: the palm, and the bone from middle MCP to middle PIP, as in PeCLR's
     released model. `wrist`: the wrist, and the bone from wrist to index MCP."""
@@ -101,7 +102,13 @@ class PoseModel(nn.Module):
         self.settings = settings or PoseSettings()
         self.convention = CONVENTIONS[self.settings.root]
         self.encoder = encoder
-        self.head = SpatialHead(encoder) if self.settings.kind == "spatial" else LinearHead(encoder)
+        self.head: SpatialHead | KinematicHead | LinearHead
+        if self.settings.kind == "spatial":
+            self.head = SpatialHead(encoder)
+        elif self.settings.kind == "kinematic":
+            self.head = KinematicHead(encoder, self.settings.root, self.convention.bone)
+        else:
+            self.head = LinearHead(encoder)
         self.refinement = RootRefinement() if self.settings.refine_root else None
         self.register_buffer("mean_bone_length", torch.tensor(DEFAULT_BONE_LENGTH_M[self.settings.root]))
 

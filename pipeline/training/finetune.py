@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.frames.labelled import (
-    PoseBatch,
-)
+from pipeline.evaluation.yardsticks import Constant
+from pipeline.frames.labelled import PoseBatch
 from pipeline.geometry import project, transform_camera
 from pipeline.models.checkpoints import META, Snapshot, read_part, read_trainer_state
 from pipeline.models.encoder import Encoder, build_encoder
+from pipeline.models.heads import KinematicHead
 from pipeline.models.pose import PoseModel
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
 from pipeline.run_log import at_step
@@ -55,7 +55,7 @@ def run_epochs(settings: FinetuneSettings, data: FinetuneData, worker: Worker) -
     too. Raises TrainingError, on all workers, when training cannot go on.
     """
     torch.manual_seed(settings.seed)
-    model = build_model(settings, data.mean_bone_length)
+    model = build_model(settings, data.mean_bone_length, data.constant)
     optimiser = build_optimiser(model, settings.optimiser, groups=learning_rate_groups(model, settings))
     state: dict[str, Any] = {"epoch": 0, "steps": 0, "best": float("inf"), "without_gain": 0}
     place(model, worker.device)
@@ -126,12 +126,16 @@ def _batches(data: FinetuneData, epoch: int, first: int, worker: Worker) -> Iter
         yield step, batch
 
 
-def build_model(settings: FinetuneSettings, mean_bone_length: dict[str, float]) -> PoseModel:
-    """The pose model with its initial weights."""
+def build_model(
+    settings: FinetuneSettings, mean_bone_length: dict[str, float], constant: Constant | None = None
+) -> PoseModel:
+    """The pose model with its initial weights. constant: of the training labels, where a new head begins if it can."""
     model = _initial_pose_model(settings)
     if model is None:
         encoder: Encoder = load_encoder(settings.init)[0] if settings.init else build_encoder(settings.encoder)
         model = PoseModel(encoder, settings.head)
+        if isinstance(model.head, KinematicHead) and constant is not None:
+            model.head.start_at(constant.procrustes_mean, constant.median)
     # Labels without depth have no size: it stays that of the initial model, or an adult's.
     model.mean_bone_length.fill_(mean_bone_length.get(model.convention.bone, model.mean_bone_length))
     return model

@@ -187,6 +187,29 @@ def test_a_pose_model_brings_its_head(frame_set, tmp_path):
         assert not torch.equal(fresh["refinement.0.weight"], trained["refinement.0.weight"])
 
 
+def test_a_kinematic_head_starts_at_the_hand_of_the_labels(frame_set, tmp_path):
+    settings = tiny_settings(frame_set, head={"kind": "kinematic"}, epochs=1)
+    shape, posed = (torch.randn(21, 3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    lengths = {"middle": 0.05, "wrist-index": 0.1}
+    torch.manual_seed(0)
+    usual = build_model(settings, lengths)
+    torch.manual_seed(0)
+    started = build_model(settings, lengths, Constant(shape.double(), posed.double(), 3))
+    changed = {name for name, value in started.state_dict().items() if not torch.equal(value, usual.state_dict()[name])}
+    assert changed == {"head.bone_lengths", "head.together.3.bias"}
+    _, recorder = train(settings, tmp_path)
+    first = str(recorder.checkpoints[-1])
+    trained = load_pose_model(first).model.state_dict()
+    again = build_model(
+        tiny_settings(frame_set, head={"kind": "kinematic"}, init=first),
+        lengths,
+        Constant(shape.double(), posed.double(), 3),
+    )
+    assert torch.equal(
+        again.state_dict()["head.bone_lengths"], trained["head.bone_lengths"]
+    )  # a head that is there stays as it is
+
+
 def test_tight_photographs_end_around_the_joints():
     frames = torch.full((400, 3, 40, 40), 200, dtype=torch.uint8)
     joints = torch.rand(400, 21, 2, generator=torch.Generator().manual_seed(0)) * 10 + 15
