@@ -17,9 +17,10 @@ ROOTS = ("palm", "wrist")
 
 def head_of(root: str) -> KinematicHead:
     torch.manual_seed(0)
-    model = PoseModel(build_encoder(EncoderSettings(width=8)), PoseSettings(kind="kinematic", root=root))
-    assert isinstance(model.head, KinematicHead)
-    return model.eval().head
+    settings = PoseSettings.model_validate({"kind": "kinematic", "root": root})
+    head = PoseModel(build_encoder(EncoderSettings(width=8)), settings).eval().head
+    assert isinstance(head, KinematicHead)
+    return head
 
 
 def naive_hand(head: KinematicHead, values: torch.Tensor) -> torch.Tensor:
@@ -68,7 +69,7 @@ def test_it_starts_at_the_hand_of_the_labels_whatever_the_image(root):
 @pytest.mark.parametrize("root", ROOTS)
 def test_without_labels_in_3d_it_starts_with_an_open_hand(root):
     head = head_of(root)
-    hand = head._hand(head.together[3].bias[None])[0]
+    hand = head._hand(head.get_parameter("together.3.bias")[None])[0]
     assert hand[:, 2].abs().max() == 0
     assert 0.2 < hand[:, 1].max() - hand[:, 1].min() < 0.8  # of the view
     tips = hand[[4, 8, 12, 16, 20], 0].tolist()
