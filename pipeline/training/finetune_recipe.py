@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.config import Settings, Uri
-from pipeline.errors import DataError, SettingsError
+from pipeline.errors import DataError, SettingsError, warn
 from pipeline.frames.frame_set import FrameSet
 from pipeline.frames.labelled import (
     LabelSelection,
@@ -14,7 +14,7 @@ from pipeline.frames.labelled import (
 )
 from pipeline.models.encoder import EncoderSettings
 from pipeline.models.pose import PoseSettings
-from pipeline.models.weights import load_encoder
+from pipeline.models.weights import load_encoder, load_pose_model, read_meta
 from pipeline.training.optim import (
     OptimiserSettings,
 )
@@ -117,6 +117,7 @@ def check_settings(settings: FinetuneSettings) -> tuple[FrameSet, LabelSelection
     """Find out before any long work whether the labels and the initial weights are there."""
     if settings.init is not None:
         load_encoder(settings.init)
+        _say_whose_head(settings)
     frame_set = FrameSet.open(settings.frame_set)
     selection = select_labels(frame_set, settings.split, settings.labels)
     if frame_set.manifest.rows_in(settings.validation_split) == 0:
@@ -125,6 +126,22 @@ def check_settings(settings: FinetuneSettings) -> tuple[FrameSet, LabelSelection
             f"{frame_set.manifest.counts_text()}"
         )
     return frame_set, selection
+
+
+def _say_whose_head(settings: FinetuneSettings) -> None:
+    """A pose model whose head is another one than `head` asks for loses it, which is not done in silence."""
+    assert settings.init is not None
+    if settings.new_head or read_meta(settings.init).get("kind") != "pose":
+        return
+    its_own = load_pose_model(settings.init).model.settings
+    if its_own == settings.head:
+        return
+    asked = settings.head.model_dump()
+    other = [f"head.{name} = {value}" for name, value in its_own.model_dump().items() if value != asked[name]]
+    warn(
+        f"{settings.init}: its head has {', '.join(other)}; the settings ask for another one, which starts anew (new_head true, where "
+        "that is meant)"
+    )
 
 
 def with_epochs(settings: FinetuneSettings, num_frames: int, world_size: int) -> FinetuneSettings:

@@ -187,6 +187,16 @@ def test_a_pose_model_brings_its_head(frame_set, tmp_path):
         assert not torch.equal(fresh["refinement.0.weight"], trained["refinement.0.weight"])
 
 
+def test_a_head_that_is_not_taken_over_is_said(frame_set, tmp_path, caplog):
+    _, recorder = train(tiny_settings(frame_set, epochs=1), tmp_path)
+    first = str(recorder.checkpoints[-1])
+    for same in ({}, {"head": {"kind": "peclr"}, "new_head": True}):
+        check_settings(tiny_settings(frame_set, init=first, **same))
+    assert not caplog.messages
+    check_settings(tiny_settings(frame_set, init=first, head={"kind": "kinematic"}))
+    assert "its head has head.kind = spatial; the settings ask for another one" in caplog.text
+
+
 def test_a_kinematic_head_starts_at_the_hand_of_the_labels(frame_set, tmp_path):
     settings = tiny_settings(frame_set, head={"kind": "kinematic"}, epochs=1)
     shape, posed = (torch.randn(21, 3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
