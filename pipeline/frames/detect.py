@@ -86,7 +86,7 @@ class HandDetector:
             if with_joints:
                 shape = np.array([(p.x, p.y, p.z) for p in metric])
                 joints = joints_on_rays(points, shape, camera)
-                detection = replace(detection, joints_3d=joints.tolist(), camera=camera.tolist())
+                detection = replace(detection, joints_3d=joints.round(6).tolist(), camera=camera.tolist())
             found.append(detection)
         return _without_duplicates(found)
 

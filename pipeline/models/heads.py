@@ -86,40 +86,51 @@ class SpatialMaps(nn.Module):
         return maps
 
 
-class SpatialHead(SpatialMaps):
-    """A heat map and a depth map for each joint (Iqbal et al. 2018), and what the pooled features add to them.
+class JointMaps(SpatialMaps):
+    """A heat map and a depth map for each joint (Iqbal et al. 2018), and `together`: what the pooled features say of all 21, as single
+    joints may be hidden. At the start the maps say the view's centre, and the pooled features nothing."""
 
-    A joint is where its heat map's softmax has its mean, and its depth is the depth map's mean under that softmax; the
-    pooled features correct all 21 together, as single joints may be hidden.
-    """
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__(encoder.num_features, 2 * NUM_JOINTS)
+    def __init__(self, num_features: int, num_together: int) -> None:
+        super().__init__(num_features, 2 * NUM_JOINTS)
         self.together = nn.Sequential(
-            nn.Linear(encoder.num_features, _HIDDEN),
+            nn.Linear(num_features, _HIDDEN),
             nn.BatchNorm1d(_HIDDEN),
             nn.ReLU(inplace=True),
-            nn.Linear(_HIDDEN, 3 * NUM_JOINTS),
+            nn.Linear(_HIDDEN, num_together),
         )
-        # Start with all joints in the view's centre.
         nn.init.normal_(self.maps.weight, std=1e-2)
         nn.init.zeros_(self.maps.get_parameter("bias"))
         nn.init.normal_(self.together.get_parameter("3.weight"), std=1e-3)
         nn.init.zeros_(self.together.get_parameter("3.bias"))
 
+    def read(self, encoder: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) -> raw joints of the maps (B, 21, 3), the mean of each depth map under its heat map's softmax being a joint's depth,
+        and what `together` says (B, num_together); both in full precision."""
+        stages = encoder.maps(images)
+        maps, features = self.maps_of(stages), encoder.pool(stages[2])
+        with torch.autocast(images.device.type, enabled=False):
+            heat, depth = full_precision(maps).unflatten(1, (2, NUM_JOINTS)).flatten(-2).unbind(1)  # (B, 21, cells)
+            share = heat.softmax(-1)
+            place = share @ cell_centres(maps.shape[-2], maps.shape[-1], share)
+            joints = torch.cat([place, _DEPTH_UNIT * (share * depth).sum(-1, keepdim=True)], -1)
+            return joints, self.together(full_precision(features))
+
+
+class SpatialHead(JointMaps):
+    """The joints of the maps, each of them corrected by the pooled features."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder.num_features, 3 * NUM_JOINTS)
+
     def joints(self, encoder: Encoder, images: Tensor) -> Tensor:
         """Raw joints (B, 21, 3) of images (B, 3, S, S)."""
-        stages = encoder.maps(images)
-        maps = self.maps_of(stages)
-        features = encoder.pool(stages[2])
-        with torch.autocast(images.device.type, enabled=False):
-            joints = joints_of_maps(full_precision(maps))
-            return joints + self.together(full_precision(features)).view(-1, NUM_JOINTS, 3)
+        joints, correction = self.read(encoder, images)
+        return joints + correction.view(-1, NUM_JOINTS, 3)
 
 
-class KinematicHead(SpatialMaps):
-    """The joints of heat maps and depth maps, as in SpatialHead, added to a whole hand that the pooled features give: 20 bones with
-    directions and lengths, where it is and how large. So where the maps say nothing, the answer still is a hand.
+class KinematicHead(JointMaps):
+    """The joints of the maps, added to a whole hand that the pooled features give: 20 bones with directions and lengths, where it is and how
+    large. So where the maps say nothing, the answer still is a hand.
     """
 
     bone_lengths: Tensor
@@ -127,18 +138,8 @@ class KinematicHead(SpatialMaps):
 
     def __init__(self, encoder: Encoder, root: Literal["palm", "wrist"], bone: geometry.Bone) -> None:
         """root: which point is joint 0 of what it gives. bone: the reference bone."""
-        super().__init__(encoder.num_features, 2 * NUM_JOINTS)
+        super().__init__(encoder.num_features, 3 + 4 * len(BONES))
         self.root, self.bone = root, bone
-        self.together = nn.Sequential(
-            nn.Linear(encoder.num_features, _HIDDEN),
-            nn.BatchNorm1d(_HIDDEN),
-            nn.ReLU(inplace=True),
-            nn.Linear(_HIDDEN, 3 + 4 * len(BONES)),
-        )
-        nn.init.normal_(self.maps.weight, std=1e-2)
-        nn.init.zeros_(self.maps.get_parameter("bias"))
-        nn.init.normal_(self.together.get_parameter("3.weight"), std=1e-3)
-        nn.init.zeros_(self.together.get_parameter("3.bias"))
         self.register_buffer("bone_lengths", torch.ones(len(BONES)))
         self.side_of_bone = float(_SIDE_OF_BONE * _length(_OPEN_HAND, bone) / _length(_OPEN_HAND, "middle"))
         self.start_at(_OPEN_HAND, _OPEN_HAND)
@@ -155,11 +156,9 @@ class KinematicHead(SpatialMaps):
 
     def joints(self, encoder: Encoder, images: Tensor) -> Tensor:
         """Raw joints (B, 21, 3) of images (B, 3, S, S)."""
-        stages = encoder.maps(images)
-        maps = self.maps_of(stages)
-        features = encoder.pool(stages[2])
+        joints, hand = self.read(encoder, images)
         with torch.autocast(images.device.type, enabled=False):
-            return joints_of_maps(full_precision(maps)) + self._hand(self.together(full_precision(features)))
+            return joints + self._hand(hand)
 
     def _hand(self, values: Tensor) -> Tensor:
         """(B, 83) place (2), size, directions (60), lengths (20) -> raw joints (B, 21, 3), by weak perspective."""
@@ -169,7 +168,7 @@ class KinematicHead(SpatialMaps):
         fingers = bones.unflatten(1, (len(FINGERS), -1)).cumsum(2).flatten(1, 2)  # each from the wrist outwards
         root = torch.zeros_like(fingers[:, :1])
         if self.root == "palm":
-            root = fingers[:, MIDDLE_MCP - 1 : MIDDLE_MCP] / 2
+            root = fingers[:, MIDDLE_MCP - 1 : MIDDLE_MCP] / 2  # the wrist is not among them
         hand = torch.cat([torch.zeros_like(root), fingers - root], 1)
         side = self.side_of_bone * (1 + size).clamp_min(_SMALLEST)
         return torch.cat([place[:, None] + side[..., None] * hand[..., :2], hand[..., 2:]], -1)
@@ -178,14 +177,6 @@ class KinematicHead(SpatialMaps):
 def _length(hand: Tensor, bone: geometry.Bone) -> Tensor:
     start, end = geometry.bone_joints(bone)
     return torch.linalg.vector_norm(hand[end] - hand[start])
-
-
-def joints_of_maps(maps: Tensor) -> Tensor:
-    """(B, 42, h, w) a heat map and a depth map of each joint -> raw joints (B, 21, 3)."""
-    heat, depth = maps.unflatten(1, (2, NUM_JOINTS)).flatten(-2).unbind(1)  # (B, 21, cells)
-    share = heat.softmax(-1)
-    place = share @ cell_centres(maps.shape[-2], maps.shape[-1], share)
-    return torch.cat([place, _DEPTH_UNIT * (share * depth).sum(-1, keepdim=True)], -1)
 
 
 def cell_centres(rows: int, columns: int, like: Tensor) -> Tensor:

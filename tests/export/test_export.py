@@ -79,7 +79,12 @@ def crops() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture
 def expected(trained, crops) -> tuple[torch.Tensor, torch.Tensor]:
     """What the library itself says about the crops."""
-    loaded = load_pose_model(trained["pose"])
+    return joints_of(trained["pose"], crops)
+
+
+def joints_of(uri, crops) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a model says about the crops."""
+    loaded = load_pose_model(uri)
     images, camera = crops
     with torch.inference_mode():
         views = apply_views(images, identity_views(4, scale=1.0), ViewSettings(size=SIZE))
@@ -98,6 +103,20 @@ def test_program_holds_the_preprocessing(exported, crops, expected):
     with torch.inference_mode():
         assert_same(program(*crops), expected)
         assert_same(program(crops[0][:1], crops[1][:1]), [value[:1] for value in expected])
+
+
+def test_a_kinematic_head_is_exported_too(tmp_path, crops):
+    head = PoseSettings(kind="kinematic")
+    model = PoseModel(build_encoder(EncoderSettings(width=8)), head)
+    torch.nn.init.normal_(model.head.get_parameter("together.3.bias"), 0, 0.5)
+    encoder = model.encoder.settings.model_dump()
+    meta = {"kind": "pose", "settings": {"head": head.model_dump(), "views": {"size": SIZE}, "encoder": encoder}}
+    save_checkpoint(tmp_path / "model", model, {}, {**meta, "step": 1, "epoch": 1, "frame_set_digest": ""})
+    uri = str(tmp_path / "model")
+    run(ExportSettings(model=uri, output=str(tmp_path / "out"), onnx=False, mlflow=False))
+    program = torch.export.load(tmp_path / "out" / "pose.pt2").module()
+    with torch.inference_mode():
+        assert_same(program(*crops), joints_of(uri, crops))
 
 
 def test_onnx_computes_the_same_for_any_batch(exported, crops, expected):
