@@ -119,8 +119,7 @@ def to_25d(joints_3d: Tensor, camera: Tensor, root: Root = "palm", bone: Bone = 
     Raises ValueError for unknown names.
     """
     joints_3d = at_least_float32(joints_3d)
-    start, end = bone_joints(bone)
-    scale = torch.linalg.vector_norm(joints_3d[..., end, :] - joints_3d[..., start, :], dim=-1)
+    scale = bone_length(joints_3d, bone)
     depth = joints_3d[..., 2]
     root_z = depth[..., root_joints(root)].mean(-1, keepdim=True)
     # A bone without length has no scale: its relative depths become large, not NaN.
@@ -179,6 +178,12 @@ def from_25d(
 
 
 _root_depth = root_depth  # `from_25d` has an argument of that name
+
+
+def bone_length(joints_3d: Tensor, bone: Bone) -> Tensor:
+    """Length (...) of a reference bone of joints (..., 21, 3), in their unit. Raises ValueError for an unknown name."""
+    start, end = bone_joints(bone)
+    return torch.linalg.vector_norm(joints_3d[..., end, :] - joints_3d[..., start, :], dim=-1)
 
 
 def root_joints(root: Root) -> list[int]:

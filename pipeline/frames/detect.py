@@ -74,7 +74,6 @@ class HandDetector:
         the only one that the detector gives.
         """
         result = self._detect(image)
-        camera = assumed_camera(*image.size)
         found: list[Detection] = []
         for points, metric, handedness in zip(
             _points(result, image), result.hand_world_landmarks, result.handedness, strict=True
@@ -84,8 +83,8 @@ class HandDetector:
             hand = handedness[0].category_name.lower()
             detection = Detection((x0, y0, x1, y1), hand, min(float(handedness[0].score), 1.0))
             if with_joints:
-                shape = np.array([(p.x, p.y, p.z) for p in metric])
-                joints = joints_on_rays(points, shape, camera)
+                camera = assumed_camera(*image.size)
+                joints = joints_on_rays(points, np.array([(p.x, p.y, p.z) for p in metric]), camera)
                 detection = replace(detection, joints_3d=joints.round(6).tolist(), camera=camera.tolist())
             found.append(detection)
         return _without_duplicates(found)

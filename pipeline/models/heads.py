@@ -4,15 +4,11 @@ All heads give (B, 21, 3) raw values: u, v as fractions of the view's side count
 any view size, and a depth in bone lengths.
 """
 
-import math
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline import geometry
-from pipeline.hands import BONES, FINGERS, MIDDLE_MCP, NUM_JOINTS
+from pipeline.hands import NUM_JOINTS
 from pipeline.models.encoder import Encoder, Stages
 
 _CHANNELS = 128
@@ -21,32 +17,6 @@ _REACH = 1.25
 """Side of the heat maps' grid in view sides: joints may lie a little outside the view."""
 _DEPTH_UNIT = 4.0
 """Bone lengths that a depth map's value of 1 means: about the reach of a hand's depths, so that the maps stay near 1."""
-
-
-_SIDE_OF_BONE = 0.1
-"""Length of the middle finger's first bone in view sides, where a KinematicHead begins."""
-_SMALLEST = 0.05  # of what it began with
-_LENGTH_RANGE = 0.3  # in natural logarithms
-
-
-def _open_hand() -> Tensor:
-    """(21, 3) a flat right hand with its fingers up, an adult's proportions, in lengths of the middle finger's first bone."""
-    angles = (-50.0, -15.0, 0.0, 13.0, 27.0)  # of the fingers, clockwise from up
-    lengths = (
-        (1.4, 1.0, 1.1, 0.8),
-        (3.4, 0.8, 0.5, 0.5),
-        (3.2, 1.0, 0.6, 0.4),
-        (3.1, 0.9, 0.5, 0.4),
-        (3.0, 0.6, 0.3, 0.3),
-    )  # as those of rendered hands
-    hand = [torch.zeros(1, 3)]
-    for degrees, of_finger in zip(angles, lengths, strict=True):
-        up = torch.tensor([math.sin(math.radians(degrees)), -math.cos(math.radians(degrees)), 0.0])
-        hand.append(torch.tensor(of_finger).cumsum(0)[:, None] * up)
-    return torch.cat(hand)
-
-
-_OPEN_HAND = _open_hand()
 
 
 class LinearHead(nn.Linear):
@@ -126,57 +96,6 @@ class SpatialHead(JointMaps):
         """Raw joints (B, 21, 3) of images (B, 3, S, S)."""
         joints, correction = self.read(encoder, images)
         return joints + correction.view(-1, NUM_JOINTS, 3)
-
-
-class KinematicHead(JointMaps):
-    """The joints of the maps, added to a whole hand that the pooled features give: 20 bones with directions and lengths, where it is and how
-    large. So where the maps say nothing, the answer still is a hand.
-    """
-
-    bone_lengths: Tensor
-    """(20,) in lengths of the reference bone; what the features say changes each by at most a third."""
-
-    def __init__(self, encoder: Encoder, root: Literal["palm", "wrist"], bone: geometry.Bone) -> None:
-        """root: which point is joint 0 of what it gives. bone: the reference bone."""
-        super().__init__(encoder.num_features, 3 + 4 * len(BONES))
-        self.root, self.bone = root, bone
-        self.register_buffer("bone_lengths", torch.ones(len(BONES)))
-        self.side_of_bone = float(_SIDE_OF_BONE * _length(_OPEN_HAND, bone) / _length(_OPEN_HAND, "middle"))
-        self.start_at(_OPEN_HAND, _OPEN_HAND)
-
-    @torch.no_grad()
-    def start_at(self, shape: Tensor, posed: Tensor) -> None:
-        """Begin with a hand of the bone lengths of `shape` and the bone directions of `posed`: (21, 3) with the wrist as joint 0, in any
-        unit."""
-        shape = shape / _length(shape, self.bone)
-        parents, children = (list(joints) for joints in zip(*BONES, strict=True))
-        self.bone_lengths.copy_(torch.linalg.vector_norm(shape[children] - shape[parents], dim=-1))
-        directions = F.normalize(posed[children] - posed[parents], dim=-1)
-        self.together.get_parameter("3.bias")[3 : 3 + 3 * len(BONES)] = directions.flatten().to(self.bone_lengths)
-
-    def joints(self, encoder: Encoder, images: Tensor) -> Tensor:
-        """Raw joints (B, 21, 3) of images (B, 3, S, S)."""
-        joints, hand = self.read(encoder, images)
-        with torch.autocast(images.device.type, enabled=False):
-            return joints + self._hand(hand)
-
-    def _hand(self, values: Tensor) -> Tensor:
-        """(B, 83) place (2), size, directions (60), lengths (20) -> raw joints (B, 21, 3), by weak perspective."""
-        place, size, directions, lengths = values.split([2, 1, 3 * len(BONES), len(BONES)], dim=1)
-        scale = self.bone_lengths * torch.exp(_LENGTH_RANGE * torch.tanh(lengths))
-        bones = F.normalize(directions.unflatten(1, (len(BONES), 3)), dim=-1, eps=1e-4) * scale[..., None]
-        fingers = bones.unflatten(1, (len(FINGERS), -1)).cumsum(2).flatten(1, 2)  # each from the wrist outwards
-        root = torch.zeros_like(fingers[:, :1])
-        if self.root == "palm":
-            root = fingers[:, MIDDLE_MCP - 1 : MIDDLE_MCP] / 2  # the wrist is not among them
-        hand = torch.cat([torch.zeros_like(root), fingers - root], 1)
-        side = self.side_of_bone * (1 + size).clamp_min(_SMALLEST)
-        return torch.cat([place[:, None] + side[..., None] * hand[..., :2], hand[..., 2:]], -1)
-
-
-def _length(hand: Tensor, bone: geometry.Bone) -> Tensor:
-    start, end = geometry.bone_joints(bone)
-    return torch.linalg.vector_norm(hand[end] - hand[start])
 
 
 def cell_centres(rows: int, columns: int, like: Tensor) -> Tensor:

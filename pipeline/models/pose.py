@@ -16,7 +16,8 @@ from pipeline.config import Settings
 from pipeline.geometry import default_camera
 from pipeline.hands import MIDDLE_MCP
 from pipeline.models.encoder import Encoder
-from pipeline.models.heads import KinematicHead, LinearHead, SpatialHead
+from pipeline.models.heads import LinearHead, SpatialHead
+from pipeline.models.kinematic import KinematicHead
 
 DEFAULT_BONE_LENGTH_M = {"palm": 0.032, "wrist": 0.095}
 """Reference bone of an average adult hand, metres, for models that were not told their training set's mean."""
@@ -157,8 +158,7 @@ class PoseModel(nn.Module):
 
     def bone_length(self, joints_3d: Tensor) -> Tensor:
         """(B,) length of the reference bone of joints (B, 21, 3), in their unit."""
-        start, end = geometry.bone_joints(self.convention.bone)
-        return torch.linalg.vector_norm(joints_3d[:, end] - joints_3d[:, start], dim=-1)
+        return geometry.bone_length(joints_3d, self.convention.bone)
 
     def to_rooted(self, joints: Tensor) -> Tensor:
         """Joints (B, 21, C) with the wrist as joint 0 -> with this model's root as joint 0."""

@@ -17,7 +17,7 @@ from pipeline.frames.labelled import PoseBatch
 from pipeline.geometry import project, transform_camera
 from pipeline.models.checkpoints import META, Snapshot, read_part, read_trainer_state
 from pipeline.models.encoder import Encoder, build_encoder
-from pipeline.models.heads import KinematicHead
+from pipeline.models.kinematic import KinematicHead
 from pipeline.models.pose import PoseModel
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
 from pipeline.run_log import at_step

@@ -116,8 +116,10 @@ class FinetuneSettings(Settings):
 def check_settings(settings: FinetuneSettings) -> tuple[FrameSet, LabelSelection]:
     """Find out before any long work whether the labels and the initial weights are there."""
     if settings.init is not None:
-        load_encoder(settings.init)
-        _say_whose_head(settings)
+        if not settings.new_head and read_meta(settings.init).get("kind") == "pose":
+            _say_whose_head(settings, load_pose_model(settings.init).model.settings)
+        else:
+            load_encoder(settings.init)
     frame_set = FrameSet.open(settings.frame_set)
     selection = select_labels(frame_set, settings.split, settings.labels)
     if frame_set.manifest.rows_in(settings.validation_split) == 0:
@@ -128,20 +130,15 @@ def check_settings(settings: FinetuneSettings) -> tuple[FrameSet, LabelSelection
     return frame_set, selection
 
 
-def _say_whose_head(settings: FinetuneSettings) -> None:
-    """A pose model whose head is another one than `head` asks for loses it, which is not done in silence."""
-    assert settings.init is not None
-    if settings.new_head or read_meta(settings.init).get("kind") != "pose":
-        return
-    its_own = load_pose_model(settings.init).model.settings
-    if its_own == settings.head:
-        return
+def _say_whose_head(settings: FinetuneSettings, its_own: PoseSettings) -> None:
+    """Where `head` asks for another one than the initial pose model has, that one is lost, and not in silence."""
     asked = settings.head.model_dump()
     other = [f"head.{name} = {value}" for name, value in its_own.model_dump().items() if value != asked[name]]
-    warn(
-        f"{settings.init}: its head has {', '.join(other)}; the settings ask for another one, which starts anew (new_head true, where "
-        "that is meant)"
-    )
+    if other:
+        warn(
+            f"{settings.init}: its head has {', '.join(other)}; the settings ask for another one, which starts anew (new_head true, "
+            "where that is meant)"
+        )
 
 
 def with_epochs(settings: FinetuneSettings, num_frames: int, world_size: int) -> FinetuneSettings:

@@ -135,6 +135,5 @@ def test_joints_on_rays_are_seen_where_they_were_seen(distance, tolerance):
     seen = joints @ camera.T
     np.testing.assert_allclose(seen[:, :2] / seen[:, 2:], pixels, atol=1e-9)
     np.testing.assert_allclose(np.diff(joints[:, 2]), np.diff(shape[:, 2]), atol=1e-12)
-    np.testing.assert_allclose(
-        joints, true, rtol=0, atol=tolerance * distance
-    )  # weak perspective: the better the farther away
+    # Weak perspective: the better the farther away.
+    np.testing.assert_allclose(joints, true, rtol=0, atol=tolerance * distance)

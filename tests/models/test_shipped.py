@@ -34,6 +34,14 @@ def test_shipped_models_are_small_and_say_what_they_are(name):
     assert load_encoder(name)[0].num_features == load_pose_model(name).model.encoder.num_features
 
 
+@pytest.mark.parametrize("name", shipped_models())
+def test_cards_give_the_bone_length_of_the_model(name):
+    card = (Path(model_uri(name)) / "MODEL_CARD.md").read_text()
+    length = float(load_pose_model(name).model.mean_bone_length)
+    assert f"is {1000 * length:.2f} mm long" in card.replace("\n", " ")
+    assert f"joints_3d * L / {length:.6g}`" in card
+
+
 @pytest.mark.parametrize("viewpoint", ["desk", "anywhere"])
 def test_equihand_small_is_better_than_one_fixed_hand(viewpoint):
     loaded = load_pose_model("equihand-small")

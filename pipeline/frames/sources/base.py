@@ -109,9 +109,9 @@ class DetectorKindSettings(Settings):
     """Where joints come from. detector: MediaPipe's own in 3D, with an assumed camera. They are a model's answers, good enough to
     train on where there is nothing better, but no ground truth. none: frames without labels."""
 
-
-LABELS_NOTE = "joints are answers of the detector, not ground truth (source.labels)"
-"""Noted where `DetectorKindSettings.labels` is set."""
+    def notes(self) -> list[str]:
+        """What is worth saying of what is asked for."""
+        return [] if self.labels is None else ["joints are answers of the detector, not ground truth (source.labels)"]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from pipeline.frames.detect import require_mediapipe, shared_detector
 from pipeline.frames.listing import VIDEO_SUFFIXES
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import (
-    LABELS_NOTE,
     DetectorKindSettings,
     FrameHands,
     Hand,
@@ -78,7 +77,7 @@ class DetectedVideo:
         require_mediapipe()
         preflight(self._model)
         videos = find_videos(self.settings.uri, rejects)
-        rejects.notes += [LABELS_NOTE] if self.settings.labels else []
+        rejects.notes += self.settings.notes()
         fps, stride = self.settings.fps, self.settings.stride
         with ThreadPoolExecutor(_READERS) as pool:
             counts = pool.map(lambda video: expected_frames(video, fps, stride), videos.values())

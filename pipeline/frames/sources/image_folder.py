@@ -24,7 +24,6 @@ from pipeline.frames.image_file import read_image
 from pipeline.frames.listing import IMAGE_SUFFIXES, list_inputs, nothing_here
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources.base import (
-    LABELS_NOTE,
     DetectorKindSettings,
     FrameHands,
     Hand,
@@ -157,7 +156,7 @@ class DetectedImages(ImageFolder):
         """One unit a folder, or an image. Raises DataError where there is no image, or no detector to run."""
         require_mediapipe()
         preflight(self._model)
-        rejects.notes += [LABELS_NOTE] if self.settings.labels else []
+        rejects.notes += self.settings.notes()
         return [replace(unit, length=unit.num_frames) for unit in super().list_units(rejects)]
 
     def detect(self, unit: Unit) -> dict[str, Any]:

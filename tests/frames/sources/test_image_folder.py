@@ -17,7 +17,6 @@ from pipeline.frames.ingest import ingest
 from pipeline.frames.plan import IngestSettings
 from pipeline.frames.rejects import Rejects
 from pipeline.frames.sources import image_folder
-from pipeline.frames.sources.base import LABELS_NOTE
 from pipeline.frames.sources.image_folder import ImageFolderSection, ImageFolderSettings
 from pipeline.frames.sources.published import continuous_camera
 from pipeline.frames.track import Detection
@@ -143,7 +142,7 @@ def test_stills_stand_for_themselves(tmp_path, detector):
 
 def test_joints_of_the_detector_are_labels_where_they_are_asked_for(tmp_path, detector):
     rows, rejects, _ = read(detected(tmp_path, labels="detector"))
-    assert rejects.notes == [LABELS_NOTE]
+    assert rejects.notes == ["joints are answers of the detector, not ground truth (source.labels)"]
     assert {row["hand"] for row in rows.values()} == {"right", "left"}
     for row in rows.values():
         check_dots(row, radius=5.0)

@@ -8,7 +8,7 @@ import torch
 from pipeline.geometry import bone_joints
 from pipeline.hands import BONES, MIDDLE_MCP
 from pipeline.models.encoder import EncoderSettings, build_encoder
-from pipeline.models.heads import KinematicHead
+from pipeline.models.kinematic import KinematicHead
 from pipeline.models.pose import CONVENTIONS, PoseModel, PoseSettings
 from tests.models.test_pose import hands_and_cameras
 
