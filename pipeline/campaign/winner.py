@@ -43,7 +43,7 @@ from pipeline.storage import copy_from_local, delete, join, preflight, read_json
 from pipeline.tracked import Run, tracked
 from pipeline.tracking import stored_run
 from pipeline.training.finetune_data import SharedFrames
-from pipeline.training.finetune_recipe import check_settings, with_epochs
+from pipeline.training.finetune_recipe import check_settings, with_epochs, with_head
 
 _SEEDS = 3
 _FIRST_SEED = 100
@@ -194,6 +194,7 @@ class _Campaign:
         result: Mapping[str, Any],
         about: HeldOutSplit,
     ) -> None:
+        search = search.model_copy(update={"finetune": with_head(search.finetune)})
         self.settings, self.search, self.about, self.result = settings, search, about, result
         self.search_folder, self.folder = folder, join(folder, "winner")
         self.run_id = f"{result['run_id']}-winner"

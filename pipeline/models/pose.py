@@ -43,16 +43,22 @@ CONVENTIONS = {
 class PoseSettings(Settings):
     """What the pose head is, and what it predicts."""
 
-    kind: Literal["spatial", "kinematic", "peclr"] = "spatial"
-    """How joints are read from the features. `spatial`: a heat map and a depth map for each joint, corrected by the
-    pooled features. `kinematic`: the same maps, added to a whole hand (bone lengths and directions) that the pooled features give and
-    that begins as the mean of the labels; better with few labels. `peclr`: a linear map of the pooled features, as published."""
+    kind: Literal["kinematic", "spatial", "peclr"] | None = None
+    """How joints are read from the features. `kinematic`: a heat map and a depth map for each joint, added to a whole hand (bone
+    lengths and directions) that the pooled features give and that begins as the mean of the labels. `spatial`: the same maps, corrected
+    joint by joint; worse with few labels. `peclr`: a linear map of the pooled features, as published. none: that of the pose model that
+    training starts from, else `kinematic`."""
     root: Literal["palm", "wrist"] = "palm"
     """Root joint and reference bone. `palm`: the palm, and the bone from middle MCP to middle PIP, as in PeCLR's
     released model. `wrist`: the wrist, and the bone from wrist to index MCP."""
     refine_root: bool = True
     """Whether a small network corrects the depth of the root that follows from the reference bone (Spurr et al.
     2020)."""
+
+    def settled(self, initial: "PoseSettings | None" = None) -> "PoseSettings":
+        """With the kind that none stands for. initial: the head of the pose model that training starts from."""
+        kind = self.kind or (initial and initial.kind) or "kinematic"
+        return self.model_copy(update={"kind": kind})
 
 
 class PoseOutput(NamedTuple):
@@ -100,7 +106,7 @@ class PoseModel(nn.Module):
 
     def __init__(self, encoder: Encoder, settings: PoseSettings | None = None) -> None:
         super().__init__()
-        self.settings = settings or PoseSettings()
+        self.settings = (settings or PoseSettings()).settled()
         self.convention = CONVENTIONS[self.settings.root]
         self.encoder = encoder
         self.head: SpatialHead | KinematicHead | LinearHead

@@ -48,7 +48,7 @@ from pipeline.search.tuning import NOT_YET, NUMBER, run_trials
 from pipeline.storage import absolute, copy_tree, delete, exists, join, preflight, write_json
 from pipeline.tracked import Origin, tracked
 from pipeline.training.finetune_data import SharedFrames
-from pipeline.training.finetune_recipe import check_settings, with_epochs
+from pipeline.training.finetune_recipe import check_settings, with_epochs, with_head
 from pipeline.training.pretrain_recipe import check_recipe
 
 
@@ -74,7 +74,7 @@ def run_search(settings: SearchSettings, progress: Progress = SILENT) -> dict[st
     num_finished = sum(row["state"] != RUNNING for row in finished["trials"]) if finished is not None else 0
     settings = settings.model_copy(update={"num_trials": settings.wanted(num_finished)})
     # Trials differ in batch size, but not in their number of epochs, by which the scheduler compares them.
-    base = with_epochs(base, selection.num_frames, 1)
+    base = with_epochs(with_head(base), selection.num_frames, 1)
     settings = settings.model_copy(update={"finetune": base})
     if finished is not None and num_finished >= _num_trials(settings):
         return finished

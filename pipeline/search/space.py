@@ -2,8 +2,8 @@
 
 space:
   optimiser.learning_rate: {log_uniform: [3.0e-4, 1.0e-2]}
-  head.kind: {choice: [spatial, peclr]}
-  loss.weight_3d: {log_uniform: [0.5, 50.0], when: {head.kind: spatial}}  # only in trials with that head
+  head.kind: {choice: [kinematic, peclr]}
+  loss.weight_3d: {log_uniform: [0.5, 50.0], when: {head.kind: kinematic}}  # only in trials with that head
   augmentation: {uniform: [0.25, 1.0]}                                  # strength of the random views
   pretrain.objective.temperature: {log_uniform: [0.1, 1.0]}             # where trials pretrain first
 """

@@ -146,7 +146,7 @@ def _initial_pose_model(settings: FinetuneSettings) -> PoseModel | None:
     if settings.init is None or settings.new_head or read_meta(settings.init).get("kind") != "pose":
         return None
     model = load_pose_model(settings.init).model.train()
-    return model if model.settings == settings.head else None
+    return model if model.settings == settings.head.settled(model.settings) else None
 
 
 def cut_tight(frames: Tensor, joints_2d: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -274,8 +274,12 @@ def _snapshot(
         "kind": "pose",
         "step": int(metrics["step"]),
         "epoch": state["epoch"],
-        # The encoder's settings are those of the weights, which `init` may have brought.
-        "settings": {**recipe, "encoder": model.encoder.settings.model_dump(mode="json")},
+        # Encoder and head are those of the weights, which `init` may have brought.
+        "settings": {
+            **recipe,
+            "encoder": model.encoder.settings.model_dump(mode="json"),
+            "head": model.settings.model_dump(mode="json"),
+        },
         "frame_set_digest": data.frame_set_digest,
         **({} if data.constant is None else {"constant": data.constant.to_json()}),
         "metrics": metrics,

@@ -57,8 +57,8 @@ class FinetuneSettings(Settings):
 
     init: Uri | None = None
     """Encoder to start from: URI of a checkpoint, a run, a torchvision file or a PeCLR file; none starts from scratch.
-    A pose model (equihand-small, which comes with the package, or your own) also brings its head, if the settings under
-    `head` are the same."""
+    A pose model (equihand-small, which comes with the package, or your own) also brings its head, if what the settings under
+    `head` ask for is the same."""
     new_head: bool = False
     """Whether to start with a new head even if `init` brings one."""
     encoder: EncoderSettings = EncoderSettings()
@@ -115,11 +115,11 @@ class FinetuneSettings(Settings):
 
 def check_settings(settings: FinetuneSettings) -> tuple[FrameSet, LabelSelection]:
     """Find out before any long work whether the labels and the initial weights are there."""
-    if settings.init is not None:
-        if not settings.new_head and read_meta(settings.init).get("kind") == "pose":
-            _say_whose_head(settings, load_pose_model(settings.init).model.settings)
-        else:
-            load_encoder(settings.init)
+    its_own = initial_head(settings)
+    if its_own is not None:
+        _say_whose_head(settings, its_own)
+    elif settings.init is not None:
+        load_encoder(settings.init)
     frame_set = FrameSet.open(settings.frame_set)
     selection = select_labels(frame_set, settings.split, settings.labels)
     if frame_set.manifest.rows_in(settings.validation_split) == 0:
@@ -130,9 +130,21 @@ def check_settings(settings: FinetuneSettings) -> tuple[FrameSet, LabelSelection
     return frame_set, selection
 
 
+def initial_head(settings: FinetuneSettings) -> PoseSettings | None:
+    """The head of the pose model that `init` names, unless a new one is wanted."""
+    if settings.init is None or settings.new_head or read_meta(settings.init).get("kind") != "pose":
+        return None
+    return load_pose_model(settings.init).model.settings
+
+
+def with_head(settings: FinetuneSettings) -> FinetuneSettings:
+    """The settings with `head.kind` as it will be."""
+    return settings.model_copy(update={"head": settings.head.settled(initial_head(settings))})
+
+
 def _say_whose_head(settings: FinetuneSettings, its_own: PoseSettings) -> None:
     """Where `head` asks for another one than the initial pose model has, that one is lost, and not in silence."""
-    asked = settings.head.model_dump()
+    asked = settings.head.settled(its_own).model_dump()
     other = [f"head.{name} = {value}" for name, value in its_own.model_dump().items() if value != asked[name]]
     if other:
         warn(

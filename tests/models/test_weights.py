@@ -90,7 +90,7 @@ def test_own_pose_checkpoint(tmp_path, head):
     save_checkpoint(tmp_path, model, {}, {"kind": "pose", "settings": settings})
     loaded = load_pose_model(str(tmp_path))
     assert loaded.view_size == 48
-    assert loaded.model.settings == head
+    assert loaded.model.settings == head.settled()
     assert not loaded.model.training
     assert same_tensors(loaded.model, model)
     encoder, _ = load_encoder(str(tmp_path))

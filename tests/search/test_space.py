@@ -22,7 +22,7 @@ from pipeline.search.space import (
     trial_pretraining,
     trial_settings,
 )
-from pipeline.training.finetune_recipe import FINETUNE_VIEWS, FinetuneSettings
+from pipeline.training.finetune_recipe import FINETUNE_VIEWS, FinetuneSettings, with_head
 from pipeline.training.pretrain_recipe import PretrainRecipe
 
 BASE = FinetuneSettings(frame_set="labelled")
@@ -76,11 +76,12 @@ def test_own_values_are_the_first_trial_where_the_space_holds_them():
     }
     assert first_guess(space_of(batch_size={"choice": [8, 16]}), BASE) is None
     branches = space_of(
-        head__kind={"choice": ["spatial", "peclr"]},
-        loss__weight_3d={"uniform": [0.0, 50.0], "when": {"head.kind": BASE.head.kind}},
+        head__kind={"choice": ["kinematic", "peclr"]},
+        loss__weight_3d={"uniform": [0.0, 50.0], "when": {"head.kind": "kinematic"}},
         batch_size={"integer": [8, 32], "when": {"head.kind": "peclr"}},
     )
-    assert first_guess(branches, BASE) == {"head.kind": BASE.head.kind, "loss.weight_3d": BASE.loss.weight_3d}
+    base = with_head(BASE)  # as a search does
+    assert first_guess(branches, base) == {"head.kind": "kinematic", "loss.weight_3d": BASE.loss.weight_3d}
 
 
 def test_values_are_in_their_ranges_and_branches():
