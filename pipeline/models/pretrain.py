@@ -17,7 +17,7 @@ class ProjectionSettings(Settings):
 
     kind: Literal["mlp", "spatial"] = "mlp"
     """How the projection is made. `mlp`: from the pooled features by two linear layers, as published. `spatial`: each of its
-    points is where a heat map has its mean, as in the spatial pose head; goes with `objective.inverse` similarity."""
+    points is where a heat map has its mean, as in the pose heads with heat maps; goes with `objective.inverse` similarity."""
     hidden: int = Field(default=512, ge=1)
     """Units of the hidden layer of `mlp`."""
     outputs: int = Field(default=128, ge=4, multiple_of=2)

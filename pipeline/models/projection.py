@@ -32,7 +32,7 @@ class SpatialProjection(SpatialMaps):
     """A heat map for each point, which lies where the map's softmax has its mean, in fractions of the view's side from its centre.
 
     So a point stands somewhere in the image and moves with it, and the encoder is trained through its maps, as it is by the
-    spatial pose head. Ours; landmarks found by undoing known transforms are due to Thewlis et al. 2017.
+    pose heads with heat maps. Ours; landmarks found by undoing known transforms are due to Thewlis et al. 2017.
     """
 
     def __init__(self, num_features: int, num_outputs: int = 128) -> None:
