@@ -19,11 +19,11 @@ from pipeline.models.checkpoints import META, Snapshot, read_part, read_trainer_
 from pipeline.models.encoder import Encoder, build_encoder
 from pipeline.models.kinematic import KinematicHead
 from pipeline.models.pose import PoseModel
-from pipeline.models.weights import load_encoder, load_pose_model, read_meta
+from pipeline.models.weights import load_encoder, load_pose_model
 from pipeline.run_log import at_step
 from pipeline.training.bad_steps import GuardedStep, backward_from
 from pipeline.training.finetune_data import FinetuneData, SharedFrames
-from pipeline.training.finetune_recipe import FinetuneSettings, with_epochs
+from pipeline.training.finetune_recipe import FinetuneSettings, brings_head, with_epochs
 from pipeline.training.optim import (
     build_optimiser,
     learning_rate_at,
@@ -143,7 +143,7 @@ def build_model(
 
 def _initial_pose_model(settings: FinetuneSettings) -> PoseModel | None:
     """The pose model that `init` names, where it has the head that is asked for."""
-    if settings.init is None or settings.new_head or read_meta(settings.init).get("kind") != "pose":
+    if settings.init is None or not brings_head(settings):
         return None
     model = load_pose_model(settings.init).model.train()
     return model if model.settings == settings.head.settled(model.settings) else None

@@ -132,9 +132,12 @@ def check_settings(settings: FinetuneSettings) -> tuple[FrameSet, LabelSelection
 
 def initial_head(settings: FinetuneSettings) -> PoseSettings | None:
     """The head of the pose model that `init` names, unless a new one is wanted."""
-    if settings.init is None or settings.new_head or read_meta(settings.init).get("kind") != "pose":
-        return None
-    return load_pose_model(settings.init).model.settings
+    return load_pose_model(settings.init).model.settings if settings.init and brings_head(settings) else None
+
+
+def brings_head(settings: FinetuneSettings) -> bool:
+    """Whether `init` names a pose model, and no new head is wanted."""
+    return settings.init is not None and not settings.new_head and read_meta(settings.init).get("kind") == "pose"
 
 
 def with_head(settings: FinetuneSettings) -> FinetuneSettings:
