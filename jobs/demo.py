@@ -39,7 +39,7 @@ STATE_NAME, LOG_NAME = "state.json", "demo.log"
 
 
 class DemoJob(Settings):
-    """Size of the demo; the defaults fit two cores, 6 GB of memory and 8 to 11 minutes."""
+    """Size of the demo; the defaults fit two cores, 6 GB of memory and less than 8 minutes."""
 
     folder: str = "demo"
     """Local folder for everything: object store, MLflow database, logs, report."""
@@ -47,11 +47,11 @@ class DemoJob(Settings):
     """Delete what an earlier demo left and start over."""
     num_clips: int = Field(default=800, ge=60)
     """Rendered clips, each of another hand before another background."""
-    pretrain_epochs: int = Field(default=40, ge=1)
+    pretrain_epochs: int = Field(default=24, ge=1)
     """Passes over the training frames without labels."""
     num_labels: int = Field(default=1200, ge=40)
     """Labelled frames to fine-tune on."""
-    finetune_frames: int = Field(default=24_000, ge=100)
+    finetune_frames: int = Field(default=32_000, ge=100)
     """Labelled frames that each fine-tuning sees, repeats counted."""
     seed: int = Field(default=5, ge=0)
     """Seed of rendering and training."""
@@ -87,7 +87,7 @@ def _steps(
     root = f"s3://{BUCKET}"
     storage = {"storage": f"{root}/runs"}
     tracking = TrackingSettings(uri=f"sqlite:///{folder / 'mlflow.db'}", experiment="demo").model_dump()
-    encoder = {"width": 32}
+    encoder = {"width": 24}
     view_size = 64
 
     def synthesize_clips(_: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _steps(
                 },
                 "encoder": encoder,
                 "optimiser": {"learning_rate": 2e-3, "weight_decay": 1e-4, "warmup_fraction": 0.05},
-                "probe": {"enabled": True, "every_epochs": 10, "num_train": 1000, "num_test": 400},
+                "probe": {"enabled": True, "every_epochs": 8, "num_train": 1000, "num_test": 400},
                 "checkpoint": {"every_epochs": 5, "keep": 2},
                 "workers": {"num_workers": 2},
                 "num_readers": 1,
