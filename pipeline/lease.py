@@ -28,6 +28,7 @@ _FILE = "lease.json"
 _SAY_EVERY_S = 20.0
 _TOO_OLD_S = 60.0  # clocks of machines may differ by less
 _LOOK_S = 2.0
+_AGAIN_S = 0.1
 # Whoever has read that nobody holds it has written its own by then.
 _SETTLE_LOCAL_S, _SETTLE_S = 0.2, 1.5
 
@@ -99,8 +100,13 @@ def _write(uri: str, own: str) -> None:
 
 
 def _read(uri: str) -> dict[str, Any] | None:
-    try:
-        found = read_json(uri)
-    except (MissingError, DamagedError):
-        return None
+    """None where there is none. A file that is being written anew may be away or half there for a moment: it is looked at twice."""
+    for is_last in (False, True):
+        try:
+            found = read_json(uri)
+            break
+        except (MissingError, DamagedError):
+            if is_last:
+                return None
+            time.sleep(_AGAIN_S)
     return found if isinstance(found, dict) and {"owner", "at", "host", "pid", "started"} <= found.keys() else None

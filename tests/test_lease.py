@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pipeline import lease as leases
-from pipeline.errors import SettingsError
+from pipeline.errors import MissingError, SettingsError
 from pipeline.lease import HeldError, lease
 from pipeline.storage import exists, join, read_json, write_json
 
@@ -57,6 +57,21 @@ def test_one_that_is_still_renewed_is_not_taken(folder, quick):
     with pytest.raises(SettingsError, match="process 1 of another-machine"), lease(folder, "r", renew):
         pytest.fail("taken")
     assert len(said) == 1
+
+
+def test_one_that_is_just_being_written_anew_is_not_taken(folder, quick, monkeypatch):
+    elsewhere(folder, time.time())
+    away = iter([True])
+
+    def read(uri: str) -> object:
+        if next(away, False):
+            raise MissingError(uri)
+        return read_json(uri)
+
+    monkeypatch.setattr(leases, "read_json", read)
+    with pytest.raises(HeldError), lease(folder, "r", lambda _: elsewhere(folder, time.time())):
+        pytest.fail("taken")
+    assert next(away, None) is None
 
 
 def test_one_that_nobody_renews_is_waited_for(folder, quick, monkeypatch):
