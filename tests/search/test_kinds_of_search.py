@@ -208,7 +208,8 @@ def test_trials_of_several_workers_are_runs_of_their_own_and_end_early_too(tmp_p
     settings = search_settings(
         tmp_path,
         frame_set,
-        finetune={"epochs": 60, "batch_size": 8, "validate_every": 2},  # so long that they can be ended
+        # So long that they can be ended, and with a head that knows nothing of hands before it has learnt.
+        finetune={"epochs": 60, "batch_size": 8, "validate_every": 2, "head": {"kind": "spatial"}},
         # The second and third are far worse: no rung lets them pass.
         space={"optimiser.learning_rate": {"choice": [3e-3, 1e-7, 2e-7]}},
         searcher="grid",
