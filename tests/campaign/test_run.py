@@ -21,7 +21,9 @@ def campaign(folder: Path, **changes) -> CampaignSettings:
                 "views": {"size": 32},
                 "epochs": 3,
                 "batch_size": 16,
-                "optimiser": {"learning_rate": 1e-5},  # with which nothing is learnt
+                # With which nothing is learnt, and a head that knows nothing before.
+                "optimiser": {"learning_rate": 1e-5},
+                "head": {"kind": "spatial"},
             },
             "space": {"optimiser.learning_rate": {"choice": [3e-3, 4e-3]}},
             "searcher": "grid",
