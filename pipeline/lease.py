@@ -101,12 +101,16 @@ def _write(uri: str, own: str) -> None:
 
 def _read(uri: str) -> dict[str, Any] | None:
     """None where there is none. A file that is being written anew may be away or half there for a moment: it is looked at twice."""
-    for is_last in (False, True):
-        try:
-            found = read_json(uri)
-            break
-        except (MissingError, DamagedError):
-            if is_last:
-                return None
-            time.sleep(_AGAIN_S)
+    found = _look(uri)
+    if found is None:
+        time.sleep(_AGAIN_S)
+        found = _look(uri)
+    return found
+
+
+def _look(uri: str) -> dict[str, Any] | None:
+    try:
+        found = read_json(uri)
+    except (MissingError, DamagedError):
+        return None
     return found if isinstance(found, dict) and {"owner", "at", "host", "pid", "started"} <= found.keys() else None

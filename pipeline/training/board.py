@@ -18,8 +18,7 @@ from pipeline.errors import warn
 from pipeline.progress import Progress
 from pipeline.training.pulse import Sign
 
-POLL_SECONDS = 0.5
-"""How often the driver reads it."""
+_POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 20
 
 Heard = Callable[[dict[str, float], str], None]
@@ -173,7 +172,7 @@ def progress_board(
         ended, num_shown = False, 0
         told: dict[str, float] = {}
         while not ended:
-            ended = stop.wait(POLL_SECONDS)  # and a last look, at what came just before the end
+            ended = stop.wait(_POLL_SECONDS)  # and a last look, at what came just before the end
             try:
                 read = actor.read.remote(handle.leaving)
                 posts, warnings, handle.signs, machines = ray.get(read, timeout=_ANSWER_SECONDS)

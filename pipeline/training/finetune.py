@@ -19,11 +19,11 @@ from pipeline.models.checkpoints import META, Snapshot, read_part, read_trainer_
 from pipeline.models.encoder import Encoder, build_encoder
 from pipeline.models.kinematic import KinematicHead
 from pipeline.models.pose import PoseModel
-from pipeline.models.weights import load_encoder, load_pose_model
+from pipeline.models.weights import load_encoder
 from pipeline.run_log import at_step
 from pipeline.training.bad_steps import GuardedStep, backward_from
 from pipeline.training.finetune_data import FinetuneData, SharedFrames
-from pipeline.training.finetune_recipe import FinetuneSettings, brings_head, with_epochs
+from pipeline.training.finetune_recipe import FinetuneSettings, initial_pose_model, with_epochs
 from pipeline.training.optim import (
     build_optimiser,
     learning_rate_at,
@@ -130,8 +130,8 @@ def build_model(
     settings: FinetuneSettings, mean_bone_length: dict[str, float], constant: Constant | None = None
 ) -> PoseModel:
     """The pose model with its initial weights. constant: of the training labels, where a new head begins if it can."""
-    model = _initial_pose_model(settings)
-    if model is None:
+    model = initial_pose_model(settings)
+    if model is None or model.settings != settings.head.settled(model.settings):
         encoder: Encoder = load_encoder(settings.init)[0] if settings.init else build_encoder(settings.encoder)
         model = PoseModel(encoder, settings.head)
         if isinstance(model.head, KinematicHead) and constant is not None:
@@ -139,14 +139,6 @@ def build_model(
     # Labels without depth have no size: it stays that of the initial model, or an adult's.
     model.mean_bone_length.fill_(mean_bone_length.get(model.convention.bone, model.mean_bone_length))
     return model
-
-
-def _initial_pose_model(settings: FinetuneSettings) -> PoseModel | None:
-    """The pose model that `init` names, where it has the head that is asked for."""
-    if settings.init is None or not brings_head(settings):
-        return None
-    model = load_pose_model(settings.init).model.train()
-    return model if model.settings == settings.head.settled(model.settings) else None
 
 
 def cut_tight(frames: Tensor, joints_2d: Tensor, share: float, generator: torch.Generator) -> Tensor:

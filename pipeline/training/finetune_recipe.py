@@ -13,7 +13,7 @@ from pipeline.frames.labelled import (
     select_labels,
 )
 from pipeline.models.encoder import EncoderSettings
-from pipeline.models.pose import PoseSettings
+from pipeline.models.pose import PoseModel, PoseSettings
 from pipeline.models.weights import load_encoder, load_pose_model, read_meta
 from pipeline.training.optim import (
     OptimiserSettings,
@@ -57,8 +57,8 @@ class FinetuneSettings(Settings):
 
     init: Uri | None = None
     """Encoder to start from: URI of a checkpoint, a run, a torchvision file or a PeCLR file; none starts from scratch.
-    A pose model (equihand-small, which comes with the package, or your own) also brings its head, if what the settings under
-    `head` ask for is the same."""
+    A pose model (equihand-small, which comes with the package, or your own) also brings its head, if the settings under `head`
+    ask for no other one."""
     new_head: bool = False
     """Whether to start with a new head even if `init` brings one."""
     encoder: EncoderSettings = EncoderSettings()
@@ -115,9 +115,9 @@ class FinetuneSettings(Settings):
 
 def check_settings(settings: FinetuneSettings) -> tuple[FrameSet, LabelSelection]:
     """Find out before any long work whether the labels and the initial weights are there."""
-    its_own = initial_head(settings)
-    if its_own is not None:
-        _say_whose_head(settings, its_own)
+    model = initial_pose_model(settings)
+    if model is not None:
+        _say_whose_head(settings, model.settings)
     elif settings.init is not None:
         load_encoder(settings.init)
     frame_set = FrameSet.open(settings.frame_set)
@@ -130,19 +130,19 @@ def check_settings(settings: FinetuneSettings) -> tuple[FrameSet, LabelSelection
     return frame_set, selection
 
 
-def initial_head(settings: FinetuneSettings) -> PoseSettings | None:
-    """The head of the pose model that `init` names, unless a new one is wanted."""
-    return load_pose_model(settings.init).model.settings if settings.init and brings_head(settings) else None
-
-
-def brings_head(settings: FinetuneSettings) -> bool:
-    """Whether `init` names a pose model, and no new head is wanted."""
-    return settings.init is not None and not settings.new_head and read_meta(settings.init).get("kind") == "pose"
+def initial_pose_model(settings: FinetuneSettings) -> PoseModel | None:
+    """The pose model that `init` names, unless a new head is wanted."""
+    if settings.init is None or settings.new_head or read_meta(settings.init).get("kind") != "pose":
+        return None
+    return load_pose_model(settings.init).model.train()
 
 
 def with_head(settings: FinetuneSettings) -> FinetuneSettings:
     """The settings with `head.kind` as it will be."""
-    return settings.model_copy(update={"head": settings.head.settled(initial_head(settings))})
+    if settings.head.kind is not None:
+        return settings
+    model = initial_pose_model(settings)
+    return settings.model_copy(update={"head": settings.head.settled(None if model is None else model.settings)})
 
 
 def _say_whose_head(settings: FinetuneSettings, its_own: PoseSettings) -> None:

@@ -21,7 +21,7 @@ from pipeline.ray_cluster import set_data_labels
 from pipeline.run_log import log, run_log
 from pipeline.system_metrics import sampled
 from pipeline.training.allocator import keep_freed_memory
-from pipeline.training.board import POLL_SECONDS, BoardHandle
+from pipeline.training.board import BoardHandle
 from pipeline.training.leaving import ENDS, MOVES, STAYS, Agreement, Left
 from pipeline.training.pulse import Pulse, Sign
 from pipeline.training.saving import Saving, saving
@@ -68,18 +68,16 @@ def run_worker(
     kept = Kept(folder, num_best)
     place: dict[str, Any] = {}
     gauges = WorkerGauges(teller(folder.rstrip("/").rsplit("/", 1)[-1], kind, str(rank)), rank)
-    frames_seen, shown, told_at = 0, dict[str, float](), 0.0
+    frames_seen, shown = 0, dict[str, float]()
     # Ray Train holds a report until its controller takes it. One that is lost with its worker is made again from the checkpoint.
     recent: deque[dict[str, Any]] = deque(maxlen=_IN_FLIGHT)
 
     def tell_progress() -> None:
-        nonlocal told_at
-        told_at = time.monotonic()
-        board.post("train", frames_seen, **shown)
+        if rank == 0:
+            board.post("train", frames_seen, **shown)
 
     def report(metrics: dict[str, Any], snapshot: Snapshot | None) -> None:
-        if rank == 0:
-            tell_progress()
+        tell_progress()
         gauges.logged(metrics, frames_seen, pulse.waited_s)
         with pulse.busy("report"):
             writer.check()
@@ -101,9 +99,6 @@ def run_worker(
         nonlocal frames_seen, shown
         frames_seen, shown = num_frames, figures
         pulse.step()
-        # Small steps are many: each post costs the board a message, and the cores are the training's.
-        if rank == 0 and time.monotonic() - told_at >= POLL_SECONDS:
-            tell_progress()
 
     numbers = itertools.count()
 
@@ -114,6 +109,7 @@ def run_worker(
 
     def tell(rank: int, sign: Sign) -> tuple[bool, dict[int, Sign]]:
         gauges.repeat()
+        tell_progress()
         leaving, signs = board.pulse(rank, sign)
         # Before, there may have been more workers.
         return leaving, {each: sign for each, sign in signs.items() if each < context.get_world_size()}

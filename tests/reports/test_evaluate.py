@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -72,10 +73,11 @@ def data(frame_set):
     return load_labelled(FrameSet.open(frame_set), "test")
 
 
-def random_checkpoint(folder, seed: int, constant: Constant | None = None) -> str:
+def random_checkpoint(
+    folder, seed: int, constant: Constant | None = None, root: Literal["palm", "wrist"] = "palm"
+) -> str:
     torch.manual_seed(seed)
-    # Root at the wrist: the image of a palm in 3D is not quite the middle between the images of its ends.
-    head = PoseSettings(root="wrist")
+    head = PoseSettings(root=root)
     model = PoseModel(build_encoder(EncoderSettings(width=8)), head)
     torch.nn.init.normal_(model.head.get_parameter("together.3.bias"), 0, 0.1)
     meta = {"kind": "pose", "settings": {"head": head.model_dump(), "views": {"size": 32}}}
@@ -382,7 +384,10 @@ def test_sets_without_depth_are_measured_in_the_image(tmp_path):
     uri, whole = str(tmp_path / "set"), str(tmp_path / "whole")
     for each, in_2d in ((uri, lambda number: True), (whole, lambda number: False)):
         write_tiny_set(each, splits={"train": 40, "test": 24}, image_size=48, wobble=0.01, in_2d=in_2d)
-    models = {name: random_checkpoint(tmp_path / name, seed) for seed, name in enumerate(("ours", "scratch"))}
+    # Root at the wrist: the image of a palm in 3D is not quite the middle between the images of its ends.
+    models = {
+        name: random_checkpoint(tmp_path / name, seed, root="wrist") for seed, name in enumerate(("ours", "scratch"))
+    }
     changes = {"baseline": "scratch", "num_cases": 2, "output": str(tmp_path / "out"), "save_predictions": True}
     arguments = [
         *(f"--models.{name}={model}" for name, model in models.items()),
