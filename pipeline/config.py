@@ -255,15 +255,25 @@ def _is_optional(annotation: Any) -> bool:
 
 
 def _type_name(annotation: Any) -> str:
-    if typing.get_origin(annotation) is typing.Annotated:
-        return "URI" if _is_uri(annotation) else _type_name(annotation.__origin__)
-    if typing.get_origin(annotation) is typing.Literal:
-        return "|".join(str(a) for a in typing.get_args(annotation))
+    """A type as --help shows it."""
+    return "|".join(_alternatives(annotation))
+
+
+def _alternatives(annotation: Any) -> list[str]:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is type(None):
+        return ["none"]
+    if annotation is Ellipsis:  # of tuple[int, ...]
+        return ["..."]
+    if origin is typing.Annotated:
+        return ["URI"] if _is_uri(annotation) else _alternatives(annotation.__origin__)
+    if origin is typing.Literal:
+        return [str(value) for value in arguments]
     if _is_union(annotation):
-        names = [name for part in typing.get_args(annotation) for name in _type_name(part).split("|")]
-        unique = dict.fromkeys("none" if name == "NoneType" else name for name in names)
-        return "|".join(sorted(unique, key="none".__eq__))  # none last
-    return _show(annotation) if typing.get_args(annotation) else str(getattr(annotation, "__name__", annotation))
+        names = dict.fromkeys(name for part in arguments for name in _alternatives(part))
+        return sorted(names, key="none".__eq__)  # none last
+    name = getattr(origin or annotation, "__name__", str(annotation))
+    return [f"{name}[{', '.join(map(_type_name, arguments))}]" if arguments else name]
 
 
 def _show(value: Any) -> str:

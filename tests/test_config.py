@@ -1,4 +1,4 @@
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 from pydantic import Field
@@ -173,3 +173,18 @@ def test_settings_that_name_places_are_found(capsys):
     shown = capsys.readouterr().out
     assert "--output URI|none" in shown
     assert "--inner.uri URI" in shown
+    assert "--models dict[str, URI]" in shown
+    assert "--frame_set URI|list[Share]" in shown
+
+
+class Ranges(Settings):
+    fill: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0, 1)
+    parts: tuple[Literal["left", "right"], ...] | None = None
+
+
+def test_types_inside_others_are_shown_as_plainly(capsys):
+    with pytest.raises(SystemExit):
+        load(Ranges, ["--help"])
+    shown = capsys.readouterr().out
+    assert "--fill tuple[float, float]" in shown
+    assert "--parts tuple[left|right, ...]|none" in shown
