@@ -9,7 +9,6 @@ What is compared is measured in turns, round by round, and the ratios are median
 import contextlib
 import itertools
 import json
-import os
 import pickle
 import statistics
 import subprocess
@@ -30,6 +29,7 @@ from jobs.bench_table import Row, row
 from jobs.object_store import ObjectStore
 from jobs.runtime import Job, RaySettings, Session, ray_session
 from pipeline.config import Settings
+from pipeline.cores import usable_cores
 from pipeline.frames.batches import Batch
 from pipeline.frames.epoch_plan import StreamPlan, plan_epoch
 from pipeline.frames.frame_set import FrameSet
@@ -111,7 +111,7 @@ def _training_storage(settings: BenchStreamJob, local: str, remote: str) -> list
 def _turns(settings: BenchStreamJob, one: Iterator[Batch], other: Iterator[Batch]) -> tuple[float, float, float, float]:
     """Frames per second of training on each of two sources of batches, the second rate over the first, and the same of
     frames per CPU second, which other work of the machine does not change."""
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.threads or usable_cores())
     torch.manual_seed(0)
     job = PretrainRecipe(frame_set="", batch_size=settings.batch_size, epochs=10_000)
     model = PretrainModel(job.encoder, job.projection, job.objective).train().to(memory_format=torch.channels_last)
@@ -270,7 +270,7 @@ def _start_once(frames: str, folder: str, address: str, name: str) -> dict[str, 
         *(sys.executable, "-m", "jobs.pretrain"),
         *("--frame_set", frames, "--epochs", "1", "--batch_size", "32", "--num_readers", "1"),
         *("--run.storage", folder, "--run.run_id", name, "--tracking.uri", f"sqlite:///{folder}/mlflow.db"),
-        *("--ray.address", address, "--log_every", "1", "--workers.threads", str(os.cpu_count() or 1)),
+        *("--ray.address", address, "--log_every", "1", "--workers.threads", str(usable_cores())),
     ]
     marks = Path(folder, name, "startup.json")
     started = time.time()

@@ -8,7 +8,6 @@ Every process has one torch thread and the same share of the frames, and all of 
 own where there are GPUs. The bare network is measured before and after the job, and the ratio is to the mean of both.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ from jobs.bench_table import Row, row
 from jobs.runtime import Job, RaySettings, Session, ray_session
 from jobs.timed_pretrain import timed_pretrain
 from pipeline.config import Settings
+from pipeline.cores import usable_cores
 from pipeline.errors import SettingsError
 from pipeline.frames.batches import Batch
 from pipeline.models.cost import wait_for
@@ -201,7 +201,7 @@ def _peer(
         return row(what, None, "frames/s", f"{package} is not installed")
     torch.set_num_threads(settings.num_workers)
     device, recipe = _device(), _recipe(settings)
-    processes = settings.num_workers if device.type == "cpu" else os.cpu_count() or 1
+    processes = settings.num_workers if device.type == "cpu" else usable_cores()
     model = PretrainModel(recipe.encoder, recipe.projection).train()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)

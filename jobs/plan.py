@@ -19,6 +19,7 @@ from jobs.plan_rates import Rate, of_machine, read_rates
 from jobs.runtime import Job, Session, ray_session, run_job
 from jobs.timed_pretrain import timed_pretrain
 from pipeline.config import Settings
+from pipeline.cores import usable_cores
 from pipeline.errors import SettingsError
 from pipeline.models.encoder import EncoderSettings
 from pipeline.progress import SILENT, Progress
@@ -165,7 +166,6 @@ def _this_machine() -> tuple[str, str]:
 
 
 def _processor() -> str:
-    import os
     import platform
     from contextlib import suppress
     from pathlib import Path
@@ -174,7 +174,7 @@ def _processor() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{name}, {usable_cores()} cores"
 
 
 def _as_yaml(row: Rate) -> str:

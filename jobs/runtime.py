@@ -23,6 +23,7 @@ from pydantic import Field, create_model
 
 from jobs.ray_errors import lost_in_ray, ray_start_error
 from pipeline.config import Settings, load, to_yaml
+from pipeline.cores import usable_cores
 from pipeline.errors import EquihandError, LeftError, SettingsError, StorageError, UntrackedError, causes, one_line
 from pipeline.masking import masked
 from pipeline.ray_cluster import START_TIMEOUT_S, set_data_labels, set_fixed, set_start_timeout
@@ -53,7 +54,7 @@ class RaySettings(Settings):
     """Address of a running cluster; "auto" finds one on this machine. none uses RAY_ADDRESS, or else starts a local
     Ray."""
     num_cpus: int | None = Field(default=None, ge=1)
-    """Logical CPUs of a local Ray. none takes the number of the machine's cores but at least 4, so that a laptop can do
+    """Logical CPUs of a local Ray. none takes the cores that this process may use but at least 4, so that a laptop can do
     several things at once."""
     data_labels: dict[str, str] = {}
     """Labels of the cluster's nodes that do data work, such as {ray-subcluster: data}; {} takes any. Readers of a training have
@@ -132,7 +133,7 @@ def ray_session(settings: RaySettings = _ANY_RAY) -> Iterator[None]:
     _check_address(address, "setting 'ray.address'" if settings.address else "RAY_ADDRESS")
     options: dict[str, Any] = {"address": address}
     if address == "local":
-        options["num_cpus"] = settings.num_cpus or max(os.cpu_count() or 1, 4)
+        options["num_cpus"] = settings.num_cpus or max(usable_cores(), 4)
         options["include_dashboard"] = False
         if settings.object_store_mb:
             options["object_store_memory"] = settings.object_store_mb * 2**20

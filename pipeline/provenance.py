@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.cores import usable_cores
 from pipeline.masking import masked
 
 GIT_VARIABLE = "EQUIHAND_GIT"
@@ -71,7 +72,7 @@ def machine() -> str:
     """Such as "Linux x86_64, 16 cores (AMD EPYC), 1 x NVIDIA H100"."""
     names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     processor = f" ({names[0]})" if names else ""
-    parts = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores{processor}"]
+    parts = [f"{platform.system()} {platform.machine()}", f"{usable_cores()} cores{processor}"]
     if "torch" in sys.modules:
         import torch
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.cores import usable_cores
 from pipeline.errors import EquihandError, one_line
 from pipeline.masking import masked
 from pipeline.storage import join, write_bytes
@@ -54,7 +55,7 @@ def run_log(
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
-        log("started", host=socket.gethostname(), pid=os.getpid(), versions=_versions(), cores=os.cpu_count())
+        log("started", host=socket.gethostname(), pid=os.getpid(), versions=_versions(), cores=usable_cores())
         yield
         log("ended", seconds=round(time.monotonic() - started, 1))
     except BaseException as error:

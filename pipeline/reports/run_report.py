@@ -1,6 +1,5 @@
 """Gather what a report says from the runs behind it: frame set, pretraining, search, and where they ran."""
 
-import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ import torch
 import yaml
 
 from pipeline import __version__
+from pipeline.cores import usable_cores
 from pipeline.drawing.figures import contact_sheet
 from pipeline.errors import DataError, one_line, warn
 from pipeline.frames.frame_set import FrameSet
@@ -91,7 +91,7 @@ def _result(uri: str, kind: str) -> dict[str, Any]:
 def environment() -> Environment:
     """This machine."""
     return Environment(
-        num_cpus=os.cpu_count(),
+        num_cpus=usable_cores(),
         memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
         accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",

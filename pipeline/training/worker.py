@@ -2,7 +2,6 @@
 the losses since the last log."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.cores import usable_cores
 from pipeline.errors import TrainingError, warn
 from pipeline.models.checkpoints import Snapshot
 from pipeline.run_log import log
@@ -105,8 +105,8 @@ def check_finite(model: nn.Module, optimiser: torch.optim.Optimizer, step: int) 
 
 
 def use_threads(threads: int | None, device: torch.device, local_workers: int) -> None:
-    """torch's CPU threads of this process; None: the node's cores shared between its workers, and one beside a GPU."""
-    shared = 1 if device.type == "cuda" else max(1, (os.cpu_count() or 1) // local_workers)
+    """torch's CPU threads of this process; None: the node's usable cores shared between its workers, and one beside a GPU."""
+    shared = 1 if device.type == "cuda" else max(1, usable_cores() // local_workers)
     torch.set_num_threads(threads or shared)
 
 

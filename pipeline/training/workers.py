@@ -27,7 +27,7 @@ class WorkerSettings(Settings):
     reader_labels: dict[str, str] = {}
     """Labels of the nodes that read frames for them, such as {ray-subcluster: data}; {} takes any."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of torch in each worker. none divides the cores of a node between its workers (1 thread with a
+    """CPU threads of torch in each worker. none divides the usable cores of a node between its workers (1 thread with a
     GPU)."""
     max_failures: int = Field(default=3, ge=0)
     """How often a run restarts from its last checkpoint after losing a worker, before it gives up. Nodes that are taken
