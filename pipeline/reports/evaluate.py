@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from pipeline.config import Settings, Uri, to_yaml
+from pipeline.cores import usable_cores
 from pipeline.drawing.figures import Case, overlays, pick_cases
 from pipeline.errors import SettingsError
 from pipeline.evaluation.image_metrics import frame_errors_2d, image_metrics
@@ -166,6 +167,7 @@ def _evaluated(
     data = load_labelled(frame_set, settings.split, limit=settings.max_frames)
     use_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
     device = torch.device("cuda" if use_gpu else "cpu")
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     poses = torch.from_numpy(read_poses(frame_set, settings.probe.train_split))
     probes = None
     if settings.encoders or wanted(settings.probe, len(poses), data):
