@@ -12,7 +12,7 @@ def test_small_steps_do_not_flood_the_board_which_hears_the_end():
         return {"frames": 16_000}
 
     assert _told(board, "cell", run) == {"frames": 16_000}
-    posts = board.post.mock_calls
+    posts = list(board.post.mock_calls)
     assert posts[0] == call("cell", 16)
     assert posts[-1] == call("cell", 16_000)
     assert len(posts) < 20
