@@ -167,6 +167,7 @@ def _evaluated(
     data = load_labelled(frame_set, settings.split, limit=settings.max_frames)
     use_gpu = torch.cuda.is_available() if settings.use_gpu is None else settings.use_gpu
     device = torch.device("cuda" if use_gpu else "cpu")
+    # torch knows nothing of a container's CPU limit.
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     poses = torch.from_numpy(read_poses(frame_set, settings.probe.train_split))
     probes = None

@@ -165,7 +165,7 @@ class Schedule:
 
 def _pretrain(place: Place, recipe: PretrainRecipe, board: BoardHandle) -> dict[str, Any]:
     with run_log(place.folder, place.key, board.warn):
-        return _told(board, place.key, lambda notice: pretrain_cell(place, recipe, notice, board.warn))
+        return _with_progress(board, place.key, lambda notice: pretrain_cell(place, recipe, notice, board.warn))
 
 
 def _finetune(
@@ -177,15 +177,15 @@ def _finetune(
     board: BoardHandle,
 ) -> dict[str, Any]:
     with run_log(place.folder, place.key, board.warn):
-        return _told(
+        return _with_progress(
             board,
             place.key,
             lambda notice: finetune_cell(place, settings, validations, test_split, probe_frames, notice, board.warn),
         )
 
 
-def _told(board: BoardHandle, key: str, run: Callable[[Notice], dict[str, Any]]) -> dict[str, Any]:
-    """What `run` gives; the board hears how far it is, twice a second, and how far it came. A post in every step of a small
+def _with_progress(board: BoardHandle, key: str, run: Callable[[Notice], dict[str, Any]]) -> dict[str, Any]:
+    """The result of `run`, whose notices the board gets twice a second, and at last how far it came. One in every step of a small
     network takes 3 % of a core."""
     due = 0.0
 
